@@ -1,6 +1,6 @@
-"""Sweeps from Python: `grid` declares one, which is planned and run; `open_sweep` opens the results in a storage.
+"""Sweeps from Python: `grid` declares one to plan and run; `open_sweep` opens the results in a storage.
 
-The words are those of the command line, and what they come to is made by the same code.
+The words are the flags of the command line, and the same code carries them out.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 By = Literal["category", "set", "model"]
 METRICS = ("accuracy", "loss", "abs_margin", *CONTROLS)
-# What a sweep from Python says by its methods, not by a word.
+# Methods take the place of these flags.
 _SAID_OTHERWISE = ("command", "json")
 
 
@@ -53,7 +53,7 @@ def grid(name: str, **words: Any) -> "DeclaredSweep":
 
 
 class DeclaredSweep:
-    """A sweep as it was declared; nothing has been read or started."""
+    """A declared sweep; nothing has been read or started."""
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self.options = name, options
@@ -68,9 +68,9 @@ class DeclaredSweep:
         return SweepPlan(outlook=found, text=said.getvalue())
 
     def run(self, backend: Literal["inline", "ray"] | None = None, *, retry: bool = False) -> "SweepResults":
-        """Run what is missing, or with `retry` what has failed, and return the results; trials that fail are in them.
+        """Run what is missing, or with `retry` what has failed, and return the results, failed trials included.
 
-        Raises SweepError for what can be mended before anything starts, and KeyboardInterrupt when stopped: the next run
+        Raises SweepError for the user's mistakes before anything starts, and KeyboardInterrupt when stopped: the next run
         goes on from there.
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
@@ -98,7 +98,7 @@ def _whole_grid(chosen: Selection) -> Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """What a sweep would come to: `outlook` as numbers; printed, it is the table of the command `plan`."""
+    """A sweep's plan: numbers in `outlook`; printed, the table of the command `plan`."""
 
     outlook: Outlook
     text: str
@@ -108,13 +108,13 @@ class SweepPlan:
 
 
 def open_sweep(storage: str | Path, name: str) -> "SweepResults":
-    """Open what a storage has of a sweep, whoever ran it. Raises SpecError where it knows none of that name."""
+    """Open a sweep's results in a storage, whoever ran it. Raises SpecError where there is none of that name."""
     options = dataclasses.replace(_options({"storage": storage, "name": name}), command=Status())
     return SweepResults(open_session(options, name, Path.cwd(), command=()))
 
 
 class SweepResults:
-    """What a storage has of a sweep at the time when it is opened: trials, scores, statistics, figures and weights."""
+    """A sweep's trials, scores, statistics, figures and weights, as they were in the storage when it was opened."""
 
     def __init__(self, session: Session) -> None:
         self.name, self._store = session.sweep_name, session.store
@@ -124,7 +124,7 @@ class SweepResults:
 
     @cached_property
     def trials(self) -> list[TrialResult]:
-        """Every trial of the sweep, in plan order; what failed or was not run has no scores."""
+        """Every trial of the sweep, in plan order; incomplete ones may lack scores."""
         return sweep_results(self._declaration, self._store)
 
     def failed(self) -> dict[str, str]:
@@ -141,9 +141,9 @@ class SweepResults:
         for row in trial_rows(self.trials):
             state, cause = states[row["key"]]
             parameters = json.loads(row.pop("parameters"))
-            # As `loss` the table has what was measured.
+            # The column `loss` is the measured one.
             parameters["loss_function"] = parameters.pop("loss", None)
-            # First what names a trial, then what it is, then what was measured.
+            # The trial's name and state first, then its parameters, then its metrics.
             row = {"trial": row["trial"], "state": state, "cause": cause, **parameters, **row}
             rows.append(row | {"state": state})
         return pd.DataFrame(rows)
@@ -213,7 +213,7 @@ class SweepResults:
         return ensemble_table(self.trials).frame()
 
     def figure(self, name: str = "accuracy_by_category") -> "FigureFiles":
-        """Return one of the report's figures, which a notebook shows; an unknown name is answered with those that there are."""
+        """Return one of the report's figures, which a notebook shows. Raises SpecError with the known names."""
         folder = self._written() / "figures"
         self._require("figure", name, sorted(file.stem for file in folder.glob("*.svg")))
         return FigureFiles(svg=folder / f"{name}.svg", png=folder / f"{name}.png")
@@ -233,13 +233,13 @@ class SweepResults:
         raise SpecError(f"{self.name} has no best of n; run `rmsweep best_of_n` with the sweep's own flags.")
 
     def report(self) -> Path:
-        """Write the report where it is not up to date, and return its page."""
+        """Write the report if it is not up to date, and return its page."""
         return self._written() / HTML
 
     def model_path(self, trial: str) -> Path:
-        """Return the folder with a trial's trained model, which transformers loads; `trial` is its name.
+        """Return the folder with a trial's trained model, for transformers; `trial` is its name.
 
-        Raises SpecError where there is no such trial or it is not trained, StorageError where its weights were evicted.
+        Raises SpecError for an unknown or untrained trial, StorageError if its weights were evicted.
         """
         records = {item.name: item for item in self._declaration.trials}
         self._require("trial", trial, records)
@@ -291,7 +291,7 @@ class FigureFiles:
 
 
 def _said(turns: Sequence[Message]) -> str:
-    """Return a prompt of one turn as its text, one of several with their roles."""
+    """Return a prompt's text, with roles if it has several turns."""
     return (
         turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
     )
@@ -302,7 +302,7 @@ _TYPES = typing.get_type_hints(Options)
 
 
 def _options(words: Mapping[str, Any]) -> Options:
-    """Return the flags that the words stand for. Raises SpecError for a word or a value that a flag would not take."""
+    """Return the words as flags. Raises SpecError for an unknown word or a value that the flag would not take."""
     for word in words:
         if word not in _WORDS:
             raise SpecError(f"grid has no {word}; {nearest(word, _WORDS)}")
@@ -343,7 +343,7 @@ def _listed(value: Any) -> Iterator[Any]:
         yield from value
 
 
-# What a notebook shows of `grid(`: every word with its default.
+# The signature that a notebook shows for `grid(`: every word with its default.
 grid.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),

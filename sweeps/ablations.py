@@ -1,4 +1,4 @@
-"""The paper's ablations (paper §3) and its reviewers' controls (paper §6): what does the gap hang on?
+"""The paper's ablations (paper §3) and its reviewers' controls (paper §6): what does the gap depend on?
 
     ex_rm, im_rm               as in the grid, to compare with
     ex_rm_mean                 the mean over the response's tokens, not its last token
@@ -40,7 +40,7 @@ PROFILES = {
 
 
 def ablations(chosen: Selection) -> Sweep:
-    """Every reward type that the model can give, and the frozen variants of the two that are compared."""
+    """Every reward type, and the frozen variants of EX-RM and IM-RM."""
     trials: list[TrialSpec] = []
     for model in chosen.models:
         wordless = model.source.startswith(BUILTIN)

@@ -1,23 +1,18 @@
-"""How far can a reward be pressed? Best of n among a policy's own answers, by every reward model of a sweep.
+"""Which reward is over-optimised first, EX-RM or IM-RM? Best of n among a policy's answers, by every reward model of a sweep.
 
-A policy answers each prompt many times, once for all reward models. Each of them picks the best of n by its reward; what the
-pick is worth says a verifier, or a gold reward model. Where that falls while n grows, the reward is over-optimised, and the
-question is whose curve turns first, EX-RM's or IM-RM's. The same stands beside it for the responses of the evaluation sets.
-RL itself is out of scope: this says how well a reward chooses, not what a policy trained on it would become.
+A policy answers each prompt many times. Every reward model picks the best of n answers by its reward, and a verifier or a
+gold reward model judges the pick. If its quality falls while n grows, the reward is over-optimised. The same is computed
+for the responses of the evaluation sets. RL is out of scope: see docs/best_of_n.md.
 
 python sweeps/best_of_n.py --profile laptop                    the tiny world, whose verifier knows the right answers
 python sweeps/best_of_n.py --models NAME --policy ID|PATH --prompts FILE --gold ID|PATH --samples 256
 python sweeps/best_of_n.py --profile laptop --gold "llama-64 · ex_rm · tiny_world · s0"     a trial of the sweep is gold
-
-The trainings are those of every other sweep with the same flags, and are not computed again.
 """
 
-import functools
 import importlib.util
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Annotated
 
 import tyro
@@ -25,19 +20,15 @@ import tyro
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options, flag
 from orchestrator.cli.session import Session
-from orchestrator.report.best_of_n import NAME, VERSION, BestOfN, compute
-from orchestrator.report.results import Scored
+from orchestrator.report.best_of_n import stages_of, verifier_of
 from orchestrator.spec import catalog
-from orchestrator.spec.datasets import pairs_of
-from orchestrator.spec.declaration import trial_record
-from orchestrator.spec.selection import Selection, parse_dataset, parse_model
-from orchestrator.spec.stages import AnalyseStage, PrepareStage, SampleStage, TrialPlan
+from orchestrator.spec.selection import Selection, parse_dataset, parse_gold, parse_model
+from orchestrator.spec.stages import AnalyseStage, TrialPlan
 from orchestrator.spec.trials import AnswersSpec, Sweep
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES, TrialRecord
 from trainers.data.verifiers import VERIFIERS
 from trainers.errors import SpecError, nearest
-from trainers.specs import BUILTIN, ModelSpec, SamplingSpec
+from trainers.specs import SamplingSpec
 
 CANDIDATES, SAMPLING = "tiny_world_candidates", SamplingSpec()
 PROFILES = {
@@ -53,7 +44,7 @@ PROFILES = {
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNOptions(Options):
-    """The flags of a sweep, who answers what, and who judges the answers."""
+    """The flags of a sweep, of its policy, and of the judge of the answers."""
 
     policy: Annotated[str | None, flag("[NAME=]ID|PATH", "the first model")] = None
     """The causal language model that answers."""
@@ -65,13 +56,13 @@ class BestOfNOptions(Options):
     verifier: Annotated[str | None, flag("NAME", "that of a built-in set of prompts")] = None
     """The program that knows right answers: hamiltonian, arithmetic or tiny_world."""
     gold: Annotated[str | None, flag("TRIAL|[NAME=]ID|PATH")] = None
-    """In its place the reward model that is right: the name of a trial of this sweep, or a sequence classifier."""
+    """The reward model that judges instead: the name of a trial of this sweep, or a sequence classifier."""
     best_of: Annotated[tuple[int, ...], flag("N", "1 2 4 … up to --samples")] = ()
     """The numbers of answers among which the best is picked."""
 
 
 def build(options: BestOfNOptions, chosen: Selection) -> Sweep:
-    """Every model with every reward type, each scoring the policy's answers, too. Raises SpecError."""
+    """The grid, in which every trial also scores the policy's answers. Raises SpecError."""
     answers = _answers(options, chosen)
     trials = [replace(trial, answers=answers) for trial in chosen.trials()]
     names = [trial.name for trial in trials]
@@ -91,138 +82,50 @@ def _answers(options: BestOfNOptions, chosen: Selection) -> AnswersSpec:
         raise SpecError(f"--max-prompts {options.max_prompts}: give at least 1.")
     if wrong := [n for n in options.best_of if not 1 <= n <= sampling.samples]:
         raise SpecError(
-            f"--best-of {wrong[0]}: of {sampling.samples} answers drawn the best of 1 to {sampling.samples} can be told; "
-            f"give --samples {max(wrong)}, which draws as many, or a smaller number."
+            f"--best-of {wrong[0]}: choose among 1 to {sampling.samples} answers, or give --samples {max(wrong)}."
         )
     policy = first
     if options.policy:
-        given = replace(parse_model(options.policy), trust=first.trust, template=first.template)
+        given = replace(parse_model(options.policy, "--policy"), trust=first.trust, template=first.template)
         policy = next((model for model in chosen.models if model == given), given)
     prompts = chosen.eval_sets[0]
     if options.prompts:
         given_set = parse_dataset(options.prompts, "--prompts")
-        prompts = next((item for item in chosen.eval_sets if item.name == given_set.name), given_set)
+        place = given_set.name, given_set.source
+        prompts = next((item for item in chosen.eval_sets if (item.name, item.source) == place), given_set)
     if options.verifier and options.gold:
         raise SpecError("--verifier and --gold both say what an answer is worth; give one of them.")
-    if not options.gold and not _verifier(options, prompts.source):
+    if not options.gold and not verifier_of(options.verifier, options.gold, prompts):
         raise SpecError(
             f"nothing says what an answer to {prompts.name} is worth; give --gold with a reward model or a trial of the sweep, "
-            f"or --verifier {' or '.join(VERIFIERS)} where it knows these prompts."
+            f"or --verifier {' or '.join(VERIFIERS)} if it knows these prompts."
         )
-    return AnswersSpec(
-        policy=policy,
-        prompts=prompts,
-        sampling=sampling,
-        max_prompts=options.max_prompts,
-        gold=_gold(options.gold, policy),
-    )
-
-
-def _gold(word: str | None, policy: ModelSpec) -> ModelSpec | None:
-    """Return the reward model that is gold; None where a verifier or a trial of the sweep is."""
-    if word is None or " · " in word:
-        return None
-    gold = replace(parse_model(word), trust=policy.trust)
-    config = Path(gold.source) / "config.json"
-    if config.is_file() and "ForSequenceClassification" not in config.read_text():
-        raise SpecError(
-            f"--gold {word}: {config} is of no sequence classifier, so it gives an answer no reward; give the folder of an "
-            "EX-RM, or the name of a trial of this sweep."
-        )
-    return gold
-
-
-def _verifier(options: BestOfNOptions, source: str) -> str:
-    """Return the verifier that is asked, or that of a built-in set; "" where a reward model is asked."""
-    if options.verifier and options.verifier not in VERIFIERS:
-        raise SpecError(f"--verifier {options.verifier}: {nearest(options.verifier, VERIFIERS)}")
-    built_in = {
-        f"{BUILTIN}{start}": name for start, name in (("hamiltonian", "hamiltonian"), ("tiny_", "tiny_world"))
-    }
-    usual = next((name for start, name in built_in.items() if source.startswith(start)), "")
-    return options.verifier or ("" if options.gold else usual)
+    gold = None
+    if options.gold and " · " not in options.gold:
+        gold = replace(parse_gold(options.gold), trust=policy.trust)
+    most = options.max_prompts
+    return AnswersSpec(policy=policy, prompts=prompts, sampling=sampling, max_prompts=most, gold=gold)
 
 
 def declare(options: BestOfNOptions, store: Store, plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One analysis of all trials that score the same answers. Raises SpecError where the verifier knows not all prompts."""
-    by_sample: dict[SampleStage, list[TrialPlan]] = {}
-    for plan in plans:
-        by_sample.setdefault(_sample(plan), []).append(plan)
-    stages = []
-    for sample, own in by_sample.items():
-        spec, gold = own[0].spec, own[0].gold
-        assert spec.answers is not None
-        verifier = _verifier(options, spec.answers.prompts.source)
-        if verifier:
-            _require_known(verifier, sample, store)
-        numbers = options.best_of or tuple(2**power for power in range(sample.sampling.samples.bit_length()))
-        asked = BestOfN(
-            scored=Scored(trials=tuple(map(_record, own)), missing=0),
-            sample=sample.key,
-            answers=sample.answers.name,
-            verifier=verifier,
-            gold="" if verifier or gold else options.gold or "",
-            drawn=tuple(sorted({*numbers, sample.sampling.samples})),
-        )
-        prepared = gold and PrepareStage(
-            base=gold, split=sample.answers, draw=replace(spec.eval_draw, max_pairs=None)
-        )
-        stages.append(
-            AnalyseStage(
-                analysis=NAME if len(by_sample) == 1 else f"{NAME} {sample.key[:8]}",
-                version=VERSION,
-                compute=compute,
-                parameters=asked,
-                base=gold,
-                prepared=(("answers", prepared),) if prepared else (),
-                reads=tuple(stage for plan in own for stage in plan.scored),
-            )
-        )
-    return stages
-
-
-def _sample(plan: TrialPlan) -> SampleStage:
-    found = plan.answers[0].prepared.split.sampled
-    assert found is not None
-    return found
-
-
-def _record(plan: TrialPlan) -> TrialRecord:
-    """Return what the analysis reads of a trial: its last evaluations, and the scores of the answers."""
-    last = plan.evaluations[-len(plan.spec.eval_sets) :]
-    # No number of the analysis hangs on a category, and what a trial was trained with is in its key.
-    record = trial_record(
-        replace(plan, evaluations=(*last, *plan.answers)), defaultdict(lambda: CATEGORIES[0]), str
-    )
-    return replace(record, parameters={})
-
-
-def _require_known(verifier: str, sample: SampleStage, store: Store) -> None:
-    knows = VERIFIERS[verifier].knows
-    unknown = [
-        text for pair in pairs_of(store, sample.prompts.digest) if not knows(text := pair.prompt[-1].content)
-    ]
-    if unknown:
-        raise SpecError(
-            f"--verifier {verifier} does not know {len(unknown)} prompts of {sample.prompts.name}, the first of them "
-            f"{unknown[0][:80]!r}; give the verifier of these prompts ({', '.join(VERIFIERS)}), or --gold with a reward model."
-        )
+    """One analysis of all trials that score the same answers."""
+    answers = plans[0].spec.answers
+    verifier = verifier_of(options.verifier, options.gold, answers.prompts) if answers else ""
+    return stages_of(plans, store, verifier=verifier, gold=options.gold or "", numbers=options.best_of)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNGrid:
-    """A grid whose build and analysis know the flags of the experiment."""
+    """A grid whose `build` and `declare` take the flags."""
 
     options: type[BestOfNOptions] = BestOfNOptions
 
     def run(self, options: BestOfNOptions, session: Session) -> int:
         """Run the command and return its exit code."""
-        grid = Grid(
-            build=functools.partial(build, options),
-            profiles=PROFILES,
-            follow_up=functools.partial(declare, options, session.store),
+        follow_up = partial(declare, options, session.store)
+        return Grid(build=partial(build, options), profiles=PROFILES, follow_up=follow_up).run(
+            options, session
         )
-        return grid.run(options, session)
 
 
 EXPERIMENT = BestOfNGrid()

@@ -28,7 +28,7 @@ SAMPLES, SEED = 8, 0
 
 
 def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's (paper §1): 15 epochs; a tiny model takes more, at a rate of its own."""
+    """Return the paper's 15 epochs (paper §1); a tiny model takes more, at a rate of its own."""
     if model.source.startswith(BUILTIN):
         return OptimSpec(lr=1e-3, epochs=40, effective_batch=32)
     return OptimSpec(epochs=15)
@@ -47,14 +47,14 @@ PROFILES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Answers drawn of each prompt, the first of them the paper's one; the seed of the draws."""
+    """How many answers are drawn of each prompt, and by which seed. The first one is the paper's one."""
 
     samples: int = SAMPLES
     seed: int = SEED
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One generation check of each trained IM-RM on each set of graphs that it is evaluated on."""
+    """Declare a generation check of each trained IM-RM on each set of graphs that it is evaluated on."""
     stages = []
     for plan in plans:
         sets = plan.spec.eval_sets
@@ -75,7 +75,7 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Answers of the trained model and of the base model, judged by the exact parser."""
+    """Judge answers of the trained model and of the base model by the exact parser."""
     from trainers.data.records import read_written_pairs
     from trainers.models.generation import Weights
     from trainers.theory.answers import verified

@@ -1,4 +1,4 @@
-"""What untrained hidden states say of paraphrases (paper §5, the footnote): D = h⁺ − h⁻ at a response's last token.
+"""Untrained hidden states of pairs and their paraphrases (paper §5, the footnote): D = h⁺ − h⁻ at a response's last token.
 
 With w the max-margin separator of the training pairs' D: the statistics of ⟨D_seen, D_unseen⟩ and of cos(w, D_unseen).
 Where both are above zero, an EX-RM's head learns of a pair what holds of its paraphrase.
@@ -27,7 +27,7 @@ MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unsee
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """Nothing beside model and pairs."""
+    """No parameter but the model and the pairs."""
 
 
 def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
@@ -43,7 +43,7 @@ def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """The statistics of every set, with table and figure."""
+    """Write the statistics of every set, with table and figure."""
     from trainers.theory.representations import cosines, inner_products, separator, statistics
     from trainers.theory.states import differences, pair_states
 

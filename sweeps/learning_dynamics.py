@@ -1,8 +1,8 @@
 """Why an IM-RM follows tokens: one gradient step on one pair, predicted by the paper's formulas and measured (paper §5).
 
-For each training pair: the change of r⁺ − r⁻ of unseen pairs, as the formula of each reward type has it and as it comes
-out of the model, whose output layer (as the formulas have it) or whose every weight takes the step. Of the IM-RM's formula,
-the part that is due to pairs of equal tokens stands apart.
+For each training pair: the change of r⁺ − r⁻ of unseen pairs, predicted by the formula of each reward type, and measured
+when the output layer (as in the formulas) or every weight takes the step. The part of the IM-RM's formula that is due to
+pairs of equal tokens is shown separately.
 
 python sweeps/learning_dynamics.py                                                a built-in tiny model in the tiny world
 python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --steps-on 2
@@ -34,7 +34,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What the results depend on, beside model and pairs."""
+    """The parameters besides model and pairs."""
 
     steps_on: Annotated[int, tyro.conf.arg(metavar="N")] = 4
     """Training pairs that a step is taken on, each from the same start."""

@@ -23,16 +23,16 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Attempt
 from trainers.errors import SpecError
 
-# Raise when the analysis does otherwise with the same trainings.
+# Raise when the analysis finds something else in the same trainings.
 VERSION = 4
-# Of the learning rate that the profile or --lr gives.
+# Multiples of the learning rate of the profile, or of --lr.
 MULTIPLES = (0.2, 1.0, 5.0, 20.0)
 
 PROFILES = {"paper": catalog.PAPER, "laptop": catalog.ONE_MODEL}
 
 
 def learning_rates(chosen: Selection) -> Sweep:
-    """The grid along an axis of learning rates: multiples of its own, for trials for which --axis says none."""
+    """The grid along an axis of learning rates: multiples of its own rate, unless --axis gives rates."""
     trials = chosen.trials(axes={"validation-share": (0.25,)})
     if not all(trial.validation for trial in trials):
         raise SpecError(
@@ -74,7 +74,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     for training in stage.reads:
         assert isinstance(training, TrainStage)
         manifest = inputs.store.manifest(training.kind, training.key)
-        # Who has no manifest failed for good.
+        # A training without a manifest failed for good.
         last = None if manifest is None else float(manifest["info"]["validation_accuracy"][-1])
         found.setdefault(training.optim.lr, []).append(last)
     means = {lr: None if None in last else sum(last) / len(last) for lr, last in sorted(found.items())}

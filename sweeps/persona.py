@@ -24,7 +24,7 @@ ON_TRAINING_PROMPTS = "_train"
 
 
 def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's (paper §1): 50 epochs of 80 pairs."""
+    """Return the paper's 50 epochs of 80 pairs (paper §1)."""
     if model.source.startswith(BUILTIN):
         return catalog.recipe(model, train_set)
     return OptimSpec(epochs=50)
@@ -62,7 +62,7 @@ def persona(chosen: Selection) -> Sweep:
 
 
 def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list[DatasetSpec]:
-    """Each set's test split, and its training split under a name of its own; Persona's from where its pairs are."""
+    """Return each set's test split, and its training split under another name; Persona's from its own file."""
     placed = [
         replace(item, source=train_set.source) if item.selection == PERSONA else item for item in eval_sets
     ]

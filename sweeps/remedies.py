@@ -1,4 +1,4 @@
-"""Remedies for IM-RM beside what they are to mend: does any of them close the gap to EX-RM?
+"""Remedies for IM-RM: does any of them close the gap to EX-RM?
 
     ex_rm, im_rm               as in the grid
     im_rm_no_reference         what the remedy without a reference is to be compared with

@@ -1,10 +1,10 @@
-"""Folders and object stores: text that appears whole or not at all, files up and down, a disk without room as one error.
+"""Files in folders and objects in buckets: atomic writes, upload and download, full disks as one error.
 
-    ObjectPath("s3://results", "sweeps/demo") / "state.json"
+    ObjectPath("results", "sweeps/demo") / "state.json"
 
-A store is a folder, or a prefix in a bucket whose objects have names like those of files; the code that only looks and
-writes notes is the same for both. Objects go through obstore. Folders do not: libraries write weights and shards right
-into them, and obstore neither syncs what it writes there nor names a full disk by its number.
+A store is a folder, or a prefix in a bucket whose objects are named like files; code that reads and writes small records
+is the same for both. Objects go through obstore. Folders do not: libraries write weights straight into them, and obstore
+neither syncs files nor reports a full disk by its errno.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from urllib.parse import urlencode, urlsplit
 
 from trainers.errors import StorageError, Unreachable
 
-# Where a record holds its own digest, and how a file is called until it is whole.
+# The entry of a record that holds its own digest, and the prefix of a file's name until it is complete.
 SEAL = "sha256"
 DRAFT = ".draft-"
 SCHEME = "s3://"
 CACHE_VARIABLE = "RMSWEEP_CACHE"
 AT_ONCE = 8
-# Of a large object S3 takes at most 10,000 parts: these make up 320 GB.
+# S3 allows 10,000 parts an object: with these, 320 GB.
 PART_BYTES = 32 * 2**20
 RETRIES = 10
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-# What libraries say when a write comes back short: Rust's, PyTorch's zip writer, Arrow's.
+# Messages about a full disk from Rust, PyTorch's zip writer and Arrow.
 _NO_ROOM = (
     *("no space left", "os error 28", "disk quota"),
     *("file write failed", "pytorchstreamwriter", "iostream error"),
@@ -49,10 +49,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, order=True)
 class ObjectPath:
-    """The name of an object, or of all below it, and where its bucket is; holds no credentials, can be sent anywhere.
+    """The name of an object or prefix, and its bucket's endpoint. Holds no credentials and can be pickled.
 
-    It has what is used of pathlib's Path. Reading raises FileNotFoundError where there is no such object; what the
-    object store refuses or does not answer is Unreachable.
+    It has the methods of pathlib's Path that we use. Reading a missing object raises FileNotFoundError; any other error
+    of the object store is raised as Unreachable.
     """
 
     bucket: str
@@ -86,12 +86,12 @@ class ObjectPath:
         return self.read_bytes().decode()
 
     def write_text(self, text: str) -> None:
-        """Put the object in the place of whatever was there."""
+        """Put the object, replacing any that is there."""
         with self.asked("written") as (obstore, client):
             obstore.put(client, self.key, text.encode())
 
     def create(self, text: str) -> bool:
-        """Put the object; False where there is one. Also False, rarely, where the answer to our own request was lost."""
+        """Put the object unless there is one; return whether we did. Rarely False if the answer to our request was lost."""
         with self.asked("written") as (obstore, client):
             try:
                 obstore.put(client, self.key, text.encode(), mode="create")
@@ -100,13 +100,13 @@ class ObjectPath:
         return True
 
     def upload(self, file: Path) -> str | None:
-        """Put a file's content, at once, also where it goes up in parts; return what names it in a listing (`e_tags`)."""
+        """Upload a file atomically, a large one in parts; return the object's ETag."""
         with self.asked("written") as (obstore, client):
             put = obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
         return put["e_tag"]
 
     def download(self, file: Path) -> str:
-        """Write the object into a file and return its SHA-256."""
+        """Download the object into a file and return its SHA-256."""
         digest = hashlib.sha256()
         with self.asked("read") as (obstore, client), file.open("wb") as sink:
             for block in obstore.get(client, self.key):
@@ -121,11 +121,11 @@ class ObjectPath:
         return False
 
     def is_dir(self) -> bool:
-        """Return whether there are objects below this name."""
+        """Return whether any object is below this name."""
         return any(True for _ in self.glob("*"))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
-        """Yield what matches part by part; with a slash at the end only what has objects below it."""
+        """Yield the names that match part by part; a pattern that ends in a slash matches only prefixes."""
         wanted = pattern.rstrip("/").split("/")
         below: dict[tuple[str, ...], bool] = {}
         for name in self._names(deep=len(wanted) > 1):
@@ -137,7 +137,7 @@ class ObjectPath:
                 yield self / "/".join(found)
 
     def sizes(self) -> dict["ObjectPath", int]:
-        """Return the bytes of every object of or below this name."""
+        """Return the size in bytes of this object and of each one below it."""
         with self.asked("listed") as (obstore, client):
             found = [item for page in obstore.list(client, self.key or None) for item in page]
             if self.key and not found:
@@ -146,7 +146,7 @@ class ObjectPath:
         return {changed(self, key=item["path"]): int(item["size"]) for item in found}
 
     def e_tags(self, most: int) -> dict["ObjectPath", str]:
-        """Return what names the content of each object below this name; nothing where there are more than `most`."""
+        """Return the ETag of each object below this name; nothing where there are more than `most`."""
         found: dict[ObjectPath, str] = {}
         with self.asked("listed") as (obstore, client):
             for page in obstore.list(client, self.key, chunk_size=1000):
@@ -156,7 +156,7 @@ class ObjectPath:
         return found
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Delete the object; nothing happens where there is none."""
+        """Delete the object if it is there."""
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
             obstore.delete(client, self.key)
 
@@ -167,7 +167,7 @@ class ObjectPath:
             obstore.delete(client, paths)
 
     def _names(self, *, deep: bool) -> list[str]:
-        """Return the names of all objects below, or of what is right below, with a slash where objects are below it."""
+        """Return the names of all objects below this one, or of its direct children, prefixes with a slash at the end."""
         with self.asked("listed") as (obstore, client):
             if deep:
                 names = [item["path"] for page in obstore.list(client, self.key or None) for item in page]
@@ -178,7 +178,7 @@ class ObjectPath:
         return [name.removeprefix(self.key).lstrip("/") for name in names]
 
     def arrow_uri(self) -> str:
-        """Return what pyarrow calls it, and with it Ray."""
+        """Return the URI that pyarrow, and so Ray, takes."""
         address = urlsplit(self.endpoint or "")
         where = {"region": self.region, "scheme": address.scheme, "endpoint_override": address.netloc}
         given = {name: value for name, value in where.items() if value}
@@ -186,7 +186,7 @@ class ObjectPath:
 
     @contextlib.contextmanager
     def asked(self, done: str) -> Iterator[tuple[Any, Any]]:
-        """Give obstore and a client of the bucket; what the object store answers in the block becomes Unreachable."""
+        """Yield obstore and a client of the bucket; raise the object store's errors in the block as Unreachable."""
         import obstore
 
         try:
@@ -195,17 +195,17 @@ class ObjectPath:
             if isinstance(error, FileNotFoundError) and done == "read":
                 raise FileNotFoundError(f"{self} is not there") from error
             place = self.endpoint or "AWS"
-            said = f"{self} at {place} cannot be {done} ({_reason(error)}); see to the bucket, and run again."
+            said = f"{self} at {place} cannot be {done} ({_reason(error)}); check the bucket, and run again."
             raise Unreachable(said) from error
 
 
-# Where a store may be: all but attempts at artifacts, checkpoints and logs, which are local, is in one of these.
+# The place of a store; attempts, checkpoints and logs are written to a local folder in either case.
 Location: TypeAlias = Path | ObjectPath
 
 
 @cache
 def _client(bucket: str, endpoint: str | None, region: str | None) -> Any:
-    """Return obstore's client, one for each process; credentials are found as boto3 finds them."""
+    """Return obstore's client, one per process, with the credentials that boto3 finds."""
     import boto3
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -223,7 +223,7 @@ def _client(bucket: str, endpoint: str | None, region: str | None) -> Any:
         bucket,
         region=session.region_name or "us-east-1",
         credential_provider=credentials,
-        # Not the whole of a large object must come within a time, but some of it again and again.
+        # Limit the time between two reads, not that of a whole large object.
         client_options={
             **{"connect_timeout": "10s", "timeout": "1 day", "read_timeout": "2 minutes"},
             "allow_http": True,
@@ -234,7 +234,7 @@ def _client(bucket: str, endpoint: str | None, region: str | None) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the part of obstore's many lines that tells why."""
+    """Return the cause from obstore's long message."""
     said = str(error)
     for told in (r"<Code>(.+?)</Code>\s*<Message>(.+?)</Message>", r'message: "(.+?)"', r"^(.+?)$"):
         if found := re.search(told, said, re.MULTILINE):
@@ -243,11 +243,11 @@ def _reason(error: BaseException) -> str:
 
 
 def parse_uri(uri: str) -> ObjectPath:
-    """Return the place that `s3://bucket/prefix` names, at $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL or AWS. Raises StorageError."""
+    """Parse `s3://bucket/prefix`; the endpoint is $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL or AWS. Raises StorageError."""
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
     parts = prefix.strip("/").split("/") if prefix.strip("/") else []
     if "@" in uri or "?" in uri or "#" in uri:
-        # Not repeated: it may hold a secret.
+        # We do not repeat the address: it may hold a secret.
         raise StorageError(
             "--storage s3://… takes a bucket and a prefix only; give credentials in AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or ~/.aws, and another endpoint than AWS's in AWS_ENDPOINT_URL."
@@ -267,7 +267,7 @@ def parse_uri(uri: str) -> ObjectPath:
 
 
 def require_access(root: ObjectPath, *, write: bool) -> None:
-    """List what is below `root` and, to `write`, put and delete an object there. Raises StorageError."""
+    """Check that `root` can be listed and, to `write`, that an object can be put and deleted. Raises StorageError."""
     try:
         list(root.glob("*"))
         if write:
@@ -277,14 +277,14 @@ def require_access(root: ObjectPath, *, write: bool) -> None:
     except Unreachable as error:
         place = root.endpoint or f"AWS ({root.region or 'the region of your profile'})"
         raise StorageError(
-            f"--storage {root}: bucket {root.bucket} at {place} cannot be used ({_reason(error.__cause__ or error)}); see "
+            f"--storage {root}: bucket {root.bucket} at {place} cannot be used ({_reason(error.__cause__ or error)}); check "
             "that the bucket exists, that AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or ~/.aws, or the machine's role) "
             "may list, read, write and delete in it, and that AWS_REGION and AWS_ENDPOINT_URL are right."
         ) from error
 
 
 def matching(place: Location, pattern: str) -> list[Location]:
-    """Return what matches below a folder or a name in a bucket, sorted."""
+    """Return what matches below a folder or prefix, sorted."""
     found: list[Location] = [*place.glob(pattern)]
     return sorted(found, key=lambda path: str(path).split("/"))
 
@@ -295,7 +295,7 @@ def files_below(folder: Path) -> list[str]:
 
 
 def remove_tree(path: Location) -> None:
-    """Remove a folder and all below it, as far as that goes: what stays is gc's."""
+    """Remove a folder or prefix; gc finds what cannot be removed now."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -304,28 +304,28 @@ def remove_tree(path: Location) -> None:
 
 
 def cache_of(root: ObjectPath) -> Path:
-    """Return the folder on this machine for what is fetched from a place in a bucket; $RMSWEEP_CACHE says where."""
+    """Return the local folder for a bucket's files, below $RMSWEEP_CACHE or ~/.cache/rmsweep."""
     place = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rmsweep"
     digest = hashlib.sha256(f"{root.endpoint} {root}".encode()).hexdigest()
     return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
 def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> list[str | None]:
-    """Put the files `names` of a folder below `target`, and return their ETags. Raises Unreachable; what is up by then stays."""
+    """Upload the files `names` of a folder below `target` and return their ETags. Raises Unreachable, and leaves what is up."""
     return at_once(lambda name: (target / name).upload(folder / name), names)
 
 
 def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[str]:
-    """Have the objects `digests` (name → SHA-256) below `source` in a folder; return those that are not as written.
+    """Download the objects `digests` (name → SHA-256) below `source` into a folder; return the names of damaged ones.
 
-    What the folder holds already is not fetched again. Raises Unreachable, StorageError where there is no room.
+    Files that the folder already holds are kept. Raises Unreachable, and StorageError where the disk is full.
     """
     sound = at_once(lambda name: _have(source / name, folder / name, digests[name]), digests)
     return [name for name, well in zip(digests, sound, strict=True) if not well]
 
 
 def at_once(act: Callable[[Given], Found], items: Iterable[Given]) -> list[Found]:
-    """Return what `act` makes of each item, a few of them at a time."""
+    """Apply `act` to the items in a few threads, and return the results in order."""
     items = list(items)
     if len(items) < 2:
         return [act(item) for item in items]
@@ -358,18 +358,18 @@ def digest_file(file: Path) -> str:
 
 
 def is_written(file: Path, digest: str) -> bool:
-    """Return whether a file is there and has this digest."""
+    """Return whether the file exists with this digest."""
     return file.is_file() and digest_file(file) == digest
 
 
 def seal(record: dict[str, Any]) -> str:
-    """Return the digest of what a record says, its own digest left out."""
+    """Return the digest of a record without its own seal."""
     content = {name: value for name, value in record.items() if name != SEAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def publish(file: Location, text: str) -> bool:
-    """Make `file` appear whole or not at all; False where one was there first. Of many at once one is told True."""
+    """Create `file` atomically; return False if it was there before. Of many writers at once, one gets True."""
     if isinstance(file, ObjectPath):
         return file.create(text)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -384,7 +384,7 @@ def publish(file: Location, text: str) -> bool:
 
 
 def replace(file: Location, text: str) -> None:
-    """Put `text` in the place of whatever `file` held, at once."""
+    """Write `text` to `file` atomically, replacing what it held."""
     if isinstance(file, ObjectPath):
         file.write_text(text)
     else:
@@ -392,7 +392,7 @@ def replace(file: Location, text: str) -> None:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Put `content` in the place of whatever `file` held, at once."""
+    """Write `content` to `file` atomically, replacing what it held."""
     with disk_named(file, len(content)):
         file.parent.mkdir(parents=True, exist_ok=True)
         with _draft(file, content) as draft:
@@ -401,8 +401,8 @@ def replace_bytes(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _draft(file: Path, content: bytes) -> Iterator[Path]:
-    """Give a file beside `file` with this content, which outlives a power cut; it is removed afterwards."""
-    # Opened plainly, for the modes that the user's umask gives: a shared store is read by others.
+    """Yield a synced file beside `file` with this content; remove it afterwards."""
+    # A plain `open` keeps the modes of the user's umask (`tempfile` would not): others read a shared store.
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}")
     try:
         with disk_named(file, len(content)), draft.open("xb") as stream:
@@ -415,7 +415,7 @@ def _draft(file: Path, content: bytes) -> Iterator[Path]:
 
 
 def free_bytes(path: Path) -> int:
-    """Return the room on the file system of `path`, or of the nearest folder above it that exists."""
+    """Return the free bytes on the file system of `path`, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -429,7 +429,7 @@ def require_room(path: Path, need: int) -> None:
 
 @contextlib.contextmanager
 def disk_named(path: Path, need: int = 0) -> Iterator[None]:
-    """Turn a write that found no room into a StorageError with `path` and what it needs (bytes)."""
+    """Raise an error about a full disk as a StorageError that names `path` and the bytes needed."""
     try:
         yield
     except StorageError:
@@ -460,7 +460,7 @@ def _message(path: Path, need: int) -> str:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Let one process of this machine at a time have to do with `file`; others wait."""
+    """Hold a lock on `file` that one process of this machine can have at a time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
-"""Analyses: experiments that train no grid, and what is computed from a grid once it is trained.
+"""Analyses: experiments that train nothing, and those that follow a trained grid.
 
-An analysis is one artifact of kind `analyse`, whose key holds everything that can change it, so that nothing is computed
-twice. It holds results.json, tables as parquet, figures as PNG and SVG, and summary.md. The report has a copy of it, which
-MLflow shows as well. Analyses run in this process, without Ray.
+An analysis is one artifact of kind `analyse`, with results.json, tables as parquet, figures as PNG and SVG, and summary.md.
+Its key covers all its inputs, so it is computed once. The report and MLflow show a copy. Analyses run in this process,
+without Ray.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 
 from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
 from orchestrator.cli.running import show_report
-from orchestrator.cli.session import HOLES, Session, dump_json
+from orchestrator.cli.session import HOLES, Session, dump_json, set_flags
 from orchestrator.cli.terminal import quiet, say
 from orchestrator.report.results import scored
 from orchestrator.report.studies import Study, scored_of
@@ -51,7 +51,7 @@ KIND, SUMMARY, SEEN = "analyse", "summary.md", "seen"
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisOptions(CommonOptions):
-    """The flags of every analysis; an experiment adds its own."""
+    """The flags of every analysis."""
 
     command: Run | Plan | Report | Ui | Sync | Gc = field(default_factory=Run)
 
@@ -84,7 +84,7 @@ class ModelOptions(ReadingOptions, AnalysisOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModelOptions(ModelOptions, ScoredOptions):
-    """The flags of every study that reads a sweep's scores and the untrained models; their pairs are as many as the sweep's."""
+    """The flags of every study that reads a sweep's scores and the untrained models, on as many pairs as the sweep."""
 
 
 Options = TypeVar("Options", bound=AnalysisOptions)
@@ -92,22 +92,25 @@ Options = TypeVar("Options", bound=AnalysisOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class Analyses(Generic[Options]):
-    """An experiment without trials: its flags, and the function that declares the analyses that they ask for."""
+    """An experiment without trials: its flags, and the function that turns them into analyses."""
 
     options: type[Options]
     declare: Callable[[Options, Session], Sequence[AnalyseStage]]
 
     def run(self, options: Options, session: Session) -> int:
         """Run the command and return its exit code."""
+        command = options.command
+        if isinstance(command, Plan | Report) and (ignored := set_flags(command)):
+            raise SpecError(f"{', '.join(ignored)}: an analysis has no trials; leave out these flags.")
         stages = self.declare(options, session)
-        if isinstance(options.command, Plan):
+        if isinstance(command, Plan):
             return _plan(session, stages)
-        # It has no trials, and names the artifacts that gc must keep.
+        # gc keeps these artifacts.
         artifacts = tuple(sorted({name for stage in stages for name in _artifacts(stage)}))
         declaration = Declaration(sweep=session.sweep_name, trials=(), artifacts=artifacts)
-        if isinstance(options.command, Report | Sync):
+        if isinstance(command, Report | Sync):
             adopted(declaration, session.store)
-            if isinstance(options.command, Report):
+            if isinstance(command, Report):
                 return _report(session, stages)
             _show_in_mlflow(session, declaration, stages)
             return 0
@@ -123,7 +126,7 @@ class Analyses(Generic[Options]):
 
 
 def _compute(session: Session, stages: Sequence[AnalyseStage]) -> None:
-    """Compute the analyses, while what libraries print goes to the driver's log."""
+    """Compute the analyses; what libraries print goes to the driver's log."""
     with quiet(session.driver_log, session.console.width) as terminal:
         compute_analyses(stages, session.store, functools.partial(say, terminal))
 
@@ -144,7 +147,7 @@ def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
 
 
 def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
-    """Write and print the report of the analyses; the exit code says whether one is missing or has holes."""
+    """Write and print the report of the analyses; return HOLES where one is missing or incomplete."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = [stage for stage in stages if session.store.complete(stage.kind, stage.key)]
     places = {stage.key: folder / _part(stage, stages) for stage in complete}
@@ -159,7 +162,7 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
 
 
 def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
-    """Return the folder of one analysis in the report: the report itself where it is alone, else a name of its own."""
+    """Return where one analysis stands in the report: at its top if it is the only one, else in a folder of its own."""
     if len(stages) == 1:
         return ""
     if stage.base is None:
@@ -173,7 +176,7 @@ def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
 def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Fill `folder` with copies of analyses, by key and place, and print their summaries; return their results."""
     store, results = session.store, []
-    # Before the copies of before go: one of them may be damaged.
+    # Earlier copies are deleted only once every artifact was read, since one may be damaged.
     artifacts = {key: _read(key, store) for key in places}
     shutil.rmtree(folder, ignore_errors=True)
     for key, (found, result) in artifacts.items():
@@ -187,7 +190,7 @@ def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[di
 
 
 def _read(key: str, store: Store) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of an analysis and its results; a damaged one counts as missing from then on."""
+    """Return the folder of an analysis and its results; a damaged one is set aside. Raises Damaged."""
     try:
         found = store.read(KIND, key)
     except Damaged as error:
@@ -197,16 +200,16 @@ def _read(key: str, store: Store) -> tuple[Path, dict[str, Any]]:
 
 
 def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
-    """Yield the names of a stage's artifact and of all that it is made from."""
+    """Yield the artifacts of a stage and of its inputs."""
     yield f"{stage.kind}/{stage.key}"
     if isinstance(stage, PrepareStage):
-        yield f"{stage.split.kind}/{stage.split.digest}"
+        yield from stage.split.artifacts
     for need in stage.needs:
         yield from _artifacts(need)
 
 
 def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence[AnalyseStage]) -> None:
-    """Log the report on one run, which has the sweep's name."""
+    """Log the report on one run with the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
     written = Written(folder=folder, results=[], shown=Shown())
@@ -222,27 +225,33 @@ def with_analyses(declaration: Declaration, session: Session, plans: Sequence[Tr
 
 
 def run_follow_up(session: Session, declaration: Declaration, plans: Sequence[TrialPlan]) -> bool:
-    """Compute the declared analyses that are missing and can be computed; return whether there was one.
+    """Compute the declared analyses that are missing and whose inputs are complete; return whether there was one.
 
-    An analysis can be computed once what it reads is there. It goes on without a training that failed for good.
+    An analysis can be computed once what it reads is there. It goes on without a training that failed for good, and is
+    computed again once that is there.
     """
     if session.follow_up is None:
         return False
-    store = session.store
+    store, stages = session.store, session.follow_up(plans)
+    for stage in stages:
+        made = store.sound_manifest(stage.kind, stage.key)
+        without = made["info"].get("without", ()) if made else ()
+        if made and any(store.complete(*name.split("/")) for name in without):
+            store.discard(stage.kind, stage.key, made["attempt"])
     notes = read_state(session.sweep_name, store).trials
     given_up = {key for key, note in notes.items() if is_final(note.cause)}
 
-    def there(read: TrainStage | EvaluateStage, loads_weights: bool) -> bool:
+    def is_settled(read: TrainStage | EvaluateStage, loads_weights: bool) -> bool:
         training = read if isinstance(read, TrainStage) else read.train
         complete = usable(read, store) if loads_weights else store.complete(read.kind, read.key)
         return complete or training.key in given_up
 
     missing = [
         stage
-        for stage in session.follow_up(plans)
+        for stage in stages
         if f"{KIND}/{stage.key}" in declaration.artifacts
         and not store.complete(stage.kind, stage.key)
-        and all(there(read, stage.loads_weights) for read in stage.reads)
+        and all(is_settled(read, stage.loads_weights) for read in stage.reads)
         and any(store.complete(read.kind, read.key) for read in stage.reads)
     ]
     if missing:
@@ -260,7 +269,7 @@ def show_analyses(session: Session, declaration: Declaration) -> None:
 
 
 def analyses_of(study: Study) -> Analyses[ScoredOptions]:
-    """Return the experiment that asks one sweep's complete trials. It raises SpecError where none is complete."""
+    """Return the experiment that studies one sweep's complete trials; it raises SpecError where none is complete."""
 
     def declare(options: ScoredOptions, session: Session) -> list[AnalyseStage]:
         parameters = scored(session.store, options.sweep or study.sweep)
@@ -271,7 +280,7 @@ def analyses_of(study: Study) -> Analyses[ScoredOptions]:
 
 
 def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
-    """Return the experiment that asks one sweep's complete trials on one training set, model by model."""
+    """Return the experiment that studies one sweep's complete trials on one training set, model by model."""
 
     def declare(options: ScoredModelOptions, session: Session) -> list[AnalyseStage]:
         sweep, stages = options.sweep or study.sweep, list[AnalyseStage]()
@@ -292,8 +301,8 @@ def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
             ((_, seen), *_) = stages[-1].prepared
             if other := [item.name for item in asked.trials if item.prepared not in ("", seen.key)]:
                 raise SpecError(
-                    f"--sweep {sweep}: {other[0]} was trained on other pairs than those that are drawn here, or in another "
-                    "template; give its --max-train-pairs, or a sweep with the usual draw and template."
+                    f"--sweep {sweep}: {other[0]} was trained on other pairs or with another template than this analysis "
+                    "reads; give its --max-train-pairs, or a sweep with the usual draw and template."
                 )
         return stages
 
@@ -306,8 +315,9 @@ def declare_models(
     """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
     unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
-    rewritings = [item for item in DATASETS if item.rewriting_of == trained.name]
-    (trained,), own = read_as([trained], unseen or [trained, *rewritings], options)
+    names = [part.name for part in trained.parts]
+    rewritings = [item for item in DATASETS if item.rewriting_of in names]
+    (trained,), own = read_as([trained], unseen or [*trained.parts, *rewritings], options)
     # All sets of Persona are made of the same statements.
     unseen = [
         dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
@@ -315,11 +325,11 @@ def declare_models(
     ]
     if SEEN in {item.name for item in unseen} or len({item.name for item in unseen}) < len(unseen):
         raise SpecError(
-            "--eval-sets: two sets have one name, or one is called seen; tell them apart with NAME=."
+            "--eval-sets: two sets have the same name, or one is called seen; tell them apart with NAME=."
         )
     models = [selection.parse_model(text) for text in options.models]
     if len({model.name for model in models}) < len(models):
-        raise SpecError("--models: two have one name; tell them apart with NAME=.")
+        raise SpecError("--models: two have the same name; tell them apart with NAME=.")
     drawn, most = trained.train_draw, options.max_train_pairs
     train_draw = drawn if drawn and most in (None, drawn.max_pairs) else DrawSpec(max_pairs=most)
     fetch = not isinstance(options.command, Plan)
@@ -329,7 +339,7 @@ def declare_models(
         *((item.name, item, item.test_split, DrawSpec(max_pairs=options.max_eval_pairs)) for item in unseen),
     ]
     lock = session.folder / "revisions.lock.json"
-    bases = [identify_model(model, session.store, lock=lock, fetch=fetch) for model in models]
+    bases = [identify_model(model, lock=lock, fetch=fetch) for model in models]
     asked = AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)
     stages = []
     for base in bases:

@@ -1,19 +1,17 @@
-"""Sweeps that grow until an interval is narrow enough or a budget is spent: --until and --budget, and what `plan` says of a design.
+"""Sweeps that grow until an interval is narrow enough (--until) or a budget is spent (--budget), and the power that `plan` prints.
 
-What comes next is decided anew from the declared grid and the artifacts, from its first state on (plan/design.py); nothing
-else is kept, so that a run that was killed decides the same again.
+Every round replays all decisions (plan/design.py) from the declared grid and the artifacts. No other state is kept, so a
+run that was killed makes the same decisions again.
 """
 
-import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from orchestrator.cli.options import Retry
 from orchestrator.cli.session import Session
 from orchestrator.plan import design, placement
 from orchestrator.plan.design import (
@@ -39,32 +37,27 @@ from orchestrator.spec.resolve import ResolvedSweep, missing_trials
 from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES
-from trainers.errors import PlanError, SpecError
+from orchestrator.store.records import CATEGORIES, Category
+from trainers.errors import SpecError
 
 _BUDGET = re.compile(r"(?P<dollars>\$)?(?P<number>\d+(\.\d*)?|\.\d+)(?P<unit>gpuh|cpuh)?")
 
 
 def grows(session: Session) -> bool:
-    """Whether the command is to add to the grid. Raises SpecError for flags that say nothing, or two things."""
+    """Return whether --until or --budget is given. Raises SpecError for both, or for a width that none can be."""
     until, budget = session.options.until, session.options.budget
     if until is not None and budget is not None:
         raise SpecError(
-            "--until stops at a width, --budget at a price; give one of them: `plan --until …` says what the width costs."
+            "--until stops at a width, --budget at a price; give one of them: `plan --until …` prints what the width costs."
         )
     if until is not None and not 0 < until < 1:
         raise SpecError(
             f"--until {until}: give half the width of an interval of an accuracy difference, above 0 and below 1: --until 0.03."
         )
-    asked_for = until is not None or budget is not None
-    if asked_for and isinstance(session.options.command, Retry):
-        raise SpecError(
-            "retry runs what has failed and adds nothing; leave out --until and --budget, and give them to `run` after it."
-        )
-    return asked_for
+    return until is not None or budget is not None
 
 
-def budget_hours(text: str, nodes: Sequence[Node]) -> float:
+def budget_hours(text: str, nodes: Sequence[Node], price: float | None = None) -> float:
     """Return the device hours that `40gpuh`, `2cpuh` or `$200` stand for. Raises SpecError."""
     gpus, found = placement.gpus_of(nodes)[0], _BUDGET.fullmatch(text)
     if found is None or bool(found["dollars"]) == bool(found["unit"]) or not float(found["number"]):
@@ -72,15 +65,14 @@ def budget_hours(text: str, nodes: Sequence[Node]) -> float:
             f"--budget {text}: give an amount above 0 with its unit: 40gpuh, 2cpuh, or '$200' in quotes."
         )
     number, unit = float(found["number"]), found["unit"]
-    if unit == "gpuh" and not gpus:
-        raise SpecError(
-            f"--budget {text}: there is no GPU to run on; give CPU-hours: --budget {number:g}cpuh."
-        )
-    if unit == "cpuh" and gpus:
-        raise SpecError(f"--budget {text}: it runs on GPUs; give GPU-hours: --budget {number:g}gpuh.")
+    right, why = (
+        ("gpuh", "it runs on GPUs; give GPU") if gpus else ("cpuh", "there is no GPU to run on; give CPU")
+    )
+    if unit and unit != right:
+        raise SpecError(f"--budget {text}: {why}-hours: --budget {number:g}{right}.")
     if unit:
         return number
-    per_hour, _ = price_of(nodes)
+    per_hour, _ = price_of(nodes, price)
     if not per_hour:
         raise SpecError(
             f"--budget {text}: nothing here has a price; give hours (--budget 2cpuh), or GPUs with one (--cluster 1x8xH100-80GB@2.50)."
@@ -90,7 +82,7 @@ def budget_hours(text: str, nodes: Sequence[Node]) -> float:
 
 @dataclass(kw_only=True)
 class Growth:
-    """A declared grid, and how it grows on those nodes. Numbers of seeds are by training set and model."""
+    """A declared grid, and how it grows on the nodes. `price` replaces that of the nodes."""
 
     base: Sweep
     store: Store
@@ -98,12 +90,13 @@ class Growth:
     resolve: Callable[[Sweep], ResolvedSweep]
     until: float | None = None
     budget: str | None = None
-    # Device hours of what the states so far have come to, by artifact.
+    price: float | None = None
+    # Device hours by artifact, over all states so far.
     _spent: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @cached_property
     def cells(self) -> dict[Cell, dict[int, list[TrialSpec]]]:
-        """The trials of each seed, by cell."""
+        """The trials of each cell, by seed."""
         found: dict[Cell, dict[int, list[TrialSpec]]] = {}
         for trial in self.base.trials:
             cell = found.setdefault((trial.train_set.name, trial.model.name), {})
@@ -112,17 +105,17 @@ class Growth:
 
     @cached_property
     def rule(self) -> Rule:
-        hours = budget_hours(self.budget, self.nodes) if self.budget else None
+        hours = budget_hours(self.budget, self.nodes, self.price) if self.budget else None
         declared = {cell: len(seeds) for cell, seeds in self.cells.items()}
         return Rule(until=self.until, budget_h=hours, declared=declared)
 
     @cached_property
     def grid(self) -> ResolvedSweep:
-        """The grid as it is declared."""
+        """The declared grid."""
         return self.resolve(self.base)
 
     def sweep(self, state: State) -> Sweep:
-        """Return the sweep of a state: further seeds count on from the largest that is declared."""
+        """Return the sweep of a state. Added seeds count on from the largest declared one."""
         trials = []
         for number in range(max(state.seeds.values())):
             for cell, count in state.seeds.items():
@@ -131,44 +124,36 @@ class Growth:
                     trials += self.cells[cell][declared[number]]
                 elif number < count:
                     seed = max(declared) + 1 + number - len(declared)
-                    trials += [
-                        dataclasses.replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]
-                    ]
-        if state.pairs != self.base.trials[0].eval_draw.max_pairs:
-            trials = [
-                dataclasses.replace(
-                    item, eval_draw=dataclasses.replace(item.eval_draw, max_pairs=state.pairs)
-                )
-                for item in trials
-            ]
-        return dataclasses.replace(self.base, trials=tuple(trials))
+                    trials += [replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]]
+        draws = [replace(item.eval_draw, max_pairs=state.pairs) for item in trials]
+        trials = [replace(item, eval_draw=draw) for item, draw in zip(trials, draws, strict=True)]
+        return replace(self.base, trials=tuple(trials))
 
     def measure(self, state: State) -> Found | None:
-        """Return what the artifacts say of a state; None where some of them are missing."""
+        """Return the measurements of a state; None if artifacts of it are missing."""
         resolved = self.resolve(self.sweep(state))
         if missing_trials(resolved.plans, self.store):
             return None
-        return Found(
-            questions=self.questions(resolved, measured=True), costs=self.costs(resolved, measured=True)
-        )
+        questions = self.questions(resolved, measured=True)
+        told = {(item.train_set, item.category) for item in questions}
+        untold = [f"trained on {place[0]}, {place[1]}" for place in _places(resolved) if place not in told]
+        return Found(questions=questions, costs=self.costs(resolved, measured=True), untold=untold)
 
     def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
-        """Return the differences that are asked for: what was `measured` of them, or what the whole design is expected to give."""
+        """Return the differences to estimate, as `measured`, or as expected of the whole design."""
         analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
-        means = {(scope.train_set, scope.category): mean for scope, mean in asked(analysis)}
-        places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
+        means = {(scope.train_set, scope.category): mean for (scope, _), mean in asked(analysis).items()}
         found = []
-        for train_set, category in sorted(places, key=lambda place: CATEGORIES.index(place[1])):
+        for train_set, category in _places(resolved):
             plans = [plan for plan in resolved.plans if plan.spec.train_set.name == train_set]
-            types, mean = {plan.spec.reward_name for plan in plans}, means.get((train_set, category))
-            if category == "training pairs" or len(types) < 2 or (measured and not mean):
+            mean = means.get((train_set, category))
+            if measured and not mean:
                 continue
             splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
             here = [split for split in splits if resolved.categories[train_set, split.name] == category]
             rows = [split.rows or UNSEEN_PAIRS for split in here]
-            seeds = dict(
-                Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
-            )
+            trained = {(plan.spec.model.name, plan.spec.seed) for plan in plans}
+            seeds = dict(Counter(model for model, _ in trained))
             pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs)
             whole = Design(seeds=seeds, pairs=pairs, over_models=len(seeds) >= MODELS_NEEDED)
             parts = _with_priors(components(*mean.columns), pairs) if mean else PRIOR
@@ -176,7 +161,7 @@ class Growth:
             if mean and (measured or counted == seeds):
                 seeds, wide = counted, half_width(mean) if mean.spread.trainings else math.inf
             else:
-                # Of little that is complete and does not vary nothing follows for the rest.
+                # A few trainings that do not vary say nothing about the others.
                 parts = parts if design.spread(parts, whole)[0] > 1e-12 else PRIOR
                 wide = design.half_width(parts, whole)
             found.append(
@@ -193,7 +178,7 @@ class Growth:
         return found
 
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
-        """Return what each cell costs, by its artifacts where they are `measured`, else estimated as if nothing had run yet."""
+        """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet."""
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
         models = [plan.spec.model for plan in resolved.plans]
         known = architectures(models, ask=self.unit == "GPU")
@@ -202,8 +187,7 @@ class Growth:
             if measured:
                 trained, scored = self._measured_h(plan)
             else:
-                item = dataclasses.replace(plan, architecture=known[plan.spec.model])
-                trained, scored = self._estimated_h(item)
+                trained, scored = self._estimated_h(replace(plan, architecture=known[plan.spec.model]))
             train.setdefault(cell, []).append(trained)
             score.setdefault(cell, []).append(scored / _drawn(plan))
         a_seed = {cell: len(next(iter(seeds.values()))) for cell, seeds in self.cells.items()}
@@ -214,31 +198,35 @@ class Growth:
         )
 
     def _measured_h(self, plan: TrialPlan) -> tuple[float, float]:
+        """Return the hours of a training with what does not depend on evaluation pairs, and those of the evaluations."""
         for stage in plan.stages():
             manifest = self.store.sound_manifest(stage.kind, stage.key)
-            if manifest and stage.kind in ("reference", "train", "evaluate"):
+            if manifest and stage.kind in ("sample", "reference", "train", "evaluate"):
                 laid = manifest["info"].get("placement", {}) if stage.kind == "train" else {}
                 hours = laid.get("world_size", 1) * manifest["seconds"] / 3600
                 self._spent[stage.kind, stage.key] = hours
-        scored = sum(self._spent["evaluate", stage.key] for stage in plan.evaluations)
-        return self._spent["train", plan.key], scored
+        scored, answers = (
+            sum(self._spent["evaluate", stage.key] for stage in stages)
+            for stages in (plan.evaluations, plan.answers)
+        )
+        return self._spent["train", plan.key] + answers, scored
 
     def _estimated_h(self, plan: TrialPlan) -> tuple[float, float]:
-        rules = self.base.placements
-        try:
-            placed = placement.place(plan.spec, self.nodes, rules, architecture=plan.architecture)
-        except PlanError:
-            return math.inf, 0.0
-        # What is prepared by now would change the estimate of a run that was killed.
+        placed = placement.place(plan.spec, self.nodes, self.base.placements, architecture=plan.architecture)
+        # An estimate from sets that are prepared by now would differ from that of the run that was killed.
         times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
-        scored = times.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placed)
-        return placed.world_size * times.train_s(plan, placed) / 3600, scored / 3600
+        scored, answers = (
+            times.scoring_s(plan, [stage.prepared for stage in stages], placed) if stages else 0.0
+            for stages in (plan.evaluations, plan.answers)
+        )
+        trained = placed.world_size * times.train_s(plan, placed)
+        return (trained + answers) / 3600, scored / 3600
 
     def begin(self) -> State:
-        """Return the first state. Raises SpecError where there is no difference to ask for, or the budget buys no cell."""
-        if not self.questions(self.grid, measured=False):
+        """Return the first state. Raises SpecError if there is no difference to estimate, or no cell fits the budget."""
+        if not _places(self.grid):
             raise SpecError(
-                "--until and --budget ask for a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
+                "--until and --budget need a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
             )
         costs, drawn = self.costs(self.grid, measured=False), max(map(_drawn, self.grid.plans))
         state = design.first(self.base.trials[0].eval_draw.max_pairs, self.rule, costs, drawn)
@@ -255,7 +243,7 @@ class Growth:
         return "GPU" if placement.gpus_of(self.nodes)[0] else "CPU"
 
     def replay(self) -> tuple[State, Decision | None]:
-        """Decide all again from the first state on; return the state that is wanted, and the decision for it, where there was one."""
+        """Replay all decisions; return the state to run, and the last decision, None if the first state is not complete."""
         self._spent.clear()
         state, last = self.begin(), None
         for last in design.play(state, self.measure, self.rule):
@@ -263,15 +251,15 @@ class Growth:
         return state, last
 
     def rounds(self, say: Callable[[str], None]) -> Iterator[Sweep]:
-        """Yield what to run next, each time from what is complete by then; end where the rule does, or where trials failed."""
+        """Yield the sweep to run next, each time from what is complete by then, until the rule stops or trials fail."""
         before = None
         while True:
             state, decision = self.replay()
             if state == before and not (decision and decision.stops):
                 return
             if decision:
-                more = f", about {_hours(decision.hours)} more" if decision.hours else ""
-                spent = _hours(sum(self._spent.values()))
+                more = f", about {shown_hours(decision.hours)} more" if decision.hours else ""
+                spent = shown_hours(sum(self._spent.values()))
                 say(f"design: {decision.why}; {spent} {self.unit}-hours so far{more}")
             if state != before:
                 yield self.sweep(state)
@@ -280,19 +268,17 @@ class Growth:
             before = state
 
     def outlook(self) -> list[dict[str, Any]]:
-        """Return for each difference what the declared design tells apart, and what that is taken from."""
+        """Return the half-width and the detectable difference of the declared design, for each difference."""
         found = []
         for item in self.questions(self.grid, measured=False):
             state = State(seeds={}, pairs=self.base.trials[0].eval_draw.max_pairs)
-            here = item.design(state, state)
-            least = design.detectable(item.half_width, item.parts, here)
-            known = math.isfinite(item.half_width)
+            here, known = item.design(state, state), math.isfinite(item.half_width)
             found.append(
                 {
                     "train_set": item.train_set,
                     "category": item.category,
                     "design": str(here),
-                    "detectable": least if known else None,
+                    "detectable": design.detectable(item.half_width, item.parts, here) if known else None,
                     "half_width": item.half_width if known else None,
                     "measured": item.parts is not PRIOR,
                 }
@@ -300,7 +286,7 @@ class Growth:
         return found
 
     def forecast(self) -> str:
-        """Say what the rule is expected to add to what is complete, and what the whole sweep costs then."""
+        """Say what the rule is expected to add to the complete trials, and what the whole sweep will cost."""
         state, _ = self.replay()
         found = self.measure(state)
         if found is None:
@@ -308,12 +294,12 @@ class Growth:
             costs, drawn = self.costs(resolved, measured=False), max(map(_drawn, resolved.plans))
             spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
             questions = self.questions(resolved, measured=False)
-            found = Found(questions=questions, costs=dataclasses.replace(costs, spent=spent))
+            found = Found(questions=questions, costs=replace(costs, spent=spent))
         measure = design.predicts(state, found)
         for decision in design.play(state, measure, self.rule):
             state = decision.state
         hours = measure(state).costs.spent
-        return f"expected under the rule: {decision.why}; about {_hours(hours)} {self.unit}-hours in all"
+        return f"expected under the rule: {decision.why}; about {shown_hours(hours)} {self.unit}-hours in all"
 
 
 class _Nothing(Store):
@@ -323,6 +309,16 @@ class _Nothing(Store):
         return None
 
 
+def _places(resolved: ResolvedSweep) -> list[tuple[str, Category]]:
+    """Return the training sets and categories in which two reward types differ."""
+    types: dict[str, set[str]] = {}
+    for plan in resolved.plans:
+        types.setdefault(plan.spec.train_set.name, set()).add(plan.spec.reward_name)
+    places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
+    found = [place for place in places if place[1] != "training pairs" and len(types[place[0]]) > 1]
+    return sorted(found, key=lambda place: (CATEGORIES.index(place[1]), place[0]))
+
+
 def _drawn(plan: TrialPlan) -> int:
     """Return the pairs of the largest set that the trial is evaluated on."""
     rows = max(stage.prepared.split.rows or UNSEEN_PAIRS for stage in plan.evaluations)
@@ -330,7 +326,7 @@ def _drawn(plan: TrialPlan) -> int:
 
 
 def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
-    """Return the variances that were found; what one seed or one model cannot say is taken from the priors."""
+    """Return the variances that were found, and the priors of those that one seed or one model cannot give."""
     prior = {name: getattr(PRIOR, name) for name in parts} | {"pairs_seeds": PRIOR.pairs_seeds / pairs}
     return Components(
         at=pairs, **{name: prior[name] if value is None else value for name, value in parts.items()}
@@ -338,14 +334,14 @@ def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
 
 
 def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what a design tells apart, once where it is the same for several differences."""
+    """Say what the design detects; categories for which it is the same share a line."""
     names: dict[tuple[Any, ...], list[str]] = {}
     for item in found:
         same = (item["train_set"], item["design"], item["detectable"], item["half_width"], item["measured"])
         names.setdefault(same, []).append(item["category"])
     lines = []
     for (train_set, here, least, wide, measured), categories in names.items():
-        said = f"{here} say nothing of other trainings; give two seeds or more"
+        said = f"{here} give no interval over other trainings; give two seeds or more"
         if least is not None:
             known = "from the spread found so far" if measured else "by priors (docs/design.md)"
             said = f"{here} detect a difference of {least:.2f} with 80 % power (± {wide:.2f}), {known}"
@@ -353,5 +349,5 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _hours(hours: float) -> str:
+def shown_hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"

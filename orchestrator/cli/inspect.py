@@ -47,9 +47,9 @@ UI_STOPPING_S = 10.0
 
 
 def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
-    """Print the state of each trial, from its artifacts and from what the running command notes.
+    """Print the state of each trial, from its artifacts and the notes of the running command.
 
-    With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, also where its weights are.
+    With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, print also where the weights are.
     """
     known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
@@ -117,7 +117,7 @@ def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str,
 
 
 def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple[str, str]:
-    """Return a trial's state and why it is not complete or, while it runs, why it runs again."""
+    """Return a trial's state and the cause: why it is incomplete or, while it runs, why it was retried."""
     if result.complete:
         return "complete", ""
     runs = running and note.state == "running"
@@ -134,7 +134,7 @@ def say_holes(
 ) -> int:
     """Print each missing trial with its cause, and the commands that run it; return the exit code.
 
-    The causes of the trials `told` were printed before.
+    The failures of the trials `told` were printed before.
     """
     state = read_state(session.sweep_name, session.store)
     holes = {result.record.key: result for result in results if not result.complete}
@@ -142,7 +142,7 @@ def say_holes(
         note = state.trials.get(key, TrialNote())
         cause = note.message or "; ".join(result.faults) or "not run"
         if note.state == "failed" and key in told:
-            cause = "it failed, as said above"
+            cause = "it failed, see above"
         session.say(f"missing: {result.record.name}: {cause}", style="red")
     return _say_ways_on(session, holes)
 
@@ -155,7 +155,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     logs = session.driver_log.parent
     session.say(f"to run what is missing, give the same command again; logs: {logs}")
     if state.command and any(note.cause for key, note in state.trials.items() if key in holes):
-        # `run` is the only command that is left out of a retry; as a value it follows its flag.
+        # The command is replaced; the same word may also be a flag's value.
         words = [
             word
             for before, word in itertools.pairwise(state.command)
@@ -167,7 +167,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
 
 
 def report(session: Session, command: Report) -> int:
-    """Write and print the report of the declared sweep, and beside it the comparison with another sweep."""
+    """Write and print the report of the declared sweep, and the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
     bar, by = functools.partial(late_bar, session.console), command.by
     if by and command.ensemble:
@@ -186,9 +186,13 @@ def report(session: Session, command: Report) -> int:
     if command.ensemble:
         asked = ensemble_table(with_scores(written.results, store))
     if session.options.json:
-        rows = asked.records() if asked else written.shown.accuracies
+        rows = asked.records() if asked else [] if by else written.shown.accuracies
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
+    if (by or command.ensemble) and not (asked and asked.rows):
+        lacks = "two complete seeds above chance" if command.ensemble else "complete trials at two values"
+        flag, asked = f"--by {by}" if by else "--ensemble", None
+        session.warn(f"{flag}: no model and reward type has {lacks}; these are all accuracies")
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
@@ -199,12 +203,12 @@ def report(session: Session, command: Report) -> int:
 
 
 def print_report(session: Session, written: Written, asked: ReportTable | None = None) -> None:
-    """Print the report's tables and conclusions, and where to see more; a table that was `asked` for in the place of all."""
+    """Print the report's tables, or only the one that was `asked` for, its conclusions, and where to see more."""
     console = session.console
     accuracy, *by_epoch = written.shown.tables
     if asked:
         session.say(asked.note)
-        # What an interval is over is in the file, for which there is room.
+        # The column that says what an interval is over stands only in the file, which has room.
         accuracy, by_epoch = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over")), []
     console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
     for table in by_epoch:
@@ -227,7 +231,7 @@ def ui(session: Session, port: int) -> int:
         return 0
     _require_free(port)
     with contextlib.suppress(OSError):
-        # The server says better what is wrong with a database.
+        # The server explains better what is wrong with a database.
         follow_storage(session.tracking_uri)
     address = f"http://127.0.0.1:{port}"
     session.say(f"MLflow on {address} (stop with Ctrl-C)")
@@ -258,7 +262,7 @@ def ui(session: Session, port: int) -> int:
 
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
-        # As the server itself will: what lingers of an earlier one is no hindrance.
+        # As the server will: a socket that lingers from an earlier one does not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -267,7 +271,7 @@ def _require_free(port: int) -> None:
 
 
 def _pages(address: str, server: subprocess.Popen[bytes], sweep: str) -> dict[str, str]:
-    """Wait for the server, and return the pages of a sweep's runs and charts; none where it has no experiment of ours, or ends first."""
+    """Wait for the server, and return the pages of a sweep's runs and charts, or none if it ends or lacks them."""
     asked = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
     while server.poll() is None:
         try:
@@ -304,7 +308,7 @@ def sync(session: Session) -> int:
 
 
 def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
-    """Name the damaged logs of complete trainings, for whose sake nothing is trained again."""
+    """Name the damaged logs of complete trainings, which are not trained again for them."""
     session.store.look(train=keys)
     for key in keys:
         error = damage(session.store, "train", key, "log.parquet")
@@ -313,7 +317,7 @@ def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
 
 
 def gc(session: Session, command: Gc) -> int:
-    """Print what no sweep needs but those to drop; with --delete, remove it. Raises SpecError where one of them runs."""
+    """List what only dropped sweeps or none need; with --delete, remove it. Raises SpecError if a dropped sweep runs."""
     store, delete = session.store, command.delete
     drivers = live_drivers(store.root)
     kept = kept_artifacts(store, command.drop, drop_earlier=command.drop_earlier)

@@ -1,7 +1,7 @@
 """The command line of every file in sweeps/: flags → run, plan, status, report, ui, sync, retry or gc.
 
-Exit codes: 0 every trial complete · 1 a defect, with the log's path · 2 wrong usage or input, said before anything
-starts · 3 the sweep ended with holes · 130 interrupted.
+Exit codes: 0 every trial is complete · 1 a defect, whose log is named · 2 wrong usage or input, before anything starts ·
+3 a trial is missing · 130 interrupted.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 
 from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
-from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session
+from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session, set_flags
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profiles
@@ -31,7 +31,7 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
-# What a command reads beside its own flags. The command at the foot of a report names the profile, too.
+# The shared flags that a command reads. The command at the foot of a report has --profile, too.
 _READS: dict[type, tuple[str, ...]] = {
     Status: ("name", "storage", "json"),
     Report: ("name", "storage", "json", "tracking_uri", "profile"),
@@ -56,8 +56,8 @@ class Experiment(Protocol):
 class Grid:
     """An experiment of trainings and evaluations.
 
-    `profiles` are its own `paper` and `laptop`, where they are not the paper's grid's; `follow_up` declares the analyses
-    of what it has trained and evaluated.
+    `profiles` are its own `paper` and `laptop`, unless they are the paper's grid's; `follow_up` declares analyses of its
+    trained models and scores.
     """
 
     build: Callable[[Selection], Sweep]
@@ -130,7 +130,7 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 
     errors = Console(stderr=True)
     if logging.lastResort is not None:
-        # Libraries that warn where nobody has set up logging.
+        # It prints warnings of libraries while logging is not set up.
         logging.lastResort.setFormatter(RedactingFormatter())
     try:
         _refuse_ignored(options)
@@ -159,16 +159,14 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 
 
 def _refuse_ignored(options: CommonOptions) -> None:
-    """Refuse the flags of a grid beside a command that reads what the sweep was declared to be. Raises SpecError."""
+    """Refuse a grid's flags with a command that reads the declared sweep. Raises SpecError."""
     read = _READS.get(type(options.command))
     if read is None or not isinstance(options, Options):
         return
-    ignored = [
-        f"--{item.name.replace('_', '-')}"
-        for item in dataclasses.fields(options)
-        if item.name not in ("command", *read) and getattr(options, item.name) != item.default
-    ]
-    if ignored:
+    known = {f"--{name.replace('_', '-')}" for name in ("command", *read)}
+    if ignored := [flag for flag in set_flags(options) if flag not in known]:
         verb = type(options.command).__name__.lower()
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
-        raise SpecError(f"{', '.join(ignored)}: {verb} tells of {whole}; leave out what it would ignore.")
+        raise SpecError(
+            f"{', '.join(ignored)}: {verb} reads {whole}; leave out these flags, which it ignores."
+        )

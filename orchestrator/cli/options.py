@@ -11,7 +11,7 @@ from trainers.train.stopping import GRACE_S
 
 
 def flag(metavar: str, default: str = "") -> Any:
-    """Describe a flag whose value is None or empty unless it is given; `default` says what that means."""
+    """Describe a flag that is None or empty unless it is given; `default` says what that means."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
 
 
@@ -40,7 +40,7 @@ class Status:
     watch: bool = False
     """Print again whenever something changes, until the sweep ends."""
     paths: bool = False
-    """Print also where the weights of each trial are."""
+    """Print also the place of each trial's weights."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Gc:
     drop: Annotated[tuple[str, ...], flag("SWEEP")] = ()
     """Sweeps that are no longer needed: list also what only they need."""
     drop_earlier: bool = False
-    """List also what sweeps needed only before they were declared anew with --replace."""
+    """List also what sweeps needed only before --replace."""
     delete: bool = False
     """Delete what is listed."""
 
@@ -149,7 +149,7 @@ class Options(ReadingOptions, CommonOptions):
     reasoning: Annotated[Reasoning | None, flag("score|keep|drop", "score")] = None
     """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
     keep_epochs: Annotated[tuple[str, ...], flag("N|every", OF_PROFILE)] = ()
-    """Keep and evaluate the weights after these epochs, too, not after the last alone."""
+    """Keep and evaluate the weights also after these epochs, not only after the last."""
     axis: Annotated[tuple[str, ...], flag("[MODEL.|REWARD.]NAME=V1,V2")] = ()
     """Vary any field of a trial, as in lr=1e-6,1e-5 beta=0.01,0.1: every value with every other one."""
     zip: Annotated[tuple[str, ...], flag("NAME=V1,V2")] = ()
@@ -185,13 +185,13 @@ class Options(ReadingOptions, CommonOptions):
     label_smoothing: Annotated[float | None, flag("X", "0")] = None
     """Probability that a label is wrong."""
     margin: Annotated[float | None, flag("X", "0")] = None
-    """Times a pair's own margin, how much more than 0 its reward margin must be."""
+    """The reward margin of a pair must exceed this number times the pair's own margin."""
     centring: Annotated[float | None, flag("X", "0")] = None
-    """Times the squared sum of a pair's rewards, what is added to the loss, so that rewards centre on 0."""
+    """Add this number times the squared sum of a pair's rewards to the loss, which centres rewards on 0."""
     consistency: Annotated[float | None, flag("X", "0")] = None
-    """Times the squared differences to the rewards of a pair's rewritings, what is added to the loss."""
+    """Add this number times the squared differences to the rewards of a pair's rewritings to the loss."""
     lora_rank: Annotated[int | None, flag("N", "0, no adapter")] = None
-    """Train a low-rank adapter in the place of the backbone."""
+    """Train a low-rank adapter instead of the backbone."""
     lora_alpha: Annotated[float | None, flag("X", "16")] = None
     """Scale of the adapter, times its rank."""
     lora_targets: Annotated[tuple[str, ...], flag("LAYER", "all linear layers")] = ()
@@ -209,7 +209,7 @@ class Options(ReadingOptions, CommonOptions):
     extend: bool = False
     """Add this grid to the trials that the sweep of this name already has."""
     replace: bool = False
-    """Let the sweep of this name be this grid alone. Artifacts of its earlier trials stay in the storage."""
+    """Replace the sweep of this name by this grid. Artifacts of its earlier trials stay in the storage."""
     checkpoint_steps: Annotated[int | None, flag("N", "one checkpoint every ten minutes")] = None
     """Optimiser steps between checkpoints."""
     grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
@@ -217,8 +217,8 @@ class Options(ReadingOptions, CommonOptions):
     allow_pickle: bool = False
     """Read pickled weights of models without safetensors. Danger: a pickle can run any code of its author."""
     trust_remote_code: bool = False
-    """Run the Python files of a model's folder or hub repository. Danger: that is any code of its author, with your rights."""
+    """Run the Python files of a model's folder or hub repository. Danger: they can do anything that you can."""
     allow_overlap: bool = False
-    """Allow evaluation on the very rows that are trained on."""
+    """Allow evaluation on the rows of a training set."""
     keep_weights: Literal["all", "best", "none"] = "all"
     """Trained weights to keep after evaluation. best: one seed for each model, training set and reward type."""

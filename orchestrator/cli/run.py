@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
-from orchestrator.cli.design import Growth, design_lines, grows
+from orchestrator.cli.design import Growth, design_lines, grows, shown_hours
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
@@ -40,7 +40,7 @@ from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepEr
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
-# What a narrow terminal does not show of a plan; --json has it.
+# A narrow terminal does not show this column of a plan; --json has it.
 SPARE = "tokens a forward"
 WRAPPED = ("model · reward", "trained on", "memory saved by", "to do")
 
@@ -57,9 +57,9 @@ class Ready:
 
 
 def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
-    """Declare the sweep and find what is missing of it; `again`: what has failed of the trials that it was declared to have.
+    """Declare the sweep and find its missing trials, or with `again` the failed ones among its declared trials.
 
-    A grid that --only or --max-trials narrows leaves the declaration as it was. Raises the errors that the user can mend.
+    A grid that --only or --max-trials narrows removes nothing from the declaration. Raises SweepError.
     """
     options, store = session.options, session.store
     if options.extend and options.replace:
@@ -82,6 +82,13 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
         todo = [item for item in missing if item.key in declared and item.key in causes]
         names = ", ".join(item.spec.name for item in todo)
         session.say(f"running again: {names}" if todo else "no trial of these has failed")
+        here = {item.key for item in resolved.plans}
+        failed = {key for key, note in notes.items() if note.cause} - here
+        others = [trial.name for trial in declaration.trials if trial.key in failed]
+        if others and not _narrowed(session):
+            session.say(
+                f"failed, but not in this grid: {', '.join(others)}; give `retry` the flags of their run"
+            )
     else:
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
@@ -95,9 +102,9 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
 
 
 def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
-    """Return the sweep with its stages, and the nodes to run it on. Raises the errors that the user can mend.
+    """Return the sweep with its stages, and the nodes to run it on. Raises SweepError.
 
-    Damaged scores count as missing from here on. No cluster is joined where nothing is left to run: there are no nodes then.
+    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
     """
     sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
@@ -109,8 +116,8 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     resolved = _resolve(session, sweep, fetch=True)
     _set_aside_scores(session, resolved.plans)
     missing = (stage for plan in resolved.plans for stage in plan.missing(session.store))
-    digests = sorted({stage.split.digest for stage in missing if isinstance(stage, PrepareStage)})
-    read = [("dataset", digest, "pairs.jsonl") for digest in digests]
+    splits = {stage.split for stage in missing if isinstance(stage, PrepareStage)}
+    read = sorted((split.kind, split.digest, "pairs.jsonl") for split in splits)
     if damaged := gc.set_aside(session.store, read):
         session.warn(*(f"damaged: {error}; it is made again" for error in damaged))
         resolved = _resolve(session, sweep, fetch=True)
@@ -118,7 +125,7 @@ def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node
     plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
     resolved = dataclasses.replace(resolved, plans=tuple(plans))
     for item in resolved.plans:
-        # What fits nowhere is said before anything starts.
+        # A trial that fits nowhere is refused before anything starts.
         _place(item, sweep, nodes)
     return resolved, nodes
 
@@ -133,9 +140,9 @@ def may_join(session: Session) -> bool:
 
 
 def capacity(session: Session) -> tuple[Node, ...]:
-    """Return the nodes that the command may count on, and join nothing.
+    """Return the nodes for the command, without joining a cluster.
 
-    They are those of --cluster, else of the running cluster with those it may still add, else this machine.
+    These are the nodes of --cluster, else those of the running cluster and those it may still add, else this machine.
     """
     options = session.options
     given = read_cluster(options.cluster) if options.cluster else ()
@@ -160,7 +167,7 @@ def capacity(session: Session) -> tuple[Node, ...]:
 
 
 def joined(session: Session) -> tuple[Node, ...]:
-    """Join the running cluster and return its nodes, those it may still add included; () where none is up.
+    """Join the running cluster and return its nodes, with those it may still add; () if none runs.
 
     Raises StorageError.
     """
@@ -180,26 +187,25 @@ def joined(session: Session) -> tuple[Node, ...]:
 
 
 def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
-    """Return the sweep with its stages if a cluster is up and all of them are complete, so that none has to be joined."""
+    """Return the sweep with its stages if a cluster runs and all stages are complete, so that it need not be joined."""
     if not may_join(session) or session.sweep_name not in declared_sweeps(session.store):
         return None
     try:
         resolved = _resolve(session, sweep, fetch=False)
     except SweepError:
-        # The caller resolves it again, and there the error is the user's to see.
+        # The caller resolves it again and raises the error.
         return None
     _set_aside_scores(session, resolved.plans)
     return None if missing_trials(resolved.plans, session.store) else resolved
 
 
 def carry_out(session: Session, work: Ready) -> Written:
-    """Run what is to do, and bring the report and MLflow up to date."""
+    """Run the trials, and bring the report and MLflow up to date."""
     if work.todo:
         fetch_models_here(session, work.todo)
         placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
         done = len(work.resolved.plans) - len(work.missing)
-        retries = work.resolved.sweep.retries
-        return run_missing(session, work.declaration, work.todo, placements, done, retries)
+        return run_missing(session, work.declaration, work.todo, placements, done)
     gc.clear_up(session.store, session.sweep_name)
     written = write_full_report(work.declaration, session.store, functools.partial(late_bar, session.console))
     catch_up(session, work.declaration, written)
@@ -207,16 +213,12 @@ def carry_out(session: Session, work: Ready) -> Written:
 
 
 def rounds(session: Session, build: Build) -> Iterator[Build]:
-    """Yield the grid; under --until or --budget what it grows to, each time from what is complete by then. Raises SweepError."""
+    """Yield the grid or, with --until or --budget, the grids to which it grows. Raises SweepError."""
     if not grows(session):
         yield build
         return
     for sweep in _growth(session, _sweep(session, build), fetch=True).rounds(session.say):
-
-        def grown(selection: Selection, sweep: Sweep = sweep) -> Sweep:
-            return sweep
-
-        yield grown
+        yield functools.partial(lambda sweep, _: sweep, sweep)
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
@@ -227,18 +229,19 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
         until=session.options.until,
         budget=session.options.budget,
+        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
     )
 
 
 def run(session: Session, build: Build, *, again: bool = False) -> int:
-    """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
+    """Run missing trials, or with `again` failed ones; then write the report, run analyses, and evict weights."""
     grids = rounds(session, build)
     work = ready(session, next(grids), again=again)
-    # Each failure is said when it comes.
+    # Failures of these trials are printed when they happen.
     told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
-        for grid in grids:
+        for grid in () if again else grids:
             work = ready(session, grid)
             told += [item.key for item in work.todo]
             written = carry_out(session, work)
@@ -249,11 +252,11 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
             show_report(session, work.declaration, written, complete=written.complete)
         evict_weights(session, _asked(session, work, written.results))
     except SweepError as error:
-        # The user's mistakes were refused before; what fails from here on is none.
+        # The user's mistakes were refused before, so this is a defect or the storage.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
-        # Where there is no room for a report, the holes are told all the same.
+        # Even without room for a report, the missing trials are printed.
         results = _asked(session, work, trial_states(work.declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
     return say_holes(session, _asked(session, work, written.results), told=told)
@@ -270,7 +273,7 @@ def _narrowed(session: Session) -> bool:
 
 
 def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
-    """Return the results that the command is about: a narrowed run answers for its own trials only."""
+    """Return the results of the command's trials: a narrowed run leaves out the others."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
     mine = {item.key for item in work.resolved.plans}
@@ -338,7 +341,7 @@ def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
 
 
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
-    """Print a row for each model and reward type, then what the sweep comes to. What all rows share stands below them."""
+    """Print a row for each model and reward type, then the values that all rows share, then the totals."""
     rows = [_outlook_row(group, found.unit) for group in found.cells]
     told = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)] if rows else []
     shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
@@ -357,7 +360,7 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
 
 
 def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> Table:
-    """Return the table with columns that break no word; of what is left of `width` the first ones take what they need."""
+    """Return the table with columns that break no word; the first columns take the space that is left of `width`."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     least: dict[str, int] = {}
     for name in columns:
@@ -376,9 +379,9 @@ def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width
 
 
 def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
-    """Return one row of the table by column. A `~` marks an estimated time, a `?` what is not known."""
+    """Return one row of the table by column. A `~` marks an estimated time, a `?` an unknown value."""
     placed = group.placement
-    # Its own stages; those that it shares with others stand in the line below the table.
+    # Only its own stages; the line below the table counts the shared ones.
     own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
     row = {
         "model · reward": f"{group.model} · {group.reward}",
@@ -406,7 +409,7 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
             "peak GB": peak,
             "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
             "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            f"{unit} hours": "?" if group.device_hours is None else _hours(group.device_hours),
+            f"{unit} hours": "?" if group.device_hours is None else shown_hours(group.device_hours),
         }
     return row
 
@@ -418,8 +421,8 @@ def _totals(found: Outlook) -> list[str]:
     at = f"{found.devices} {found.unit}{'s' if found.devices > 1 else ''}"
     lines = [
         f"stages, shared ones once: {counts}",
-        f"{_hours(found.device_hours)} {found.unit}-hours on {at}: about {_hours(found.makespan_h)} h from start to end, "
-        f"never under {_hours(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
+        f"{shown_hours(found.device_hours)} {found.unit}-hours on {at}: about {shown_hours(found.makespan_h)} h from start to end, "
+        f"never under {shown_hours(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
     ]
     if found.price is not None and found.price_held is not None:
         lines.append(
@@ -441,6 +444,8 @@ def _totals(found: Outlook) -> list[str]:
         lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
+    if drawn := found.stages.get("sample", {}).get("missing"):
+        lines.append(f"the time to draw answers ({drawn} sample to do) is in no total")
     if found.not_fetched:
         lines.append(f"not fetched: {', '.join(found.not_fetched)}")
     return lines
@@ -455,12 +460,8 @@ def _count(parameters: int | None) -> str:
     return str(parameters)
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
-
-
 def _sweep(session: Session, build: Build) -> Sweep:
-    """Return the sweep that the flags ask for. The cluster is looked at only for --profile auto."""
+    """Return the sweep that the flags select; only --profile auto looks at the cluster."""
     nodes = capacity(session) if session.options.profile == "auto" else ()
     profile, why = profile_for(session.options, nodes, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
@@ -490,7 +491,7 @@ def _headline(trials: int, complete: int, todo: Sequence[TrialPlan], session: Se
 
 
 def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
-    """Return how many trainings run a second time, and how long they took; "" where none does."""
+    """Say how many trainings run a second time, and how long they took; "" if none does."""
     took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
     if not took_s:
         return ""
@@ -519,12 +520,12 @@ def _ranked(result: TrialResult) -> gc.Ranked:
 
 
 def audit_errors(declaration: Declaration, store: Store) -> list[str]:
-    """Return the errors that the audit finds in the data, before anything is spent on them."""
+    """Return the errors that the audit finds in the data, before any training."""
     return [item.said for item in audit_sweep(declaration, store).findings if item.severity == "error"]
 
 
 def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
-    """Name the damaged manifests and the scores of other weights, whose stages count as missing."""
+    """Name damaged manifests and scores of earlier weights, whose stages count as missing."""
     found = {(stage.kind, stage.key) for item in missing for stage in item.missing(session.store)}
     for kind, key in sorted(found | {(WEIGHTS, key) for kind, key in found if kind == "train"}):
         try:
@@ -539,6 +540,6 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
 
 
 def _set_aside_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
-    """Make damaged scores count as missing; but for this the report would be the first to read them."""
+    """Set damaged scores aside, so that they count as missing before the report reads them."""
     scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.scored]
     session.warn(*(f"damaged: {error}; it is made again" for error in gc.set_aside(session.store, scores)))

@@ -1,4 +1,4 @@
-"""Runs the missing trials of a sweep on a backend, while the terminal, state.json and MLflow follow their events."""
+"""Runs the missing trials of a sweep on a backend, and passes their events to the terminal, state.json and MLflow."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,6 @@ from orchestrator.run.trial import Execution
 from orchestrator.run.workers import set_ray_environment
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.stages import TrialPlan
-from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import clear_up, remove_finished_checkpoints
 from orchestrator.store.leases import heartbeat
@@ -55,9 +54,9 @@ logger = logging.getLogger(__name__)
 
 
 class StateWriter:
-    """Keeps notes of trials from their events, and writes them: at most once a second, failures at once, and at `close`.
+    """Notes what happens to trials in state.json: failures at once, other events once a second.
 
-    The notes of trials outside `todo` stay as earlier commands wrote them.
+    Trials outside `todo` keep the notes of earlier commands.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class StateWriter:
         self._driver, self._command = driver, tuple(command)
         earlier = read_state(sweep, store).trials
         before = {key: earlier.get(key, TrialNote()) for key in todo}
-        # Why a trial failed before holds until it is complete.
+        # A trial keeps the cause of its last failure until it is complete.
         begun = {key: TrialNote(cause=note.cause, message=note.message) for key, note in before.items()}
         self.notes = {**earlier, **begun}
         self._paces: dict[str, Pace] = {}
@@ -101,12 +100,12 @@ class StateWriter:
                 note.state, note.cause, note.message = "failed", event.cause, event.message
         if isinstance(event, Completed | Failed | Stopped):
             note.pairs_per_s = None
-        # Of a failure that is not noted a later command knows nothing.
+        # Later commands learn of a failure only from this note.
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
     def close(self) -> None:
-        """Note what still ran as stopped, and write all."""
+        """Write the notes, with running trials as stopped."""
         for note in self.notes.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
@@ -118,7 +117,7 @@ class StateWriter:
         try:
             write_state(self._sweep, self._store, state)
         except (OSError, StorageError) as error:
-            # A full disk must not end the sweep for the sake of its note.
+            # A full disk must not end the sweep.
             logger.warning("the state of %s cannot be noted: %s", self._sweep, error)
 
 
@@ -128,7 +127,6 @@ def run_missing(
     todo: Sequence[TrialPlan],
     placements: Mapping[str, Placement],
     complete: int,
-    retries: RetryPolicy,
 ) -> Written:
     """Run the trials, write the report and return it; `complete` trials were done before.
 
@@ -144,12 +142,8 @@ def run_missing(
         heartbeat(store.root) as leases,
     ):
         clear_up(store, sweep, leases)
-        execution = Execution(
-            store=store,
-            leases=leases,
-            retries=retries,
-            checkpoint_steps=session.options.checkpoint_steps,
-        )
+        steps = session.options.checkpoint_steps
+        execution = Execution(store=store, leases=leases, checkpoint_steps=steps)
         tracker = Tracker(session.tracking_uri, store, declaration)
         names = {item.key: item.spec.name for item in todo}
         state = StateWriter(sweep, store, leases.driver, session.command, list(names))
@@ -162,11 +156,11 @@ def run_missing(
                     run_inline(todo, placements, on_event, execution=execution, stop=stop)
                 else:
                     _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
-            # Of a process that was killed the driver may have gone on without it.
+            # The driver may have gone on without a process that was killed.
             remove_finished_checkpoints(store)
             written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         except BaseException:
-            # What it cannot take in that time, the next command logs.
+            # The next command logs what MLflow does not take in that time.
             tracker.close(timeout_s=STOPPING_S)
             raise
         trouble = tracker.close(written, complete=written.complete)
@@ -175,7 +169,7 @@ def run_missing(
 
 
 def catch_up(session: Session, declaration: Declaration, written: Written) -> None:
-    """Complete the MLflow view where it lacks anything; MLflow is not imported where it does not."""
+    """Complete the MLflow view if it lacks anything; otherwise do not import MLflow."""
     from orchestrator.tracking.mlflow import is_shown
 
     if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
@@ -183,7 +177,7 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
 
 
 def show_report(session: Session, declaration: Declaration, written: Written, *, complete: bool) -> None:
-    """Log the report as it is now, and whatever else the MLflow view lacks."""
+    """Log the report and whatever else the MLflow view lacks."""
     from orchestrator.tracking.mlflow import Tracker
 
     with quiet(session.driver_log, session.console.width):
@@ -210,7 +204,7 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
         state.on_event(event)
         progress.on_event(event)
         if isinstance(event, Failed) and event.detail:
-            # A full disk may be what the trial failed of; it must not end the others.
+            # A full disk, which may be why the trial failed, must not end the others.
             with contextlib.suppress(OSError, StorageError):
                 replace(session.driver_log.with_name(f"{event.trial}.log"), event.detail)
         if not tracker.shows(event.trial):
@@ -235,7 +229,7 @@ def _run_on_ray(
     on_event: Post,
     stop: StopRequest,
 ) -> None:
-    """Run the trials on the cluster that is joined, else on a Ray that is started here; end what was started."""
+    """Run the trials on the joined cluster, else on a Ray that is started and ended here."""
     set_ray_environment()
     import ray
 

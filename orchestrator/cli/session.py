@@ -1,4 +1,4 @@
-"""The session of a command: its options, storage and terminal; exit codes; flags and profile → what a grid is made of."""
+"""The session of a command: its options, storage and terminal; its exit codes; and the grid that its flags select."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ PIPE_WIDTH = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What one command works on."""
+    """The options, storage, tracking server and terminal of one command."""
 
     options: Options
     sweep_name: str
@@ -51,11 +52,11 @@ class Session:
 
     @property
     def driver_log(self) -> Path:
-        """The log of all that libraries print; logs of failed trials stand beside it."""
+        """The log of what libraries print; logs of failed trials are beside it."""
         return self.store.local_sweep_dir(self.sweep_name) / "logs" / "driver.log"
 
     def declaration(self) -> Declaration:
-        """Return what the sweep was declared to be. Raises SpecError where nothing was, or analyses without a trial."""
+        """Return the sweep's declaration. Raises SpecError where there is none, or one without trials."""
         found = read_declaration(self.sweep_name, self.store)
         if not found.trials:
             raise SpecError(
@@ -72,8 +73,14 @@ class Session:
         say(self.console, *lines, style="yellow")
 
     def say_left_out(self, lines: Sequence[str]) -> None:
-        """Warn of the bad rows that were left out; under --json nobody is told."""
+        """Warn of the bad rows that were left out, except with --json."""
         self.warn(*(() if self.options.json else lines))
+
+
+def set_flags(options: Any) -> list[str]:
+    """Return the flags of a dataclass that are not at their defaults."""
+    given = (item.name for item in fields(options) if getattr(options, item.name) != item.default)
+    return [f"--{name.replace('_', '-')}" for name in given]
 
 
 def dump_json(value: object) -> None:
@@ -85,7 +92,7 @@ def open_session(
 ) -> Session:
     """Open the storage and the tracking server that the options name. Raises StorageError, SpecError.
 
-    `command` are the words of the command line where it is not this process's.
+    `command` is the command line, if it is not this process's.
     """
     from orchestrator.tracking.database import default_uri
 
@@ -98,15 +105,17 @@ def open_session(
         deletes = isinstance(options.command, Gc) and options.command.delete
         require_access(store.root, write=writes or deletes)
     if not isinstance(options, Options):
-        # An analysis reads none of a grid's flags.
+        # An analysis has none of a grid's flags.
         options = Options(**{item.name: getattr(options, item.name) for item in fields(CommonOptions)})
+    # A file, a pipe or a notebook gets wide lines.
+    console, wide = console_on(sys.stdout), console_on(sys.stdout, PIPE_WIDTH)
     return Session(
         options=options,
         sweep_name=name if options.name is None else given_name("--name", options.name),
         store=store,
         tracking_uri=take_credentials(uri),
         folder=folder,
-        console=_console(),
+        console=console if console.is_terminal or "COLUMNS" in os.environ else wide,
         command=tuple(map(redacted, sys.argv if command is None else command)),
     )
 
@@ -117,7 +126,7 @@ def by_rmsweep() -> bool:
 
 
 def shell_words(script: str) -> list[str]:
-    """Return the words that call an experiment's file in a shell, in the manner in which this process was called."""
+    """Return the words that run an experiment's file in a shell, as this process was run."""
     if not by_rmsweep():
         return [os.path.relpath(sys.executable), script]
     typed = sys.orig_argv[1]
@@ -134,7 +143,7 @@ def storage_root(given: str | None) -> Location:
         raise StorageError(f"--storage {scheme}://… is not known; give a folder or s3://BUCKET/PREFIX.")
     try:
         path = Path(storage).expanduser()
-        # Asking finds names that are too long or hold a NUL byte.
+        # This fails for names that are too long or hold a NUL byte.
         path.lstat()
     except FileNotFoundError:
         return path
@@ -145,16 +154,10 @@ def storage_root(given: str | None) -> Location:
     return path
 
 
-def _console() -> Console:
-    """Return the terminal; a file, a pipe or a notebook gets wide lines unless COLUMNS is set."""
-    console = console_on(sys.stdout)
-    return console if console.is_terminal or "COLUMNS" in os.environ else console_on(sys.stdout, PIPE_WIDTH)
-
-
 def profile_for(
     options: Options, capacity: Sequence[Node], profiles: Profiles = catalog.PROFILES
 ) -> tuple[Profile, str]:
-    """Return the profile, and a sentence that says why where --profile is auto."""
+    """Return the profile and, with --profile auto, why it was chosen."""
     if options.profile != "auto":
         return profiles[options.profile], ""
     if placement.fits_gpus(profiles["paper"].models, capacity):
@@ -164,7 +167,7 @@ def profile_for(
 
 
 def select(options: Options, profile: Profile, name: str) -> Selection:
-    """Return the profile's choices with those of the flags in their place. Raises SpecError."""
+    """Return the profile's choices, overridden by the flags. Raises SpecError."""
     rows = axes.read_rows(options.trials)
     words = options.train_sets or axes.column(rows, "train-set")
     train_sets = tuple(selection.parse_dataset(text, "--train-sets") for text in words)
@@ -178,10 +181,8 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
     models = tuple(selection.parse_model(text) for text in words) or profile.models
     trust = Trust(allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code)
     template = given_template(options.template)
-    counts = (
-        "max_trials checkpoint_steps max_train_pairs max_eval_pairs max_prompt_tokens max_response_tokens"
-    )
-    for name_of in counts.split():
+    lengths = ("max_prompt_tokens", "max_response_tokens")
+    for name_of in ("max_trials", "checkpoint_steps", "max_train_pairs", "max_eval_pairs", *lengths):
         if (value := getattr(options, name_of)) is not None and value < 1:
             raise SpecError(f"--{name_of.replace('_', '-')} {value}: give at least 1.")
     if not 0 <= options.grace_s < math.inf:

@@ -1,7 +1,4 @@
-"""What commands print: lines, tables that fit the terminal, bars, and the live progress of trials.
-
-While trials run, what libraries print goes into a log.
-"""
+"""Prints lines, tables that fit the terminal, bars and the live progress of trials; libraries print into a log."""
 
 import contextlib
 import io
@@ -38,16 +35,8 @@ BAR_AFTER_S = 2.0
 _UNBOUNDED = 10_000
 
 
-_BAR = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeRemainingColumn(),
-)
-
-
 def say(console: Console, *lines: str, style: str | None = None) -> None:
-    """Print each line as it is: nothing in it is markup, and only the terminal wraps it."""
+    """Print each line as it is: without markup, wrapped only by the terminal."""
     for line in lines:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
@@ -58,7 +47,7 @@ def fits(table: Table, console: Console) -> bool:
 
 
 def fitting(table: Table, console: Console) -> RenderableType:
-    """Return the table; where it would break words, its rows as paragraphs, each value after its column's name."""
+    """Return the table; if it would break words, return its rows as paragraphs that name every value."""
     if fits(table, console):
         return table
     first, *others = ([_cell_text(cell) for cell in column.cells] for column in table.columns)
@@ -76,12 +65,12 @@ def _cell_text(cell: object) -> str:
 
 
 def _is_cell(file: IO[str]) -> bool:
-    """Whether what is written goes to the output of a notebook's cell, which calls itself a terminal."""
+    """Whether the file is the output of a notebook's cell, which calls itself a terminal."""
     return type(file).__module__ == "ipykernel.iostream"
 
 
 def console_on(file: IO[str], width: int | None = None) -> Console:
-    """Return a console that writes to `file`; in a notebook it is none of rich's kinds but plain text."""
+    """Return a console that writes to `file`; in a notebook, it writes plain text."""
     return Console(
         file=file, width=width, force_jupyter=False, force_terminal=False if _is_cell(file) else None
     )
@@ -134,7 +123,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
 def late_bar(
     console: Console | None, label: str, after_s: float = BAR_AFTER_S
 ) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that draws a bar, on a terminal and once `after_s` have passed."""
+    """Yield a function of (done, total) that draws a bar, on a terminal and after `after_s`."""
     began = time.monotonic()
     bar: progress.Progress | None = None
 
@@ -143,7 +132,8 @@ def late_bar(
         if bar is None:
             if console is None or not console.is_terminal or time.monotonic() - began < after_s:
                 return
-            bar = progress.Progress(*_BAR, console=console, transient=True)
+            columns = (*progress.Progress.get_default_columns()[:2], progress.MofNCompleteColumn())
+            bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=console, transient=True)
             bar.add_task(label)
             bar.start()
         bar.update(bar.task_ids[0], completed=done, total=total)
@@ -156,10 +146,10 @@ def late_bar(
 
 
 class Progress:
-    """Shows how far trials are, while it is open: a live table on a terminal and in a notebook, lines elsewhere.
+    """Shows the progress of trials while it is open: a live table on a terminal and in a notebook, lines elsewhere.
 
-    `names` are those of the trials by key, `notes` what is known of each, which somebody else keeps up to date; `complete`
-    trials were done before. Until one runs, `starting` says what the sweep waits for.
+    `names` are the trials by key; the caller keeps their `notes` up to date. `complete` trials were done before. `starting`
+    is shown until one runs.
     """
 
     def __init__(
@@ -206,7 +196,7 @@ class Progress:
         self._update_cell()
 
     def on_event(self, event: Event) -> None:
-        """Print what a person has to see of an event: above the table, where there is one."""
+        """Print notices, retries and failures, above the table if there is one; without a table, also progress."""
         name = self._names.get(event.trial)
         due = time.monotonic() - self._shown_at > (CELL_EVERY_S if self._cell else PLAIN_EVERY_S)
         match event:
@@ -235,7 +225,7 @@ class Progress:
                 say(self._console, _aligned(self._short[event.trial], cells, self._short))
 
     def counts(self) -> dict[str, int]:
-        """Count the trials in each state, those that were complete before included; one that waits for devices waits."""
+        """Count the trials in each state, earlier complete ones included; a trial without devices is waiting."""
         states = [
             "waiting" if note.state == "running" and not _runs(note) else note.state
             for note in self._notes.values()
@@ -245,7 +235,7 @@ class Progress:
         return counts
 
     def _table(self) -> RenderableType:
-        """Draw the trials that run. It keeps its height and the widths of its columns, so that nothing jumps."""
+        """Draw the trials that run, in a table of constant height and width."""
         active = [key for key, note in self._notes.items() if _runs(note)]
         self._rows = max(self._rows, min(len(active), SHOWN))
         counts = {state: count for state, count in self.counts().items() if count}
@@ -285,13 +275,13 @@ def _aligned(name: str, cells: Sequence[str], names: Mapping[str, str]) -> str:
 
 
 def said_left(notes: Mapping[str, TrialNote], names: Mapping[str, str]) -> str:
-    """Say how much training is left, once that can be told: trials that differ in their seed alone take alike long."""
+    """Say how much training is left, once that is known: trials that differ only in their seed take equally long."""
     left_s = time_left_s(notes, {key: name.rpartition(" · ")[0] for key, name in names.items()})
     return "" if left_s is None else f", about {duration(left_s)} of training left"
 
 
 def progress_cells(note: TrialNote) -> tuple[str, str, str, str]:
-    """Return stage, step, loss and pairs/s of a trial that runs, for a table."""
+    """Return stage, step, loss and pairs/s of a running trial, for a table."""
     step = f"{note.step}/{note.total}" if note.total else ""
     loss = "" if note.loss is None else f"{note.loss:.4f}"
     rate = "" if note.pairs_per_s is None else f"{note.pairs_per_s:.1f}"

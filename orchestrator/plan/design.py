@@ -1,9 +1,9 @@
-"""How many models, seeds and test pairs a difference takes: what a design tells apart, and what to add to it next.
+"""How many models, seeds and test pairs it takes to detect a difference of two reward types, and what to add to a sweep next.
 
-The variance of a difference of two reward types is put together from where it comes from, with the formula of
-`report.statistics.crossed` read the other way round: for trainings and pairs that are still to come. `decide` looks at widths and costs,
-never at a difference, so that nothing stops on a favourable sign; `play` asks it until it stops, in a run of artifacts, in a
-plan of predictions, in a test of simulated sweeps. Pure functions: asked again, they answer the same.
+The variance of a difference is the sum of the parts that models, seeds and test pairs contribute: `report.statistics.crossed`
+estimates it from trainings, `spread` predicts it for another number of them. `decide` reads widths and costs, never the
+difference itself, so no sweep stops on a favourable sign. `play` repeats it until it stops: on artifacts in a run, on
+predictions in a plan, on simulated sweeps in the tests. All functions are pure.
 """
 
 import math
@@ -11,20 +11,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 LEVEL, POWER = 0.95, 0.80
-# Further seeds than this say more about a model than anybody asks.
+# A model gets no more seeds than this.
 MOST_SEEDS = 30
-# A step that narrows an interval by less than this share is not worth its price.
+# A step must narrow an interval by at least this share.
 LEAST_GAIN = 1e-3
 
-# A training set and a model: what gets another seed at a time, with all its reward types.
+# A training set and a model. A seed is added to a cell with all its reward types.
 Cell = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """Variances of one model's, one training's, and the mean of `at` pairs' part in a difference of accuracies.
+    """Variances of a difference of accuracies: between models, between seeds, and of the mean over `at` pairs.
 
-    `pairs` is what all trainings share; `pairs_models` and `pairs_seeds` are what pairs add differently for each model and training.
+    `pairs` is the part of the pairs' variance that all trainings share, `pairs_models` that which differs by model,
+    `pairs_seeds` that which differs by training.
     """
 
     models: float
@@ -35,8 +36,8 @@ class Components:
     at: float
 
 
-# ASSUMED before anything ran, of a difference near 0.1 of models that are alike: standard deviations of 0.05 over models and 0.03 over seeds;
-# the two types rank one pair in four differently, half of which is the pair's own and a quarter each is the model's and the training's.
+# ASSUMED until trainings are complete: standard deviations of 0.05 over models and 0.03 over seeds; the two types rank one
+# pair in four differently, one half of which is due to the pair, one quarter to the model, one quarter to the training.
 PRIOR = Components(
     models=0.05**2, seeds=0.03**2, pairs=0.125, pairs_models=0.0625, pairs_seeds=0.0625, at=1.0
 )
@@ -44,7 +45,7 @@ PRIOR = Components(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
-    """Seeds by model, and pairs of a set; `over_models`: the interval is over models too, not of these models alone."""
+    """Seeds of each model, and pairs of a set. `over_models`: the interval also covers other models."""
 
     seeds: Mapping[str, float]
     pairs: float
@@ -61,7 +62,10 @@ class Design:
 
 
 def spread(parts: Components, design: Design) -> tuple[float, float]:
-    """Return the variance of the mean difference, and Satterthwaite's degrees of freedom; infinite where one training cannot tell."""
+    """Return the variance of the mean difference, and Satterthwaite's degrees of freedom.
+
+    The variance is infinite if the design has no replicate, that is no second seed (over models: no second model).
+    """
     models, share = len(design.seeds), parts.at / design.pairs
     each = sum(1 / seeds for seeds in design.seeds.values()) / models**2
     both = share * parts.pairs_seeds * each
@@ -80,16 +84,15 @@ def spread(parts: Components, design: Design) -> tuple[float, float]:
 
 
 def half_width(parts: Components, design: Design) -> float:
-    """Return half of the 95 % interval that the design is expected to give."""
+    """Return the expected half-width of the design's 95 % interval."""
     from scipy.special import stdtrit
 
     variance, degrees = spread(parts, design)
-    # Student's t of degrees that an infinite variance has is finite.
     return float(stdtrit(degrees, (1 + LEVEL) / 2)) * math.sqrt(variance)
 
 
 def detectable(wide: float, parts: Components, design: Design) -> float:
-    """Return the difference whose interval, `wide` to each side, excludes 0 in 80 % of such sweeps."""
+    """Return the difference that is detected with 80 % power if the half-width is `wide`."""
     from scipy.special import stdtrit
 
     most, power = (
@@ -100,7 +103,7 @@ def detectable(wide: float, parts: Components, design: Design) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """How far a sweep has grown: how many seeds each cell has, and the pairs that are drawn of a set; None is all of them."""
+    """How far a sweep has grown: the seeds of each cell, and the pairs drawn from each set (None: all)."""
 
     seeds: Mapping[Cell, int]
     pairs: int | None = None
@@ -108,9 +111,9 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A difference that is asked for: half of its interval as it is now, and what that would become.
+    """A difference to estimate, the half-width of its interval now, and what predicts it.
 
-    `seeds` are those of each model that count; `rows` are all the pairs of each of its sets.
+    `seeds` counts the seeds of each model that have learned; `rows` are the sizes of the category's evaluation sets.
     """
 
     train_set: str
@@ -126,17 +129,17 @@ class Question:
         return f"trained on {self.train_set}, {self.category}"
 
     def predicted(self, now: State, then: State) -> float:
-        """Return half of the interval in another state, by how the design's interval changes."""
+        """Return the half-width in another state: the present one, scaled as the design's expected half-width."""
         here, there = self.design(now, now), self.design(now, then)
-        wide = half_width(self.parts, here)
-        if math.isinf(wide) or not wide or not math.isfinite(self.half_width):
-            # Where nothing varies the interval is that of pairs alone.
-            alone = self.half_width * math.sqrt(here.pairs / there.pairs)
-            return half_width(self.parts, there) if wide else alone
-        return self.half_width * half_width(self.parts, there) / wide
+        wide, wider = half_width(self.parts, here), half_width(self.parts, there)
+        if not wide:
+            # Nothing varies: the interval is the exact binomial one of the pairs.
+            return self.half_width * math.sqrt(here.pairs / there.pairs)
+        known = math.isfinite(wide) and math.isfinite(self.half_width)
+        return self.half_width * wider / wide if known else wider
 
     def design(self, now: State, then: State) -> Design:
-        """Return the design of a state: of the seeds that are added as many are taken to count as are added."""
+        """Return the design of a state; every added seed is expected to learn."""
         seeds = {
             model: count
             + then.seeds.get((self.train_set, model), 0)
@@ -147,28 +150,27 @@ class Question:
 
 
 def pairs_of(rows: Sequence[int], most: int | None) -> float:
-    """Return the pairs of a set of which `most` are drawn: the harmonic mean over sets, as variances add."""
+    """Return the harmonic mean over sets of their drawn pairs, at most `most` each: variances of means add up so."""
     return len(rows) / sum(1 / max(1, min(count, most or count)) for count in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Device hours of a state so far, and by cell of one more seed: of its trainings, and of scoring one pair of each set by them."""
+    """Device hours spent so far; and for one more seed of each cell, the hours to train it and to score one pair of each set."""
 
     spent: float
     train: Mapping[Cell, float]
     score: Mapping[Cell, float]
 
     def seed(self, cell: Cell, pairs: float) -> float:
-        """Return the hours of another seed of a cell."""
         return self.train[cell] + self.score[cell] * pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """When a sweep stops: at half an interval of `until`, or before it costs more than `budget_h` device hours.
+    """When a sweep stops: at a half-width of `until`, or before it costs more than `budget_h` device hours.
 
-    `declared` are the seeds that the grid has; those come before any other.
+    `declared` counts the seeds of the declared grid, which are run before any others.
     """
 
     until: float | None = None
@@ -178,31 +180,31 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What is known of a complete state."""
+    """Measurements of a complete state. `untold` names the differences that have no estimate since trials did not learn."""
 
     questions: Sequence[Question]
     costs: Costs
+    untold: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The state to bring about, and why; `hours` are what it adds. A rule that `stops` adds nothing."""
+    """The state to run next, why, and the hours that it adds. A decision that `stops` adds nothing."""
 
     state: State
     why: str
     stops: bool = False
     hours: float = 0.0
-    reached: bool = False
 
 
-# What is known of a state; None where it is not complete.
+# Measures a state; None if it is not complete.
 Measure = Callable[[State], Found | None]
 
 
 def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
-    """Return the state to begin with: the grid; under a budget one seed of each cell that fits, by its estimate.
+    """Return the first state: the grid; with a budget, one seed of each cell that fits by its estimated cost.
 
-    `rows` are the pairs of its largest set. A state without a seed says that nothing fits.
+    `rows` are the pairs of the largest set. If nothing fits, the state has no seeds.
     """
     if rule.budget_h is None:
         return State(seeds=dict(rule.declared), pairs=pairs)
@@ -214,9 +216,10 @@ def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
 
 
 def decide(state: State, found: Found, rule: Rule) -> Decision:
-    """Return what to add to a complete state: what narrows the widest interval most per hour, as much as at most doubles the cost.
+    """Return what to add to a complete state: the steps that narrow the widest interval most per hour.
 
-    The spread is measured again before more is added. Where a model has one seed, whose spread nobody knows, each gets a second one first.
+    One decision at most doubles the cost; then variances and costs are measured again. Models with one seed, which says
+    nothing about the spread over seeds, get a second one first.
     """
     questions, costs = found.questions, found.costs
     if not questions:
@@ -225,8 +228,10 @@ def decide(state: State, found: Found, rule: Rule) -> Decision:
     known = math.isfinite(widest.half_width)
     now = f"± {widest.half_width:.3f}" if known else "no interval over other trainings yet"
     now += f" ({widest.name})"
+    if found.untold:
+        now += f"; no estimate, see what did not learn: {', '.join(found.untold)}"
     if rule.until is not None and widest.half_width <= rule.until:
-        return Decision(state=state, why=f"reached: {now}", stops=True, reached=True)
+        return Decision(state=state, why=f"reached: {now}", stops=True)
     room = math.inf if rule.budget_h is None else rule.budget_h - costs.spent
     rows = max(max(item.rows) for item in questions)
     if rule.until is not None and min(state.seeds.values()) > 1:
@@ -256,15 +261,14 @@ def _wide(questions: Sequence[Question], now: State, then: State) -> float:
 def _step(
     questions: Sequence[Question], now: State, then: State, costs: Costs, rule: Rule, room: float, rows: int
 ) -> tuple[State, float] | None:
-    """Return the step that narrows the widest interval most per hour, and its hours; None where none fits or is worth it."""
+    """Return the step that narrows the widest interval most per hour, and its hours; None if none fits or helps."""
     widest = max(questions, key=lambda item: item.predicted(now, then))
     wide, drawn = widest.predicted(now, then), min(rows, then.pairs or rows)
-    # What a second training of a model would say nobody knows, and what was declared goes before what nobody asked for.
+    # Declared seeds come first, and a second seed of each model, whose gain cannot be predicted.
     short = [cell for cell, seeds in then.seeds.items() if seeds < max(2, rule.declared.get(cell, 0))]
-    if short:
-        short.sort(key=lambda cell: then.seeds[cell])
-        steps = [(_with_seed(then, cell), costs.seed(cell, drawn)) for cell in short]
-        return next((step for step in steps if step[1] <= room), None)
+    for cell in sorted(short, key=lambda cell: then.seeds[cell]):
+        if (hours := costs.seed(cell, drawn)) <= room:
+            return _with_seed(then, cell), hours
     cells = [cell for cell in then.seeds if cell[0] == widest.train_set and cell[1] in widest.seeds]
     steps = [
         (_with_seed(then, cell), costs.seed(cell, drawn)) for cell in cells if then.seeds[cell] < MOST_SEEDS
@@ -274,7 +278,7 @@ def _step(
         hours = more * sum(costs.score[cell] * seeds for cell, seeds in then.seeds.items())
         steps.append((replace(then, pairs=more), hours))
     worth = [
-        # Rounded, so that of equals the first is taken on any machine.
+        # Rounded, so that ties pick the first step on every machine.
         (float(f"{(wide - wider) / max(hours, 1e-12):.6g}"), after, hours)
         for after, hours in steps
         if hours <= room and (wider := widest.predicted(now, after)) < wide * (1 - LEAST_GAIN)
@@ -301,7 +305,7 @@ def _difference(now: State, then: State) -> str:
 
 
 def play(state: State, measure: Measure, rule: Rule) -> Iterator[Decision]:
-    """Yield the decisions from a first state on, until one stops, or wants what is not complete."""
+    """Yield the decisions from a first state on, until one stops or asks for a state that is not complete."""
     while (found := measure(state)) is not None:
         decision = decide(state, found, rule)
         yield decision
@@ -311,20 +315,20 @@ def play(state: State, measure: Measure, rule: Rule) -> Iterator[Decision]:
 
 
 def predicts(state: State, found: Found) -> Callable[[State], Found]:
-    """Return what the states that follow a state are expected to measure."""
+    """Return the measurements expected of later states."""
 
     def measure(then: State) -> Found:
         questions = []
         for item in found.questions:
             wide = item.predicted(state, then)
             questions.append(replace(item, half_width=wide, seeds=item.design(state, then).seeds))
-        pairs = max(max(item.rows) for item in found.questions)
+        pairs = max((max(item.rows) for item in found.questions), default=1)
         costs, drawn = found.costs, min(pairs, then.pairs or pairs)
         spent = costs.spent + sum(
             (seeds - state.seeds[cell]) * costs.seed(cell, drawn) for cell, seeds in then.seeds.items()
         )
         if drawn > min(pairs, state.pairs or pairs):
             spent += drawn * sum(costs.score[cell] * seeds for cell, seeds in state.seeds.items())
-        return Found(questions=questions, costs=replace(costs, spent=spent))
+        return replace(found, questions=questions, costs=replace(costs, spent=spent))
 
     return measure

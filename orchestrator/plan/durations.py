@@ -1,6 +1,6 @@
-"""How long work takes: operations → seconds at first, then what finished trainings took. Numbers of docs/planning.md.
+"""How long work takes: estimated from operations at first, then from finished trainings. Numbers of docs/planning.md.
 
-`plan`, the order of the trainings, the gate and the time that is left all go by this file. Times in seconds.
+`plan`, the order of the trainings, the gate and the remaining time use these estimates. Times are in seconds.
 """
 
 import math
@@ -25,22 +25,22 @@ CPU_TFLOPS = 0.1
 # Bytes that an update reads and writes for a parameter (gradient, weight, two moments, in fp32), and GB/s: of an
 # offloaded update in the host's memory, and of a CPU's memory and between its processes. ASSUMED.
 UPDATE_BYTES, HOST_GB_S, CPU_GB_S = 28, 50.0, (10.0, 1.0)
-# What a forward costs beside its operations, and what a process costs before its first step: ASSUMED.
+# Overhead of a forward pass, and of a process before its first step: ASSUMED.
 FORWARD_S = {"cpu": 0.01, "cuda": 0.03}
 SET_UP_S = {"cpu": 1.0, "cuda": 90.0}
 # A backward pass does twice the operations of a forward pass.
 BACKWARD = 2
-# Where a set is not prepared yet: UltraFeedback's test pairs have 515 tokens on the mean (measured), of which a third
-# is taken to be the prompt; the tiny world's have about 30. A set whose rows were never seen is taken to have so many.
+# For sets that are not prepared yet: UltraFeedback's test pairs have 515 tokens on average (measured), of which a third
+# is assumed to be the prompt; the tiny world's have about 30. UNSEEN_PAIRS is assumed of a set that was not fetched.
 UNSEEN_LENGTHS = PairTokens(prompt=135, chosen=190, rejected=190)
 TINY_LENGTHS = PairTokens(prompt=14, chosen=8, rejected=8)
 UNSEEN_PAIRS = 2000
-# The pace of a training is taken from so many steps at least; the first ones are slower.
+# The pace of a training is measured over at least this many steps, since the first ones are slower.
 ENOUGH_STEPS = 10
 
 
 def forward_flops(training: Training, lengths: PairTokens) -> float:
-    """Operations of one pair's forward pass without the unembedding: 2 a weight and token, and the attention's."""
+    """Return the operations of one pair's forward pass without the unembedding: 2 a weight and token, plus attention."""
     shapes = training.architecture
     tables = 1 if shapes.tied else 2
     matrices = shapes.parameters - tables * shapes.vocabulary * shapes.hidden
@@ -51,7 +51,7 @@ def forward_flops(training: Training, lengths: PairTokens) -> float:
 
 
 def unembedding_flops(training: Training, lengths: PairTokens) -> float:
-    """Operations of one pair's log-probabilities, forward."""
+    """Return the operations of the forward pass from one pair's hidden states to log-probabilities."""
     reward, shapes = training.reward.type, training.architecture
     if reward.output == "head":
         return 0.0
@@ -67,22 +67,22 @@ def peak_tflops(kind: GpuKind | None, precision: Precision) -> float:
 
 
 def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:
-    """Operations per second that one device is taken to reach."""
+    """Return the operations per second that one device is assumed to reach."""
     return peak_tflops(kind, precision) * UTILISATION["cpu" if kind is None else precision] * 1e12
 
 
 def step_parts(
     training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None
 ) -> dict[str, float]:
-    """Return the seconds of an optimiser step, by what takes them; nothing is taken to run beside another."""
+    """Return the seconds of each part of an optimiser step; no part is assumed to overlap with another."""
     ranks = placement.world_size
     pairs = training.copies * training.optim.effective_batch / ranks
     forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
     recomputed, stage, trained = int(placement.checkpointing), placement.zero_stage, training.trainable
     width = 2 if training.precision == "bf16" else 4
     memory, link = (kind.memory_gb_s, kind.link_gb_s) if kind else CPU_GB_S
-    # Weights, where they are partitioned, are gathered by each pass, else those of ZeRO once after the update; gradients
-    # are sent in fp32, by ZeRO 2 and 3 after each forward.
+    # ZeRO 3 gathers the weights in each pass, ZeRO 1 and 2 once after the update. Gradients are sent in fp32; ZeRO 2 and 3
+    # send them after each forward.
     whole = training.architecture.trained(training.reward.type.output)
     gathered = whole * forwards * (2 + recomputed) if stage == 3 else trained * min(stage, 1)
     sent = width * gathered + 4 * trained * (forwards if stage >= 2 else 1)
@@ -99,12 +99,12 @@ def step_parts(
 
 
 def _backward(training: Training) -> int:
-    """Return the operations of a backward pass in forward passes; beside an adapter weights have no gradients."""
+    """Return the operations of a backward pass in forward passes; with an adapter, weights have no gradients."""
     return 1 if training.lora else BACKWARD
 
 
 def utilisation(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
-    """Return the share of the peak rate that a step uses, of the operations of its definition: none computed twice."""
+    """Return the share of the peak rate that a step uses; operations that are computed twice count once."""
     work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
     pairs = training.optim.effective_batch / placement.world_size
     seconds = sum(step_parts(training, lengths, placement, kind).values())
@@ -113,7 +113,7 @@ def utilisation(training: Training, lengths: PairTokens, placement: Placement, k
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """Seconds of a step, and of what comes before the first one; the mean of so many `trainings`."""
+    """Seconds of a step, and seconds before the first one, as means over `trainings`."""
 
     step_s: float
     set_up_s: float
@@ -128,29 +128,29 @@ class Rate:
         )
 
 
-# Model, reward type, and how the training is laid out.
+# Model, reward type and placement.
 RateName = tuple[str, str, Placement]
 
 
 def rate_name(plan: TrialPlan, placement: Placement) -> RateName:
-    """Return what trainings of one rate have in common."""
+    """Return what trainings that run at one rate have in common."""
     return (plan.spec.model.name, plan.spec.reward_name, placement)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """What times are taken from: prepared sets, the kind of GPU (None: CPUs), and the rates of finished trainings."""
+    """Estimates times from prepared sets, the kind of GPU (None: CPUs), and the rates of finished trainings."""
 
     store: Store
     kind: GpuKind | None = None
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
 
     def having(self, measured: Mapping[RateName, Rate]) -> "Durations":
-        """Add finished trainings; of those of one name, the mean counts."""
+        """Add the rates of finished trainings; rates of one name are averaged."""
         return replace(self, measured=_mean([*self.measured.items(), *measured.items()]))
 
     def rate(self, plan: TrialPlan, placement: Placement) -> Rate | None:
-        """At which a plan's training goes when it is laid out like this; None where nobody knows the model's size."""
+        """Return the rate of a plan's training under a placement; None if the model's size is unknown."""
         measured = self.measured.get(rate_name(plan, placement))
         training = training_of(plan.spec, plan.architecture)
         if measured is not None or training is None:
@@ -163,7 +163,7 @@ class Durations:
         return _prepared(plan.train.prepared, self.store)[1]
 
     def train_s(self, plan: TrialPlan, placement: Placement) -> float:
-        """Seconds of the whole training; UNKNOWN_S where nobody knows its rate."""
+        """Return the seconds of the whole training; UNKNOWN_S if its rate is unknown."""
         rate = self.rate(plan, placement)
         if rate is None:
             return UNKNOWN_S
@@ -176,14 +176,14 @@ class Durations:
         )
 
     def scoring_s(self, plan: TrialPlan, stages: Iterable[PrepareStage], placement: Placement) -> float:
-        """Seconds of a process that scores these sets by the plan's model, one after another on one device."""
+        """Return the seconds of a process that scores these sets by the plan's model on one device."""
         if training_of(plan.spec, plan.architecture) is None:
             return UNKNOWN_S
         sets = (_prepared(stage, self.store) for stage in stages)
         return SET_UP_S[placement.device] + sum(self._forwards_s(plan, *found) for found in sets)
 
     def _forwards_s(self, plan: TrialPlan, pairs: int, lengths: PairTokens) -> float:
-        """Seconds of the forward passes of so many pairs; 0 where nobody knows the model's size."""
+        """Return the seconds of the forward passes of the pairs; 0 if the model's size is unknown."""
         training = training_of(plan.spec, plan.architecture)
         if training is None:
             return 0.0
@@ -194,20 +194,20 @@ class Durations:
 def expected_s(
     plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement, durations: Durations
 ) -> float:
-    """Seconds that the gate is told of a trial's training or evaluation."""
+    """Return the seconds that the gate expects of a trial's training or evaluation."""
     if kind == "train":
         return durations.train_s(plan, placement)
     return durations.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placement)
 
 
 def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:
-    """Read the rates of those of these trainings (key → model and reward name) that are finished."""
+    """Read the rates of the finished ones of these trainings (key → model and reward name)."""
     found = []
     for key, (model, reward) in trained.items():
         manifest = store.sound_manifest("train", key)
         info = manifest["info"] if manifest else {}
         perf, laid = info.get("perf", {}), info.get("placement")
-        # An earlier rmsweep laid trainings out by other measures.
+        # An earlier rmsweep had other fields in its placements.
         if laid and laid.keys() == set(Placement.__slots__) and "step_s" in perf:
             rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
             found.append(((model, reward, Placement(**laid)), rate))
@@ -222,7 +222,7 @@ def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
 
 
 def slowest(nodes: Iterable[Node]) -> GpuKind | None:
-    """Return what a gang may get at worst, rate by rate; None without GPUs. Of two kinds one may be slower in fp32 only."""
+    """Return the lowest of each rate over the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
     kinds = [kind for node in nodes if (kind := node.kind) is not None]
     rates = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
     worst = {rate: min(getattr(kind, rate) for kind in kinds) for rate in rates if kinds}
@@ -230,7 +230,7 @@ def slowest(nodes: Iterable[Node]) -> GpuKind | None:
 
 
 def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
-    """How many pairs a prepared set has, and their mean lengths; an assumption where it is not prepared."""
+    """Return the pairs of a prepared set and their mean lengths; assumptions if it is not prepared."""
     manifest = store.sound_manifest(stage.kind, stage.key)
     info = manifest["info"] if manifest else {}
     lengths = TINY_LENGTHS if isinstance(stage.base.origin, PretrainStage) else UNSEEN_LENGTHS
@@ -243,9 +243,9 @@ def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
 
 
 def time_left_s(notes: Mapping[str, TrialNote], kinds: Mapping[str, str]) -> float | None:
-    """Seconds until all of these trials are trained, by the trainings that have shown their pace; None before one has.
+    """Return the seconds until all of these trials are trained, by the trainings of known pace; None before there is one.
 
-    `kinds` names by key what takes alike long; a kind that has shown none is taken to need the mean of all.
+    `kinds` names, by key, the trainings that take equally long; a kind of unknown pace is assumed to take the mean of all.
     """
     took: dict[str, list[float]] = {}
     for key, note in notes.items():
@@ -260,7 +260,7 @@ def time_left_s(notes: Mapping[str, TrialNote], kinds: Mapping[str, str]) -> flo
         if note.state not in ("waiting", "running"):
             continue
         trains = note.stage == "train" and note.total > 0
-        # Behind its training a trial waits or evaluates.
+        # After its training a trial waits or evaluates.
         share = 1 - note.step / note.total if trains else float(note.train_s is None)
         left_s += share * means.get(kinds[key], usual)
         at_once += trains
@@ -271,7 +271,8 @@ def time_left_s(notes: Mapping[str, TrialNote], kinds: Mapping[str, str]) -> flo
 class Pace:
     """How far one stage of a trial is, and how fast it goes. Rates are pairs per second; a training's is its last step's.
 
-    `train_s` are the seconds of the whole training at the pace of its steps so far, None before there are enough of them. Shared stages may run side by side: what is shown is the one that reported last.
+    `train_s` are the seconds of the whole training at the pace of its steps so far, None before there are enough of them.
+    Shared stages may run at the same time: the one that reported last is shown.
     """
 
     stage: str = ""
@@ -280,18 +281,18 @@ class Pace:
     loss: float | None = None
     rate: float | None = None
     train_s: float | None = None
-    # By stage and data set: when it was first heard of, and how much of it was done then.
+    # By stage and data set: the time of the first report, and how much was done then.
     _first: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
 
     def begin(self, stage: str) -> None:
-        """Take in that a stage has begun, of which nothing else is known yet."""
+        """Record that a stage has begun."""
         self.stage, self.done, self.total = stage, 0, 0
         self.loss = self.rate = None
         self._first = {known: first for known, first in self._first.items() if known[0] != stage}
         self._first[stage, ""] = time.monotonic(), 0
 
     def take(self, stage: str, row: Mapping[str, Any]) -> None:
-        """Take in the last row: {step, total, loss, pairs, step_s} of a training, {done, total} of pairs elsewhere."""
+        """Record the last row: {step, total, loss, pairs, step_s} of a training, {done, total} in pairs of other stages."""
         done = row.get("step", row.get("done"))
         if done is None or "total" not in row:
             return

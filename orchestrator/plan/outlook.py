@@ -1,4 +1,4 @@
-"""What a sweep comes to before anything starts: placements, memory, hours, a schedule and a price; pairs left out."""
+"""The plan of a sweep before anything starts: placements, memory, hours, schedule, price, and pairs that are too long."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -30,9 +30,9 @@ from trainers.errors import DataError, ModelError, PlanError
 from trainers.models.architecture import Architecture
 from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement, Rendering
 
-# Of more pairs so many are looked at for their length, the first that are drawn.
+# The lengths of at most this many pairs are counted, the first that are drawn.
 MOST = 2000
-# Where the tokenizer is not at hand; English text under today's vocabularies.
+# Used if the tokenizer is not on this machine; English text under today's vocabularies.
 BYTES_PER_TOKEN = 4
 # More tokens than any text has.
 ANY = 1 << 62
@@ -42,9 +42,10 @@ TEMPLATE_TOKENS = 128
 
 @dataclass(slots=True, kw_only=True)
 class TrialGroup:
-    """The trials of one model, precision and reward type that are laid out alike. `why` says that they fit nowhere, and why.
+    """The trials of one model, precision and reward type with the same placement. `why` says why they fit nowhere.
 
-    `utilisation` is the share of the peak rate that an estimated step uses, `step_shares` that of its parts in its time. `peak_gb` is of one rank, `device_hours` of the trainings and evaluations that are missing. None is not known.
+    `utilisation` is the share of the peak rate that an estimated step uses, `step_shares` the shares of its parts in its
+    time. `peak_gb` is of one rank, `device_hours` of the missing trainings and evaluations. None means unknown.
     """
 
     model: str
@@ -68,9 +69,9 @@ class TrialGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """A sweep on a cluster. Hours are of GPUs where there are any, else of CPUs; prices in $, None without GPUs.
+    """A sweep on a cluster. Hours are GPU-hours, or CPU-hours without GPUs; prices are in $, None without GPUs.
 
-    `price` is of the hours of work, `price_held` that of the whole cluster until the last trial has ended. `unknown`
+    `price` is that of the hours of work, `price_held` that of the whole cluster until the last trial ends. `unknown`
     names models of unknown size, whose hours are in no total.
     """
 
@@ -94,7 +95,7 @@ class Outlook:
 def outlook(
     resolved: ResolvedSweep, nodes: Sequence[Node], store: Store, *, price: float | None = None
 ) -> Outlook:
-    """Lay out on those nodes what is missing of the sweep. Nothing is fetched but a model's config."""
+    """Plan the missing stages of a sweep on the nodes. Only configs of models are fetched."""
     gpus, gpu_gb, _ = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
     known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
@@ -164,12 +165,12 @@ def outlook(
 
 
 def architectures(models: Sequence[ModelSpec], *, ask: bool) -> dict[ModelSpec, Architecture | None]:
-    """Find the architecture of each model; each is looked for once."""
+    """Find the architecture of each model once."""
     return {model: architecture_of(model, ask=ask) for model in dict.fromkeys(models)}
 
 
 def _count_stages(plans: Sequence[TrialPlan], missing: set[str], store: Store) -> dict[str, dict[str, int]]:
-    """Count cached and missing stages by kind; one that several trials share counts once."""
+    """Count cached and missing stages by kind; a shared stage counts once."""
     counts: dict[str, dict[str, int]] = {}
     for stage in {stage.key: stage for item in plans for stage in item.stages()}.values():
         of_kind = counts.setdefault(stage.kind, {"cached": 0, "missing": 0})
@@ -179,7 +180,7 @@ def _count_stages(plans: Sequence[TrialPlan], missing: set[str], store: Store) -
 
 
 def _not_fetched(plans: Sequence[TrialPlan]) -> tuple[str, ...]:
-    """Return the names of the models and data sets of which nothing is known yet but where they are."""
+    """Return the names of the models and data sets that have not been fetched yet."""
     names = {item.train.base.name for item in plans if not item.train.base.fetched}
     stages = (stage for item in plans for stage in item.stages())
     names |= {
@@ -210,7 +211,7 @@ def _add_jobs(
             seconds = times.scoring_s(item, [stage.prepared], placed)
             add(request := Request.of("shared", stage.key, placed, seconds))
             waits.append(request.id)
-    # The row tells how fast a training goes even where none is missing.
+    # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)
     group.step_s = rate.step_s if rate else None
     group.measured |= rate_name(item, placed) in times.measured
@@ -224,7 +225,7 @@ def _add_jobs(
 
 
 def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
-    """Seconds that the jobs take if the gate starts them as it does in a run."""
+    """Return the seconds that the jobs take if the gate starts them as in a run."""
     trainings = [job.request for job in jobs if job.request.kind == "train"]
     turns = {request.id: request for request in ranked(trainings, nodes)}
     jobs = [replace(job, request=turns.get(job.request.id, job.request)) for job in jobs]
@@ -234,7 +235,7 @@ def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
 
 
 def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float | None, str]:
-    """$ per GPU-hour, the mean over the cluster's GPUs, and where it is from."""
+    """Return $ per GPU-hour, the mean over the cluster's GPUs, and its source."""
     kinds = [(node, kind) for node in nodes if (kind := node.kind) is not None]
     if not kinds:
         return None, ""
@@ -251,7 +252,7 @@ Known = Literal["prepared", "counted", "sampled", "estimated"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TooLong:
-    """Pairs of a split over the limits, of those looked at; `models` share a tokenizer."""
+    """How many of the counted pairs of a split are over the length limits; `models` share a tokenizer."""
 
     models: tuple[str, ...]
     dataset: str
@@ -274,7 +275,7 @@ class TooLong:
 
 
 class Wanted(NamedTuple):
-    """A set that is prepared with one tokenizer: a stage of it, its set, the models, and each rendering with a stage."""
+    """A set that is prepared with one tokenizer: one of its stages, the set, the models, and a stage of each rendering."""
 
     stage: PrepareStage
     spec: DatasetSpec
@@ -283,9 +284,9 @@ class Wanted(NamedTuple):
 
 
 def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], list[str]]:
-    """Return what each set loses to the length limits, and what `run` would say of first rows that templates refuse.
+    """Return what each set loses to the length limits, and the messages for first rows that a template refuses.
 
-    Sets whose rows were never fetched are not looked at.
+    Sets whose rows were never fetched are left out.
     """
     wanted: dict[tuple[str, str, DrawSpec], Wanted] = {}
     for plan in plans:
@@ -329,7 +330,7 @@ def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], l
 
 
 def _refusal(stage: PrepareStage, pairs: Sequence[Pair]) -> str:
-    """Say why the model's template refuses the first row that is drawn; "" where it does not, or is not here."""
+    """Return why the model's template refuses the first drawn row; "" if it does not, or is not on this machine."""
     from trainers.pairs.tokens import Counts, draw_order, iter_tokens
 
     try:
@@ -351,7 +352,7 @@ def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair
 
 
 def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, Known]:
-    """How many pairs are too long, of how many that were looked at, and how that is known."""
+    """Return how many pairs are too long, how many were counted, and how that is known."""
     from trainers.pairs.tokens import Counts, draw_order, iter_tokens
 
     draw = stage.draw
@@ -371,14 +372,14 @@ def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, Know
         for _ in iter_tokens(pairs, tokenizer, draw, "response", counts):
             kept += 1
     except (DataError, ModelError):
-        # Where not all of them are too long, another fault of the data or the model, which `run` says.
+        # Unless all of them are too long, this is another fault of the data or the model, which `run` reports.
         if kept or counts.too_long < len(pairs):
             return 0, len(pairs), "counted"
     return counts.too_long, counts.too_long + kept, "sampled" if sampled else "counted"
 
 
 def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bool:
-    """Whether a text is over its limit at so many bytes a token, and so many tokens added to each message."""
+    """Return whether a text is over its limit at `bytes_per_token`, with `added` tokens for each message."""
 
     def tokens(*messages: Message) -> float:
         texts = (message.content + message.fields for message in messages)
@@ -390,7 +391,7 @@ def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bo
 
 
 def _tokenizer(stage: PrepareStage) -> Any:
-    """The tokenizer where it is on this machine; None elsewhere."""
+    """Return the tokenizer; None if it is not on this machine."""
     from trainers.models import tiny
     from trainers.pairs.templates import choose_template, load_tokenizer
 

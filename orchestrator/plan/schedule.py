@@ -1,11 +1,11 @@
-"""The gate: which waiting requests start now, on which nodes; and what that comes to for a whole sweep. No Ray.
+"""The gate: which waiting requests start now, on which nodes; and the schedule of a whole sweep. No Ray.
 
-One queue: what others wait for and evaluations first, then trainings by rank, then the longest and widest. The first
-request that does not fit keeps a place at the time when it is expected to, and what is behind it starts now only where
-that place stays free (EASY backfilling; Lifka 1995, "The ANL/IBM SP scheduling system"). What runs longer than expected
-counts as about to end, so that a place, once kept, is given to nobody else: none starves.
+There is one queue: shared stages and evaluations first, then trainings by rank, then the longest and widest. The first
+request that does not fit reserves a place at the time when it is expected to fit. Requests behind it start now only if
+that place stays free (EASY backfilling; Lifka 1995, "The ANL/IBM SP scheduling system"). A request that runs longer than
+expected counts as about to end, so a reserved place is given to nobody else, and no request starves.
 
-A run asks `decide`; a plan, and the search for a good order of the trainings, `simulate` it.
+A run calls `decide`; a plan, and the search for a good order of the trainings, call `simulate`.
 """
 
 import functools
@@ -19,11 +19,11 @@ from typing import Literal
 from orchestrator.plan.hardware import Node
 from trainers.specs import Placement
 
-# What is expected of a request that says nothing: rather too short, since overdue work only holds others back.
+# Expected seconds of a request of unknown duration: rather too short, since overdue work only holds others back.
 UNKNOWN_S = 60.0
-# A schedule this close to the lower bound is good enough to look no further.
+# The search for an order stops at a schedule within this factor of the lower bound.
 CLOSE = 1.03
-# Up to so many requests, where rules of thumb may be far off, turns are exchanged one by one.
+# Up to this many requests, for which rules of thumb may be far off, the search also swaps turns one by one.
 FEW = 12
 
 RequestKind = Literal["shared", "evaluate", "train"]
@@ -33,7 +33,7 @@ Room = dict[str, tuple[int, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestId:
-    """What tells requests apart: what is asked for, and for which trial or shared stage, by its key."""
+    """The identity of a request: its kind, and the key of its trial or shared stage."""
 
     kind: RequestKind
     key: str
@@ -43,7 +43,7 @@ class RequestId:
 class Request:
     """`workers` processes of `cpus` and `gpus` each, wanted by one stage of one trial for about `expected_s` seconds.
 
-    Of two trainings the one of lower `rank` comes first; of equal ranks the longer and wider one.
+    The training of lower `rank` comes first; at equal ranks the longer and wider one.
     """
 
     kind: RequestKind
@@ -58,7 +58,7 @@ class Request:
     def of(
         cls, kind: RequestKind, key: str, placement: Placement, expected_s: float = UNKNOWN_S, rank: int = 0
     ) -> "Request":
-        """What a trial asks for under that placement: a training a process for each rank, anything else one."""
+        """Return a trial's request under a placement: a process for each rank of a training, one for anything else."""
         return cls(
             kind=kind,
             key=key,
@@ -70,17 +70,16 @@ class Request:
 
     @property
     def id(self) -> RequestId:
-        """What nobody else asks for."""
         return RequestId(kind=self.kind, key=self.key)
 
     @property
     def width(self) -> int:
-        """What it occupies: GPUs where it asks for any, else CPUs."""
+        """The GPUs that it occupies, or its CPUs if it asks for no GPU."""
         return self.workers * (self.gpus or self.cpus)
 
     @property
     def weight(self) -> float:
-        """How early it should start: long work makes a late end, wide work finds a place only while much is free."""
+        """How early it should start: long work ends late, and wide work fits only while much is free."""
         return self.expected_s * math.sqrt(self.width)
 
 
@@ -104,7 +103,7 @@ Fit = Callable[[Room, Request], Grant | None]
 
 
 def precedence(request: Request) -> tuple[bool, int, float]:
-    """The order of the queue; of equals, first come, first served."""
+    """Return the sort key of the queue; ties are served in order of arrival."""
     if request.kind != "train":
         return (False, 0, 0.0)
     return (True, request.rank, -request.weight)
@@ -119,7 +118,7 @@ def decide(
 ) -> list[Grant]:
     """Return which waiting requests (given in order of arrival) start now on what is free.
 
-    `absent` names the nodes of `free` that are yet to come; they are used where the others do not do.
+    `absent` names the nodes of `free` that have not joined yet; they are used only if the others do not suffice.
     """
     return _decide({node.id: (node.cpus, node.gpus) for node in free}, waiting, running, now_s, absent)
 
@@ -150,7 +149,7 @@ def _decide(
 def _backfill(
     room: Room, queue: Iterable[Request], running: Sequence[Running], now_s: float, fit: Fit
 ) -> list[Grant]:
-    """Return what starts now of those behind the first of `queue`, without making it wait longer than it has to."""
+    """Return which requests behind the first of `queue` start now without delaying it."""
     first, *rest = queue
     kept = _kept_place(room, first, running, now_s, fit)
     if kept is None:
@@ -158,7 +157,7 @@ def _backfill(
     first_at_s, later = kept
     beside = {id: _least(room[id], later[id]) for id in room}
     grants: list[Grant] = []
-    # What does not fit beside it now does not fit after more was granted.
+    # A shape that does not fit beside it now does not fit after more is granted.
     too_large: set[tuple[int, int, int]] = set()
     for request in rest:
         shape = (request.workers, request.cpus, request.gpus)
@@ -180,7 +179,7 @@ def _backfill(
 def _kept_place(
     room: Room, request: Request, running: Sequence[Running], now_s: float, fit: Fit
 ) -> tuple[float, Room] | None:
-    """When the request is expected to fit, and what is free then beside it; None where no end of running work does."""
+    """Return when the request is expected to fit, and what is free beside it then; None if it will not fit."""
     later = dict(room)
     for item in sorted(running, key=lambda item: item.until_s):
         _give_back(later, item.grant)
@@ -203,7 +202,7 @@ def _take(room: Room, grant: Grant) -> None:
 
 def _give_back(room: Room, grant: Grant) -> None:
     for id in grant.nodes:
-        # A node that is gone took what it had with it.
+        # The node may be gone.
         if id in room:
             cpus, gpus = room[id]
             room[id] = (cpus + grant.request.cpus, gpus + grant.request.gpus)
@@ -212,7 +211,7 @@ def _give_back(room: Room, grant: Grant) -> None:
 def _fit(room: Room, request: Request, total: Room, absent: Collection[str]) -> Grant | None:
     """Place all workers on the fullest node that holds them; spread them only where no node is large enough.
 
-    `total` is what the nodes hold when nothing runs: between nodes a gang is slow, so it waits for one that holds it.
+    `total` is the room of the idle nodes: a gang is slow across nodes, so it waits if one node can hold it.
     """
     slots = {id: _slots(free, request) for id, free in room.items()}
     whole = [id for id, count in slots.items() if count >= request.workers]
@@ -230,7 +229,7 @@ def _fit(room: Room, request: Request, total: Room, absent: Collection[str]) -> 
 
 
 def _slots(free: tuple[int, int], request: Request) -> int:
-    """How many of the request's workers fit; the whole number where a resource is not asked for."""
+    """Return how many of the request's workers fit; all of them if it asks for neither CPUs nor GPUs."""
     count = free[0] // request.cpus if request.cpus else request.workers
     if request.gpus:
         count = min(count, free[1] // request.gpus)
@@ -238,7 +237,7 @@ def _slots(free: tuple[int, int], request: Request) -> int:
 
 
 def bundles(grants: Iterable[Grant]) -> list[dict[str, float]]:
-    """What the grants hold on each of their nodes, as Ray's autoscaler wants to be told."""
+    """Return what the grants hold on each of their nodes, in the form of Ray's autoscaler."""
     held: list[dict[str, float]] = []
     for grant in grants:
         for id in dict.fromkeys(grant.nodes):
@@ -250,9 +249,9 @@ def bundles(grants: Iterable[Grant]) -> list[dict[str, float]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """Work to simulate: what it asks for once all that it comes `after` has ended, and how long it really takes.
+    """Work to simulate: its request, and how long it really takes.
 
-    It asks no sooner than at `at_s`, and where it belongs to a `trial`, no sooner than that is under way.
+    It asks after all of `after` have ended, not before `at_s`, and not before its `trial`, if it has one, is under way.
     """
 
     request: Request
@@ -264,7 +263,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """When a simulated job asked, started and ended, in seconds, and the node of each of its workers."""
+    """The seconds at which a simulated job asked, started and ended, and the node of each of its workers."""
 
     asked_s: float
     started_s: float
@@ -275,7 +274,7 @@ class Ran:
 def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = None) -> dict[RequestId, Ran]:
     """Play the gate through, at most `at_once` trials under way at a time; return what ran, by the requests' ids.
 
-    Left out is what fits nowhere, and what comes after it.
+    Jobs that fit nowhere, and those that come after them, are left out.
     """
     room: Room = {node.id: (node.cpus, node.gpus) for node in nodes}
     out = {job.request.id for job in jobs if not _decide(room, [job.request])}
@@ -309,7 +308,7 @@ def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = N
             _give_back(room, running.pop(id).grant)
             del unfinished[id]
         if ended:
-            # What is free again may go to others before what comes next has asked for it.
+            # Others may take the room before the next job asks for it.
             start()
         if to_come:
             left = {job.trial for job in unfinished.values()}
@@ -327,13 +326,13 @@ def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = N
 def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
     """Return the trainings in an order that ends soon, their `rank` set to it.
 
-    A few rules of thumb are played through, and the order that ends first is taken.
+    It simulates a few rules of thumb, and takes the order that ends first.
     """
     enough = CLOSE * lower_bound_s([_job(request) for request in requests], nodes)
     best_s, best = math.inf, list[Request]()
 
     def play(order: Iterable[Request]) -> bool:
-        """Take the order where it ends sooner than the best one so far."""
+        """Take the order if it ends sooner than the best one so far."""
         nonlocal best_s, best
         tried = [replace(request, rank=rank) for rank, request in enumerate(order)]
         took_s = predicted_s(tried, nodes)

@@ -1,19 +1,21 @@
-"""Best of n: the answers that each reward model chooses among those of a policy, and among the responses of evaluation sets.
+"""Best of n: each reward model picks among a policy's answers, and among the responses of evaluation sets.
 
-The expected quality of the pick is exact over all draws of n of the answers there are. A gold curve that turns while n
-grows is over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
+The expected quality of the pick is exact over all draws of n of a prompt's candidates. A gold curve that falls while n
+grows shows over-optimisation. Shapes: S seeds, Q prompts, C answers to a prompt, N numbers n.
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
-from orchestrator.report.results import Scored, results_of
+from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
     Candidates,
     Estimate,
@@ -21,28 +23,29 @@ from orchestrator.report.statistics import (
     Prompt,
     best_of,
     best_of_n_kl,
-    bounded_interval,
     by_response,
     candidates,
-    crossed,
     holm,
+    over_seeds,
     rank_correlation,
     share_within,
     spreads,
-    unbounded_interval,
 )
 from orchestrator.report.studies import learned_cells, titled
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
-from orchestrator.store.artifacts import Attempt
+from orchestrator.spec.declaration import trial_record
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, PrepareStage, SampleStage, TrialPlan
+from orchestrator.store.artifacts import Attempt, Store
+from orchestrator.store.records import CATEGORIES, TrialRecord
 from trainers.data.records import Pair
-from trainers.data.verifiers import VERIFIERS
-from trainers.errors import DataError
+from trainers.data.verifiers import USUAL, VERIFIERS
+from trainers.errors import DataError, SpecError, nearest
 from trainers.evaluate.sampling import Answers, read_answers
 from trainers.evaluate.scores import PairScores
+from trainers.specs import BUILTIN, DatasetSpec
 
-# Raise when the analysis finds something else in the same scores.
+# Raise when the analysis gives other results for the same scores.
 VERSION = 1
 NAME = "best_of_n"
 PLACE = ("train_set", "evaluation_set", "model")
@@ -58,13 +61,12 @@ KL_SAID = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestOfN:
-    """What is read: the trials, the answers by their stage's key and name, who judges them, and the numbers n.
+    """The inputs: trials, the key and name of the sample stage's answers, the judge, and the numbers n.
 
-    Of `verifier`, `gold` (a trial of the sweep) and a reward model of its own at most one is given; the last is the
-    stage's base model.
+    The judge is a `verifier`, or the trial that `gold` names, or else the stage's base model.
     """
 
-    scored: Scored
+    scored: ScoredTrials
     sample: str
     answers: str
     verifier: str
@@ -72,56 +74,143 @@ class BestOfN:
     drawn: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """The picks of one reward type: by n the quality of the best, [S, Q], and its reward in standard deviations of all.
+def verifier_of(chosen: str | None, gold: str | None, prompts: DatasetSpec) -> str:
+    """Return the chosen verifier, or that of a built-in set; "" if a reward model is gold. Raises SpecError."""
+    if chosen and chosen not in VERIFIERS:
+        raise SpecError(f"--verifier {chosen}: {nearest(chosen, VERIFIERS)}")
+    usual = [name for start, name in USUAL.items() if prompts.source.startswith(f"{BUILTIN}{start}")]
+    return chosen or ("" if gold else "".join(usual))
 
-    `first` are the candidates of the first seed, by n. Quality lies in [0, 1] where it is `bounded`.
+
+def stages_of(
+    plans: Sequence[TrialPlan], store: Store, *, verifier: str, gold: str, numbers: Sequence[int]
+) -> list[AnalyseStage]:
+    """Return one analysis for all trials that score the same answers. Raises SpecError for prompts the verifier does not know.
+
+    `gold` names a trial; it is not read if there is a verifier or the plans have a gold model.
+    """
+    by_sample: dict[SampleStage, list[TrialPlan]] = {}
+    for plan in plans:
+        sampled = plan.answers[0].prepared.split.sampled
+        assert sampled is not None
+        by_sample.setdefault(sampled, []).append(plan)
+    stages = []
+    for sample, own in by_sample.items():
+        model, samples = own[0].gold, sample.sampling.samples
+        if verifier:
+            _require_known(verifier, sample, store)
+        asked = BestOfN(
+            scored=ScoredTrials(trials=tuple(map(_record, own)), missing=0),
+            sample=sample.key,
+            answers=sample.answers.name,
+            verifier=verifier,
+            gold="" if verifier or model else gold,
+            drawn=tuple(sorted({*(numbers or (2**at for at in range(samples.bit_length()))), samples})),
+        )
+        draw = replace(own[0].spec.eval_draw, max_pairs=None)
+        prepared = model and PrepareStage(base=model, split=sample.answers, draw=draw)
+        stages.append(
+            AnalyseStage(
+                analysis=NAME if len(by_sample) == 1 else f"{NAME} {sample.key[:8]}",
+                version=VERSION,
+                compute=compute,
+                parameters=asked,
+                base=model,
+                prepared=(("answers", prepared),) if prepared else (),
+                reads=tuple(stage for plan in own for stage in plan.scored),
+            )
+        )
+    return stages
+
+
+def _record(plan: TrialPlan) -> TrialRecord:
+    """Return what the analysis reads of a trial: its last evaluations, and the scores of the answers."""
+    last = plan.evaluations[-len(plan.spec.eval_sets) :]
+    # No result depends on a category, and the training's settings are in its key.
+    record = trial_record(
+        replace(plan, evaluations=(*last, *plan.answers)), defaultdict(lambda: CATEGORIES[0]), str
+    )
+    return replace(record, parameters={})
+
+
+def _require_known(verifier: str, sample: SampleStage, store: Store) -> None:
+    prompts = [pair.prompt[-1].content for pair in pairs_of(store, sample.prompts.digest)]
+    if unknown := [text for text in prompts if not VERIFIERS[verifier].knows(text)]:
+        raise SpecError(
+            f"--verifier {verifier} does not know {len(unknown)} prompts of {sample.prompts.name}, the first of them "
+            f"{unknown[0][:80]!r}; give the verifier of these prompts ({', '.join(VERIFIERS)}), or --gold with a reward model."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfCurve:
+    """Best of n by one reward type. `seeds` holds the candidates of each prompt, by the seed of the training.
+
+    n is each of the numbers `drawn` and the number of candidates that every prompt has. Quality lies in [0, 1] if `bounded`.
     """
 
     labels: Mapping[str, Any]
-    quality: Mapping[int, Floats]
-    proxy: Mapping[int, float]
-    first: Mapping[int, Sequence[Candidates]]
-    sampled: bool
-    bounded: bool
+    seeds: Sequence[Sequence[Candidates]]
+    drawn: Sequence[int]
+    sampled: bool = False
+    bounded: bool = True
+
+    def _with(self, n: int) -> list[list[Candidates]]:
+        """Return the prompts that have n candidates or more."""
+        return [[item for item in found if len(item.reward) >= n] for found in self.seeds]
+
+    @cached_property
+    def quality(self) -> dict[int, Floats]:
+        """The expected quality of the pick, [S, Q], by n."""
+        numbers = sorted({*self.drawn, min(len(item.reward) for item in self.seeds[0])})
+        return {
+            n: np.array(
+                [[best_of(item.reward, item.quality, n) for item in found] for found in self._with(n)]
+            )
+            for n in numbers
+            if self._with(n)[0]
+        }
 
     def estimate(self, values_SQ: Floats, floor: int = 0) -> Estimate:
-        """Return the mean over prompts and seeds; of differences the `floor` is −1."""
-        columns_QS = values_SQ.T / values_SQ.shape[1]
-        spread = crossed([columns_QS], np.zeros(len(columns_QS), dtype=np.int64))
-        value, by_seed = round(float(values_SQ.mean()), 12), values_SQ.mean(axis=1)
-        std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        if self.bounded:
-            return replace(bounded_interval(value, spread, len(columns_QS), floor=floor), std=std)
-        return replace(unbounded_interval(value, spread), std=std)
+        """Return the mean over prompts and seeds; `floor` is −1 for differences."""
+        return over_seeds(values_SQ, floor=floor if self.bounded else None)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each n."""
-        return [
-            {
-                **self.labels,
+        rewards = [np.concatenate([item.reward for item in found]) for found in self.seeds]
+        rows = []
+        for n, values_SQ in self.quality.items():
+            kept = self._with(n)
+            picked_S = [np.mean([best_of(item.reward, item.reward, n) for item in found]) for found in kept]
+            scaled_S = [
+                (mean - all_C.mean()) / (all_C.std() or 1.0)
+                for mean, all_C in zip(picked_S, rewards, strict=True)
+            ]
+            row = {
                 "n": n,
                 "kl": best_of_n_kl(n) if self.sampled else None,
                 "prompts": values_SQ.shape[1],
                 "quality": self.estimate(values_SQ),
-                "proxy": self.proxy[n],
-                "chance": float(np.mean([item.quality.mean() for item in self.first[n]])),
-                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in self.first[n]])),
+                "proxy": float(np.mean(scaled_S)),
+                "chance": float(np.mean([item.quality.mean() for item in kept[0]])),
+                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in kept[0]])),
             }
-            for n, values_SQ in self.quality.items()
-        ]
+            rows.append({**self.labels, **row})
+        return rows
 
     def turn(self) -> dict[str, Any]:
         """Return where the gold curve peaks, and its change from there to the largest n.
 
-        `p` is the least of a fall from any smaller n, corrected for their number (Holm), since the peak was looked for.
+        `p` is the smallest of the falls from any smaller n, corrected for the number of these tests (Holm), and none is
+        below that of a sign test, since prompts that all fall by as much have no variance.
         """
         drawn, means_NS = list(self.quality), np.array([item.mean(axis=1) for item in self.quality.values()])
         peak = drawn[int(np.argmax(np.round(means_NS.mean(axis=1), 9)))]
         last_SQ = self.quality[drawn[-1]]
         changes = {n: self.estimate(last_SQ - self.quality[n], floor=-1) for n in drawn[:-1]}
-        corrected = zip(changes.values(), holm([item.p or 0.0 for item in changes.values()]), strict=True)
+        least = 0.5 ** (last_SQ.shape[1] - 1)
+        found = holm([max(item.p or 0.0, least) for item in changes.values()])
+        corrected = zip(changes.values(), found, strict=True)
         p = min((value for item, value in corrected if item.value < 0), default=1.0)
         return {
             **self.labels,
@@ -135,106 +224,62 @@ class Curve:
             "by_seed": " ".join(str(drawn[at]) for at in np.argmax(np.round(means_NS, 9), axis=0)),
         }
 
-
-def curve_of(
-    seeds: Sequence[Sequence[Candidates]],
-    drawn: Sequence[int],
-    labels: Mapping[str, Any],
-    *,
-    sampled: bool = False,
-    bounded: bool = True,
-) -> Curve:
-    """Return the picks of trainings that differ in their seed, at each n on the prompts that have as many candidates.
-
-    Beside the numbers `drawn`, n is all candidates that every prompt has.
-    """
-    every = min(len(item.reward) for item in seeds[0])
-    kept = {
-        n: [at for at, item in enumerate(seeds[0]) if len(item.reward) >= n] for n in sorted({*drawn, every})
-    }
-    kept = {n: places for n, places in kept.items() if places}
-    scaled = []
-    for found in seeds:
-        rewards = np.concatenate([item.reward for item in found])
-        scaled.append([(item.reward - rewards.mean()) / (float(rewards.std()) or 1.0) for item in found])
-    return Curve(
-        labels=labels,
-        quality={
-            n: np.array([[best_of(found[q].reward, found[q].quality, n) for q in at] for found in seeds])
-            for n, at in kept.items()
-        },
-        proxy={
-            n: float(np.mean([best_of(found[q], found[q], n) for found in scaled for q in at]))
-            for n, at in kept.items()
-        },
-        first={n: [seeds[0][q] for q in at] for n, at in kept.items()},
-        sampled=sampled,
-        bounded=bounded,
-    )
+    def variance(self) -> dict[str, Any]:
+        """Return the share of a reward's variance within prompts, and whether it picks well where it spreads them."""
+        spread_Q = np.mean([spreads(found) for found in self.seeds], axis=0)
+        picked_SQ = [
+            [best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in self.seeds
+        ]
+        return {
+            **self.labels,
+            "candidates": float(np.mean([len(item.reward) for item in self.seeds[0]])),
+            "within": float(np.mean([share_within(found) for found in self.seeds])),
+            "spread_with_pick": rank_correlation(spread_Q, np.mean(picked_SQ, axis=0)),
+        }
 
 
-def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
-    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
-    spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
-    picked_Q = np.mean(
-        [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
-    )
-    return {
-        "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
-        "within": float(np.mean([share_within(found) for found in seeds])),
-        "spread_with_pick": rank_correlation(spread_Q, picked_Q),
-    }
+# By prompt and answer.
+Rewards = Mapping[tuple[Prompt, str], float]
 
 
-Rewards = Mapping[Prompt, Mapping[str, float]]
+def _rewards(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
+    """Return the reward of each answer that was scored."""
+    found = by_response(pairs, scores)
+    return {(prompt, text): reward for prompt, said in found.items() for text, (reward, _) in said.items()}
 
 
-def rewards_of(pairs: Sequence[Pair], scores: PairScores) -> Rewards:
-    """Return the reward of each answer that was scored, by its prompt and text."""
-    return {
-        prompt: {text: reward for text, (reward, _) in said.items()}
-        for prompt, said in by_response(pairs, scores).items()
-    }
+def _of(item: Answers, known: Rewards) -> Floats:
+    return np.array([known[item.prompt, text] for text in item.texts])
 
 
-def answered(answers: Sequence[Answers], known: Rewards, quality: Rewards) -> list[Candidates]:
-    """Return the answers to each prompt as candidates, those that are alike as often as they were drawn."""
-    return [
-        Candidates(
-            reward=np.array([known[item.prompt][text] for text in item.texts]),
-            quality=np.array([quality[item.prompt][text] for text in item.texts]),
-        )
-        for item in answers
-    ]
-
-
-def complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
-    """Return the prompts all of whose answers everyone has rewarded; a length limit may leave some out."""
+def _complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[Answers]:
+    """Return the prompts of which everyone has rewarded all answers; a length limit may leave some out."""
     return [
         item
         for item in answers
-        if all(set(item.texts) <= known.get(item.prompt, {}).keys() for known in everyone)
+        if all((item.prompt, text) in known for known in everyone for text in item.texts)
     ]
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the curves, where they turn, and how rewards vary within prompts."""
+    """Write the curves, where they turn, and the variance of rewards within prompts."""
     asked, store = stage.parameters, inputs.store
     assert isinstance(asked, BestOfN)
-    # Of a training that failed for good there are no scores; the others are what is said.
+    # A training that failed for good has no scores.
     there = tuple(trial for trial in asked.scored.trials if trial.whole(store))
-    scored = Scored(trials=there, missing=len(asked.scored.trials) - len(there))
-    results, basis = results_of(scored, store)
+    results, basis = results_of(
+        ScoredTrials(trials=there, missing=len(asked.scored.trials) - len(there)), store
+    )
     pairs = pairs_of(store, asked.sample)
     answers = read_answers(store.read_file("sample", asked.sample, "answers.jsonl"))
     rewards = {
-        trial.record.name: rewards_of(pairs, item.scores)
+        trial.record.name: _rewards(pairs, item.scores)
         for trial in results
         for item in trial.final
         if item.dataset == asked.answers
     }
     quality, judge = _quality(stage, inputs, pairs, answers, rewards)
-    kept = complete(answers, [*rewards.values(), quality])
+    kept = _complete(answers, [*rewards.values(), quality])
     cut = sum(not ended for item in answers for ended in item.ended)
     drawn_answers = sum(len(item.texts) for item in answers)
     said = [
@@ -242,24 +287,33 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
         f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
-    curves, variances = list[Curve](), list[dict[str, Any]]()
-    for labels, trials in learned_cells(results):
-        trials = [trial for trial in trials if trial.record.name != asked.gold]
+    curves, margins = list[BestOfCurve](), list[float | None]()
+    for labels, every in learned_cells(results):
+        trials = [trial for trial in every if trial.record.name != asked.gold]
         for dataset in [item.dataset for item in trials[0].final] if trials else []:
             here = [next(item for item in trial.final if item.dataset == dataset) for trial in trials]
-            place = {**labels, "seeds": len(trials), "evaluation_set": dataset}
-            if dataset == asked.answers:
-                found = [answered(kept, rewards[trial.record.name], quality) for trial in trials]
+            sampled = dataset == asked.answers
+            if sampled:
+                # An answer that was drawn twice counts twice.
+                everyone = [rewards[trial.record.name] for trial in trials]
+                seeds = [
+                    [Candidates(reward=_of(item, known), quality=_of(item, quality)) for item in kept]
+                    for known in everyone
+                ]
             elif texts := pairs_of(store, here[0].dataset_digest):
-                found = [candidates(texts, item.scores) for item in here]
+                seeds = [candidates(texts, item.scores) for item in here]
             else:
                 said.append(f"Not in the store, so left out: the rows of {dataset}.")
                 continue
-            sampled = dataset == asked.answers
-            bounded = not sampled or bool(asked.verifier)
-            curves.append(curve_of(found, asked.drawn, place, sampled=sampled, bounded=bounded))
-            margin = None if sampled else float(np.mean([item.metrics["abs_margin"] for item in here]))
-            variances.append({**place, "abs_margin": margin, **variance_within(found)})
+            curve = BestOfCurve(
+                labels={**labels, "seeds": len(trials), "evaluation_set": dataset},
+                seeds=seeds,
+                drawn=asked.drawn,
+                sampled=sampled,
+                bounded=not sampled or bool(asked.verifier),
+            )
+            curves.append(curve)
+            margins.append(None if sampled else float(np.mean([item.metrics["abs_margin"] for item in here])))
     if not curves or not kept:
         raise DataError(
             "no trial of this sweep has learned and scored all answers to a prompt; look at its report, and at its "
@@ -267,6 +321,9 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         )
     rows = [row for curve in curves for row in curve.rows()]
     turns = [curve.turn() for curve in curves if curve.sampled]
+    variances = [
+        {**curve.variance(), "abs_margin": margin} for curve, margin in zip(curves, margins, strict=True)
+    ]
     write_analysis(
         attempt,
         inputs.name,
@@ -284,34 +341,30 @@ def _quality(
     answers: Sequence[Answers],
     rewards: Mapping[str, Rewards],
 ) -> tuple[Rewards, str]:
-    """Return what each answer is worth by the verifier, or by the gold reward in standard deviations; and who says so."""
+    """Return each answer's quality, by the verifier or by the gold reward in standard deviations; and the judge's name."""
     asked: BestOfN = stage.parameters
     if asked.verifier:
-        right = VERIFIERS[asked.verifier].right
+        judge = VERIFIERS[asked.verifier]
         judged = {
-            item.prompt: {text: float(right(text, item.prompt[-1].content)) for text in item.texts}
+            (item.prompt, text): float(judge.right(text, item.prompt[-1].content))
             for item in answers
+            for text in dict.fromkeys(item.texts)
         }
-        return judged, f"the verifier {asked.verifier} ({VERIFIERS[asked.verifier].about})"
+        return judged, f"the verifier {asked.verifier} ({judge.about})"
     if stage.base is not None:
-        found, name = rewards_of(pairs, _score(inputs)), stage.base.name
+        found, name = _rewards(pairs, _score(inputs)), stage.base.name
     elif asked.gold in rewards:
         found, name = rewards[asked.gold], asked.gold
     else:
         raise DataError(f"the gold reward model {asked.gold} is not complete; run its trial again (`retry`).")
-    every = np.array(
-        [found[item.prompt][text] for item in complete(answers, [found]) for text in item.texts] or [0.0]
-    )
-    centre, spread = float(every.mean()), float(every.std()) or 1.0
-    scaled = {
-        prompt: {text: (reward - centre) / spread for text, reward in said.items()}
-        for prompt, said in found.items()
-    }
+    every = np.concatenate([np.zeros(0), *(_of(item, found) for item in _complete(answers, [found]))])
+    centre, spread = (float(every.mean()), float(every.std()) or 1.0) if len(every) else (0.0, 1.0)
+    scaled = {place: (reward - centre) / spread for place, reward in found.items()}
     return scaled, f"the reward of {name}, in standard deviations over all answers from their mean"
 
 
 def _score(inputs: AnalysisInputs) -> PairScores:
-    """Score the answers by the reward model that is the analysis's base model."""
+    """Score the answers with the gold reward model, the analysis's base model."""
     from trainers.evaluate.scoring import score_pairs
     from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
@@ -335,14 +388,15 @@ def _score(inputs: AnalysisInputs) -> PairScores:
 
 
 def _first_to_turn(turns: Rows) -> list[str]:
-    """Say of each model and training set which reward type's gold curve turns, and which turns first."""
+    """Say which reward types' gold curves turn, the first to turn first, for each model and training set."""
     said = []
     for place in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
         here = [row for row in turns if (row["model"], row["train_set"]) == place]
         turned = sorted((row for row in here if row["turns"]), key=lambda row: row["peak"])
         parts = [
             f"{reward_title(row['reward'])} turns after n = {row['peak']} (KL ≤ {row['kl']:.2f}; "
-            f"{interval(row['change'])} from there to n = {row['last']}, p {_p(row['p'])})"
+            f"{interval(row['change'])} from there to n = {row['last']}, "
+            f"p {'< 0.001' if row['p'] < 0.001 else '= ' + format(row['p'], '.3f')})"
             for row in turned
         ]
         if stays := [reward_title(row["reward"]) for row in here if not row["turns"]]:
@@ -350,10 +404,6 @@ def _first_to_turn(turns: Rows) -> list[str]:
             parts.append(f"{' and '.join(stays)} not seen to turn up to n = {last} (KL ≤ {kl:.2f})")
         said.append(f"Over-optimisation, {place[0]} trained on {place[1]}: {'; '.join(parts)}.")
     return said
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _turn_table(rows: Rows) -> Table:
@@ -382,9 +432,9 @@ def _curve_table(rows: Rows) -> Table:
         name="best_of",
         title="Best of n by each reward",
         note="Expected quality of the pick over all draws of n of a prompt's candidates, mean over prompts and seeds ± standard "
-        "deviation over seeds, 95 % intervals over prompts and seeds. Of the answers of a policy the quality is the gold's; in an "
-        "evaluation set a chosen response has quality 1, a rejected one 0. Beside it the pick's own reward, in standard "
-        "deviations of all rewards from their mean.",
+        "deviation over seeds, 95 % intervals over prompts and seeds. The gold judges the answers of a policy; in an evaluation "
+        "set a chosen response has quality 1, a rejected one 0. Beside it the pick's own reward, in standard deviations of all "
+        "rewards from their mean.",
         columns="train_set evaluation_set model reward n kl prompts quality proxy chance best",
         titles={
             "evaluation_set": "candidates of",
@@ -419,7 +469,7 @@ def _variance_table(rows: Rows) -> Table:
 
 
 def _draw(rows: Rows, *, bounded: bool) -> Any:
-    """A panel per evaluation set and model, for those whose prompts have more than two candidates."""
+    """Draw a panel for each evaluation set and model with more than two candidates a prompt."""
     place = operator.itemgetter(*PLACE)
     many = {place(row) for row in rows if row["n"] > 2}
     if not many:

@@ -1,9 +1,9 @@
-"""What a sweep's design can tell apart: the smallest difference that it finds in 80 % of such sweeps, and what spreads it.
+"""The power of a sweep's design: the difference that it detects in 80 % of such sweeps, and the variances behind it.
 
 Shapes: U pairs, S seeds of a model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.statistics import LEVEL, Floats
-from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.report.tables import Table, Value
 from orchestrator.spec.axes import in_a_name
 from orchestrator.store.records import CATEGORIES
 
 POWER = 0.80
 
 
-def asked(analysis: Analysis) -> Iterator[tuple[Scope, Mean]]:
-    """Yield the differences that a sweep is about, by training set and category: from the first other reward type.
+def asked(analysis: Analysis) -> dict[tuple[Scope, str], Mean]:
+    """Return the differences that a sweep is about: baseline − first other reward type, by training set and category.
 
-    What differs from the baseline in the value of an axis alone is another one only where there is no other.
+    A type that differs from the baseline only in the value of an axis counts only where there is no other type.
     """
     types = {}
     for record in (result.record for result in analysis.results):
@@ -29,31 +29,31 @@ def asked(analysis: Analysis) -> Iterator[tuple[Scope, Mean]]:
         for axis, value in record.axes.items():
             types[record.reward] = types[record.reward].replace(in_a_name(axis, value), "", 1)
     first = [kind for kind in analysis.others if types[kind] != types[analysis.baseline]] or analysis.others
-    return ((scope, found) for (scope, other), found in analysis.differences().items() if other == first[0])
+    return {place: found for place, found in analysis.differences().items() if place[1] == first[0]}
 
 
 def half_width(found: Mean) -> float:
-    """Return half of its interval; where a bound cuts one side off, the other side."""
+    """Return the half-width of its interval; if a bound cuts one side off, that of the other side."""
     return max(found.estimate.high - found.estimate.value, found.estimate.value - found.estimate.low)
 
 
 def detectable(found: Mean) -> float | None:
-    """Return the difference whose interval excludes 0 with 80 % probability; None where one training of each model cannot tell."""
+    """Return the difference that is detected with 80 % power; None if there is one training of each model."""
     from scipy.special import stdtrit
 
     if not found.spread.trainings:
         return None
-    # Where nothing varies the interval is that of the pairs alone.
+    # If no training differs from another, the interval is that of the pairs.
     degrees = found.spread.degrees if found.spread.variance else found.pairs
     most, power = (float(stdtrit(degrees, quantile)) for quantile in ((1 + LEVEL) / 2, POWER))
     return half_width(found) * (1 + power / most)
 
 
 def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[str, float | None]:
-    """Return the variances that make up that of a mean over models, by moments: of one model, one training, and pairs.
+    """Estimate by moments the variances that models, trainings and pairs contribute to a mean over models.
 
-    Each of `strata`, [U, S], holds what each pair adds in the trainings of a model. None is what one model, or one seed of each, cannot
-    say. They are the parts of `statistics.crossed`, each of pairs by what the mean over them all leaves.
+    Each of `strata`, [U, S], holds what each pair adds in the trainings of a model. A variance is None if it needs a second
+    model, or a second seed. Together they make up the variance of `statistics.crossed`.
     """
     trainings = sum(values_US.shape[1] - 1 for values_US in strata)
     each = sum(1 / values_US.shape[1] for values_US in strata) / len(strata)
@@ -85,18 +85,15 @@ def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[st
 
 
 def power_table(analysis: Analysis) -> Table:
-    """Return for each difference half of its interval, the difference that such a design finds, and what spreads it."""
+    """Return the half-width of each difference, the difference that the design detects, and the variances behind it."""
     rows: list[dict[str, Value]] = []
-    for scope, found in sorted(asked(analysis), key=lambda item: CATEGORIES.index(item[0].category)):
+    for (scope, other), found in asked(analysis).items():
         parts = components(*found.columns)
-        first, second = (
-            next(iter(next(iter(found.cells.values())).values()))[side].record.reward for side in (0, 1)
-        )
         rows.append(
             {
                 "train_set": scope.train_set,
                 "category": scope.category,
-                "difference": f"{reward_title(first)} − {reward_title(second)}",
+                "difference": analysis.title(other),
                 "over": found.over,
                 "half_width": half_width(found),
                 "detectable": detectable(found),
@@ -109,16 +106,15 @@ def power_table(analysis: Analysis) -> Table:
     return Table(
         name="power",
         title="What this design can tell apart",
-        note="Half of the 95 % interval, and the difference that a sweep of this design tells from 0 with 80 % power. Behind them how far a "
-        "difference varies: standard deviations of a model's, of a training's, and of what the test pairs leave to all. How many seeds and "
-        "pairs it takes: docs/design.md.",
+        note="Half-width of the 95 % interval, and the difference that a sweep of this design detects with 80 % power. Beside them the standard "
+        "deviations of the difference over models, over seeds, and over test pairs. How many seeds and pairs it takes: docs/design.md.",
         columns="train_set category difference over half_width detectable models seeds pairs",
         titles={
             "half_width": "± half",
-            "detectable": "found with 80 % power",
+            "detectable": "detected with 80 % power",
             "models": "SD, models",
             "seeds": "SD, seeds",
             "pairs": "SD, pairs",
         },
-        rows=rows,
+        rows=sorted(rows, key=lambda row: CATEGORIES.index(row["category"])),
     )

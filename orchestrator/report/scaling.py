@@ -1,7 +1,7 @@
-"""How accuracies and differences change with size: of models of one family, or of the training set.
+"""How accuracies and differences change with the size of models of one family, or of the training set.
 
-A line over the logarithm of size, with a random intercept for each family (over training-set sizes: for each model), by restricted
-maximum likelihood; the interval of a slope is Student's t. A fit says nothing outside the sizes that it is of.
+The fit is a line over the logarithm of size, with a random intercept for each family (over training-set sizes: for each model),
+by restricted maximum likelihood. Intervals are Student's t. The line holds for the sizes that it was fitted to only.
 
 Shapes: N points, G groups.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from orchestrator.report.by_axis import at_value, axes_of
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import GREY, legend, line_style, panels
-from orchestrator.report.statistics import LEVEL, Estimate, Floats
+from orchestrator.report.statistics import Estimate, Floats, Spread, unbounded_interval
 from orchestrator.report.tables import Table, Value, reward_title
 from orchestrator.spec.models import architecture_of
 from trainers.specs import ModelSpec
@@ -25,22 +25,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIRS_AXIS = "train-pairs"
-# A line through fewer sizes, or over a shorter range, would be read for more than it says.
+# No line is fitted through fewer sizes, or over a shorter range.
 LEAST_SIZES, LEAST_FACTOR = 3, 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A line over x with the covariance of its intercept and slope; `between` is the variance of the groups' intercepts."""
+    """A line over x with the covariance of its intercept and slope; `between` is the variance of the groups' intercepts.
+
+    `parts` are the covariance's derivatives by the variances of the rest and of the intercepts, and `of_variances` is the
+    covariance of these two estimates: they give the degrees of freedom at any x (Satterthwaite), at most `degrees`.
+    """
 
     intercept: float
     slope: float
     covariance: Floats
     degrees: float
     between: float
+    parts: Sequence[Floats]
+    of_variances: Floats
 
     def at(self, x: float) -> Estimate:
-        """Return the line at a place, with its interval."""
+        """Return the line's value at x with its interval."""
         return self._estimate(self.intercept + self.slope * x, np.array([1.0, x]))
 
     def rise(self) -> Estimate:
@@ -48,16 +54,14 @@ class Line:
         return self._estimate(self.slope, np.array([0.0, 1.0]))
 
     def _estimate(self, value: float, terms: Floats) -> Estimate:
-        from scipy.special import stdtr, stdtrit
-
-        error = float(terms @ self.covariance @ terms) ** 0.5
-        half = float(stdtrit(self.degrees, (1 + LEVEL) / 2)) * error
-        p = float(2 * stdtr(self.degrees, -abs(value) / error))
-        return Estimate(value=value, low=value - half, high=value + half, p=p)
+        variance = float(terms @ self.covariance @ terms)
+        parts = [terms @ part @ terms for part in self.parts]
+        degrees = min(self.degrees, max(1.0, 2 * variance**2 / float(parts @ self.of_variances @ parts)))
+        return unbounded_interval(value, Spread(variance=variance, degrees=degrees, trainings=1))
 
 
 def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
-    """Fit y = intercept + group's own + slope · x + rest; None where nothing is left to tell the rest by, or y lies on lines."""
+    """Fit y = intercept + group's own + slope · x + rest; None if no group has two sizes, or the rest is 0 or has no degree of freedom."""
     from scipy.optimize import minimize_scalar
 
     names = list(dict.fromkeys(groups))
@@ -67,11 +71,12 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
     share_NN = member_NG / member_NG.sum(axis=0) @ member_NG.T
     x_within, y_within = x_N - share_NN @ x_N, y_N - share_NN @ y_N
     left = y_within - x_within * (x_within @ y_within / max(x_within @ x_within, 1e-300))
-    if degrees < 1 or left @ left <= 1e-18 * max(1.0, float(y_N @ y_N)):
+    alone = x_within @ x_within <= 1e-12 * max(1.0, float(x_N @ x_N))
+    if degrees < 1 or alone or left @ left <= 1e-18 * max(1.0, float(y_N @ y_N)):
         return None
 
     def solved(ratio: float) -> tuple[float, Floats, Floats, float]:
-        """Return −2 log restricted likelihood, coefficients, their covariance, and the variance of the rest."""
+        """Return −2 log restricted likelihood, coefficients, their covariance, and the residual variance."""
         spread_NN = np.eye(len(y_N)) + ratio * member_NG @ member_NG.T
         weighed_N2 = np.linalg.solve(spread_NN, terms_N2)
         normal = terms_N2.T @ weighed_N2
@@ -86,18 +91,26 @@ def mixed_line(x_N: Floats, y_N: Floats, groups: Sequence[str]) -> Line | None:
         best = minimize_scalar(lambda log: solved(np.exp(log))[0], bounds=(-12.0, 12.0), method="bounded")
         ratio = float(np.exp(best.x)) if best.fun < solved(0.0)[0] else 0.0
     _, found, covariance, variance = solved(ratio)
+    # The covariance of y is a sum of these, times the variances of the rest and of the intercepts.
+    kinds = [np.eye(len(y_N)), member_NG @ member_NG.T][: min(2, len(names))]
+    inverse_NN = np.linalg.inv(np.eye(len(y_N)) + ratio * member_NG @ member_NG.T) / variance
+    weights_2N = covariance @ terms_N2.T @ inverse_NN
+    rest_NN = inverse_NN - inverse_NN @ terms_N2 @ weights_2N
+    information = [[np.trace(rest_NN @ one @ rest_NN @ other) / 2 for other in kinds] for one in kinds]
     return Line(
         intercept=float(found[0]),
         slope=float(found[1]),
         covariance=covariance,
         degrees=float(degrees),
         between=ratio * variance,
+        parts=[weights_2N @ kind @ weights_2N.T for kind in kinds],
+        of_variances=np.linalg.pinv(information),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Values of one number at several sizes, and the line through them, over log₂ of size; None where it says nothing."""
+    """Values of an accuracy or a difference at several sizes, and the line through them over log₂ of size."""
 
     over: str
     scope: Scope
@@ -109,7 +122,7 @@ class Sizes:
 
     @property
     def too_short(self) -> str:
-        """Why no line is fitted; "" where one may be."""
+        """Why the range is too short for a line; "" if it is not."""
         different, factor = len(set(self.sizes)), max(self.sizes) / min(self.sizes)
         if different >= LEAST_SIZES and factor >= LEAST_FACTOR:
             return ""
@@ -118,9 +131,8 @@ class Sizes:
             f"it takes {LEAST_SIZES} and {LEAST_FACTOR:g}"
         )
 
-    @property
     def row(self) -> dict[str, Value]:
-        """What it is of, for a table."""
+        """The columns of a table that say what was fitted."""
         return {
             "over": self.over,
             "train_set": self.scope.train_set,
@@ -136,12 +148,12 @@ class Sizes:
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
 
 
-# A point of a line: its group and size, and the model whose results in an analysis it is the mean of.
+# A point of a line: its group and size, and the analysis and model whose results it averages.
 Point = tuple[str, float, Analysis, str]
 
 
 def scaled(analysis: Analysis) -> Iterator[Sizes]:
-    """Yield accuracies and baseline − other over the sizes of models, and over those of the training set, where these vary."""
+    """Yield accuracies and differences over the sizes of models and over those of the training set, if these vary."""
     records = [result.record for result in analysis.results]
     sources = {record.model: str(record.parameters.get("model_source", "")) for record in records}
     known = {
@@ -161,7 +173,12 @@ def scaled(analysis: Analysis) -> Iterator[Sizes]:
     at = {value: Analysis([*at_value(analysis.results, PAIRS_AXIS, value)]) for value in values}
     points = [(model, float(value), here, model) for value, here in at.items() for model in here.models]
     if points:
-        yield from _of(points[0][2], PAIRS_AXIS, points)
+        # Reward types and sets of all values: the first may lack some.
+        of_baseline = [item for item in analysis.results if item.record.reward == analysis.baseline]
+        first = next(item for value in values for item in at_value(of_baseline, PAIRS_AXIS, value))
+        results = [result for here in at.values() for result in here.results]
+        every = Analysis(results, baseline=first.record.reward)
+        yield from _of(every, PAIRS_AXIS, points)
 
 
 def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Sizes]:
@@ -185,7 +202,7 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
 
 
 def scaling_table(analysis: Analysis) -> Table:
-    """Return for each number its rise with a doubling of size, and the line at its ends; of ranges that are too short, one row."""
+    """Return what a doubling of size adds to each number, and the line at its ends; ranges that are too short share a row."""
     rows: list[dict[str, Value]] = []
     short: dict[tuple[str, str], Sizes] = {}
     for item in scaled(analysis):
@@ -193,20 +210,20 @@ def scaling_table(analysis: Analysis) -> Table:
             place = item.over, item.scope.train_set
             short[place] = max(short.get(place, item), item, key=lambda item: len(set(item.sizes)))
             continue
-        row = {**item.row, "category": item.scope.category, "number": item.what}
+        row = {**item.row(), "category": item.scope.category, "number": item.what}
         if line := item.line():
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
             row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
         else:
-            row["said"] = "does not vary, or no point is left to tell by"
+            row["said"] = "no scatter about the line to tell by"
         rows.append(row)
     return Table(
         name="scaling",
         title="Over size",
         note="Accuracy over the logarithm of size: what a doubling adds, and the fitted line at the smallest and the largest size. Mixed "
-        "model, with an intercept of its own for each family (over train-pairs: each model) as a random effect; 95 % intervals. It says "
-        "nothing of other sizes. docs/design.md.",
+        "model with a random intercept for each family (over train-pairs: each model); 95 % intervals. It does not hold for other "
+        "sizes. docs/design.md.",
         columns="over train_set category number sizes groups factor rise p smallest largest said",
         titles={
             "number": "accuracy of",
@@ -214,13 +231,13 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": "largest / smallest",
             "said": "note",
         },
-        rows=[*({**item.row, "said": item.too_short} for item in short.values()), *rows],
+        rows=[*({**item.row(), "said": item.too_short} for item in short.values()), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
 
 
 def draw_scaling(analysis: Analysis) -> "Figure | None":
-    """Draw values over size and the lines through them with their intervals, a panel for each training set, category and kind of size."""
+    """Draw values, fitted lines and intervals over size: a panel for each training set, category and kind of size."""
     found = [item for item in scaled(analysis) if not item.too_short]
     places = list(dict.fromkeys((item.over, item.scope) for item in found))
     if not places:
@@ -239,19 +256,12 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
             )
             axis.plot(item.sizes, item.values, **{**style, "linestyle": "none"})
             at = np.geomspace(min(item.sizes), max(item.sizes), 30)
-            line = item.line()
-            drawn = [line.at(float(x)) for x in np.log2(at)] if line else []
-            mean = [point.value for point in drawn] or [item.values[0]] * len(at)
-            axis.plot(at, mean, label=item.what, **{**style, "marker": None})
-            if drawn:
-                axis.fill_between(
-                    at,
-                    [p.low for p in drawn],
-                    [p.high for p in drawn],
-                    color=style["color"],
-                    alpha=0.15,
-                    linewidth=0,
-                )
+            axis.plot([], [], label=item.what, **style)
+            if line := item.line():
+                drawn = [line.at(float(x)) for x in np.log2(at)]
+                low, mean, high = zip(*((here.low, here.value, here.high) for here in drawn), strict=True)
+                axis.plot(at, mean, **{**style, "marker": None})
+                axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axis.set(
             xscale="log",
             xlabel=over,

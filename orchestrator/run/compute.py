@@ -1,6 +1,6 @@
-"""Computing the stages: each reads its inputs from the store and commits one artifact. Plain functions, no Ray.
+"""Compute the stages: each reads its inputs from the store and commits one artifact. Plain functions, no Ray.
 
-Imports that cost seconds stand inside the functions, so that planning never pays for them.
+Imports that take seconds are inside the functions, so that planning does not wait for them.
 """
 
 import dataclasses
@@ -35,17 +35,16 @@ if TYPE_CHECKING:
     from trainers.models.generation import Weights
     from trainers.pairs.packing import References
     from trainers.pairs.tokens import TokenPair
-    from trainers.train.checkpoints import Checkpoints
     from trainers.train.loop import TrainResult
 
-# Tokenising takes less time a pair than telling of it.
+# Reporting every pair would take longer than tokenising it.
 PAIRS_A_ROW = 50
-# Beside the tokens of a suite: which answers to which prompt its pairs hold.
+# Beside a suite's tokens: which answers to which prompt each pair holds.
 PLACES = "places.json"
 
 
 def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
-    """Compute a stage that trials share, whose lease is held; nothing happens where it is complete."""
+    """Compute a stage that trials share, unless it is complete. The caller holds its lease."""
     if store.complete(stage.kind, stage.key):
         return
     store.remove_leftovers(stage.kind, stage.key)
@@ -79,7 +78,7 @@ def _weights(base: BaseModel, store: Store) -> "Weights":
 
 
 def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
-    """Draw the answers; those that a killed process has drawn are kept beside the checkpoints until all are there."""
+    """Draw the answers; those drawn so far are kept with the checkpoints until the stage is complete."""
     from trainers.evaluate.sampling import draw_answers, scored_pairs, write_answers
 
     base, drawn = stage.base, checkpoint_folder(store, f"{stage.kind}-{stage.key}")
@@ -128,7 +127,7 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
 
 
 def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Iterator[TokenPair]":
-    """The pairs, told of as they pass; those that are left out are told of at the end."""
+    """Yield the pairs and report progress; pairs that are left out count as done at the end."""
     for done, pair in enumerate(tokens, 1):
         yield pair
         if done % PAIRS_A_ROW == 0:
@@ -150,7 +149,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainCall:
-    """What a rank trains with besides its stage; `provenance` goes into the manifest."""
+    """How a rank trains its stage; `provenance` goes into the manifest."""
 
     placement: Placement
     checkpoint_steps: int | None = None
@@ -159,27 +158,17 @@ class TrainCall:
 
 
 def checkpoint_folder(store: Store, name: str) -> Location:
-    """Return the folder in which a training, named by its key, or another stage keeps what it has until it is complete."""
+    """Return the folder of an unfinished stage's checkpoints; a training's `name` is its key, another's `<kind>-<key>`."""
     return store.root / "checkpoints" / name
 
 
-def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":
-    from trainers.train.checkpoints import Checkpoints
-
-    kept = checkpoint_folder(store, train_key)
-    return Checkpoints(
-        folder=store.local / "checkpoints" / train_key,
-        mirror=kept if isinstance(kept, ObjectPath) else None,
-        every_steps=every_steps,
-    )
-
-
 def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
-    """Train as one rank of a gang (or alone), from the last checkpoint where there is one.
+    """Train as one rank of a gang, or alone, from the last checkpoint if there is one.
 
-    Rank 0 commits the weights, and then the log, which says that the training is complete.
+    Rank 0 commits the weights and then the log, which makes the training complete.
     """
     from trainers.pairs.tokens import held_out
+    from trainers.train.checkpoints import Checkpoints
     from trainers.train.loop import TrainInputs, train
 
     placement = call.placement
@@ -204,8 +193,13 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
         lora=stage.lora,
         dataset=stage.prepared.split.name,
     )
-    kept = _kept(store, stage.key, call.checkpoint_steps)
-    run = functools.partial(train, inputs, report=report, checkpoints=kept, stop=call.stop)
+    kept = checkpoint_folder(store, stage.key)
+    checkpoints = Checkpoints(
+        folder=store.local / "checkpoints" / stage.key,
+        mirror=kept if isinstance(kept, ObjectPath) else None,
+        every_steps=call.checkpoint_steps,
+    )
+    run = functools.partial(train, inputs, report=report, checkpoints=checkpoints, stop=call.stop)
     if int(os.environ.get("RANK", "0")) > 0:
         run(out_dir=Path())
         return
@@ -215,11 +209,11 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
     ):
         attempt.info.update(pairs=len(pairs), **call.provenance)
         _note(run(out_dir=weights.directory), stage, placement, attempt)
-    remove_tree(checkpoint_folder(store, stage.key))
+    remove_tree(kept)
 
 
 def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attempt: Attempt) -> None:
-    """Write the training log, and what its manifest says."""
+    """Write the training log, and the results into its manifest."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -235,12 +229,12 @@ def _note(result: "TrainResult", stage: TrainStage, placement: Placement, attemp
 
 
 def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    """Score one trained model on several sets: each epoch's weights are loaded once, each set is an artifact."""
+    """Score one trained model on several sets, one artifact each; load each epoch's weights once."""
     missing = [stage for stage in stages if not store.complete(stage.kind, stage.key)]
     for epoch in sorted({stage.epoch for stage in missing}):
         _evaluate_epoch([stage for stage in missing if stage.epoch == epoch], store, report)
     for train in {stage.train.key for stage in missing}:
-        # Nobody else reads weights, and the next training's need the room.
+        # No other stage reads these weights, and the next training needs the room.
         store.forget_fetched(WEIGHTS, train)
 
 
@@ -284,7 +278,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
 def _tokens(
     stage: TrainStage | EvaluateStage, store: Store
 ) -> "tuple[Sequence[TokenPair], References | None]":
-    """The stage's pairs, and for im_rm their reference log-probs."""
+    """Return the stage's pairs, and for im_rm their reference log-probs."""
     from trainers.evaluate.scoring import read_reference
     from trainers.pairs.tokens import read_tokens
 

@@ -1,4 +1,4 @@
-"""What happens to a trial while it runs: frozen values that stages post and the terminal, the state file and MLflow follow."""
+"""Events of a running trial: stages post them; the terminal, the state file and MLflow follow them."""
 
 import contextlib
 import time
@@ -11,26 +11,26 @@ POST_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a trial, named by its key; who computes a stage leaves it to others to name the trial."""
+    """Something that happened to a `trial`, given by its key; a stage leaves it empty, and the backend fills it in."""
 
     trial: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(Event):
-    """The trial runs."""
+    """The trial has started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBegan(Event):
-    """A stage of the trial is computed or, as `waiting`, waits for devices or for another driver."""
+    """A stage began; the stage `waiting` waits for devices or for another driver."""
 
     stage: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsLogged(Event):
-    """Rows that a stage has reported since the last event: steps of a training, or pairs done elsewhere."""
+    """Rows that a stage reported since its last event: training steps, or progress in pairs."""
 
     stage: str
     rows: Sequence[Mapping[str, Any]]
@@ -38,19 +38,19 @@ class RowsLogged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(Event):
-    """A sentence that must not pass unseen."""
+    """A sentence that the user must see."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replanned(Notice):
-    """The training goes on with fewer devices than planned."""
+    """The training continues on fewer devices than planned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(Event):
-    """An attempt failed, and another follows; `how` says when and with what."""
+    """An attempt failed and another follows; `how` says when, and with which placement."""
 
     cause: str
     message: str
@@ -59,7 +59,7 @@ class Retried(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed(Event):
-    """Every stage of the trial is in the store."""
+    """Every stage of the trial is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +77,20 @@ class Stopped(Event):
 
 
 Post = Callable[[Event], None]
-# What a stage reports while it is computed: rows, {"notice": text}, or {"checkpoint": step}.
+# Takes what a stage reports: a row, {"notice": text}, or {"checkpoint": step}.
 TakeRow = Callable[[dict[str, Any]], None]
 
 
 def posting_for(trial: str, post: Post) -> Post:
-    """Return a function that names the trial in each event before it posts it."""
+    """Return a function that posts each event with its trial filled in."""
     return lambda event: post(replace(event, trial=trial))
 
 
 @contextlib.contextmanager
 def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
-    """Say that `stage` begins, and yield its report function.
+    """Post that `stage` begins, and yield its report function.
 
-    Its rows are posted in at most one event a second, and what still waits however the block ends.
+    Rows are posted at most once a second, and the rest when the block ends.
     """
     waiting: list[dict[str, Any]] = []
     posted_at = 0.0
@@ -104,7 +104,7 @@ def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
     def take(row: dict[str, Any]) -> None:
         if "notice" in row:
             post(Notice(text=row["notice"]))
-        # Nobody follows checkpoints of a sweep; `python -m trainers.train` says them.
+        # A sweep does not show checkpoints; `python -m trainers.train` does.
         elif "checkpoint" not in row:
             waiting.append(row)
             if time.monotonic() - posted_at >= POST_EVERY_S:

@@ -1,6 +1,6 @@
-"""What went wrong with a trial, and what follows: another attempt, after how long, with which placement.
+"""Classify a trial's failure, and decide whether, when and with which placement it is tried again.
 
-Errors are classified by the tree of trainers/errors.py, through the wrappers of Ray and Train, without importing these.
+Errors are unwrapped from those of Ray and Train, which are not imported, and classified by trainers/errors.py.
 """
 
 import errno
@@ -12,7 +12,7 @@ from orchestrator.store.artifacts import WEIGHTS, Store
 from trainers.errors import NO_MEMORY, Damaged, Diverged, Interrupted, OutOfMemory, SweepError, WorkerLost
 from trainers.specs import Placement
 
-# Ray's and Train's names for a process, node or worker group that is gone.
+# Errors of Ray and Train that mean a lost process, node or worker group.
 _LOST = frozenset(
     {
         *("RayActorError", "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError"),
@@ -21,9 +21,9 @@ _LOST = frozenset(
         *("WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError", "ActorPlacementGroupRemoved"),
     }
 )
-# Where nobody knows what a training's heaviest forward is: about an ordinary pair, below which nothing is gained.
+# If a training's heaviest forward is unknown, we halve down to about one ordinary pair.
 LEAST_TOKENS = 512
-# What a rank says whose peer is gone.
+# Messages of a rank whose peer is gone.
 _LOST_PEER = (
     *("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout"),
     *("connection refused", "timed out waiting", "nccl", "gloo"),
@@ -40,9 +40,9 @@ class Failure:
 
 
 def classify(error: BaseException) -> Failure:
-    """Return the failure that an error stands for; an error that the tree does not name is classified by its own class."""
+    """Return the failure behind an error; an error outside our classes is named by its own class."""
     causes = list(_causes(error))
-    # A rank that lost its peer often reports first; the rank that knows why says more.
+    # A rank that lost its peer often reports first; prefer the rank that knows why.
     cause = next((item for item in causes if isinstance(item, SweepError)), None)
     if cause is not None:
         smaller = cause.forward_tokens if isinstance(cause, OutOfMemory) else None
@@ -61,41 +61,41 @@ def classify(error: BaseException) -> Failure:
 
 
 def damage_behind(error: BaseException) -> Damaged | None:
-    """Return the error's cause where it is a damaged artifact."""
+    """Return the Damaged behind an error, None where there is none."""
     return next((item for item in _causes(error) if isinstance(item, Damaged)), None)
 
 
 def set_aside_damage(error: BaseException, store: Store) -> None:
-    """Where the error is a damaged artifact, make that count as missing and raise Damaged, which says so."""
+    """If a damaged artifact caused the error, make it count as missing and raise Damaged, which says so."""
     found = damage_behind(error)
     if found is not None:
-        # Nobody reads it again, and whoever asks for it next computes it.
+        # The next one that needs it computes it again.
         store.discard(found.stage, found.key, found.attempt)
         if found.stage == WEIGHTS and not store.complete(WEIGHTS, found.key):
-            # Without its log a training is missing; without its weights alone they would be evicted.
+            # Discard the log too, so that the training counts as missing, not as evicted.
             store.discard("train", found.key)
         said = f"{found}; it counts as missing now, and is computed anew by the same command"
         raise Damaged(said, found.stage, found.key, found.attempt) from error
 
 
 def lost(error: BaseException) -> bool:
-    """Whether a process, or the node that it was on, is gone."""
+    """Return whether the error means that a process, or its node, is gone."""
     return classify(error).cause == WorkerLost.__name__
 
 
 def interrupted(error: BaseException) -> bool:
-    """Whether the error is a stop that was asked for."""
+    """Return whether the error is a requested stop."""
     return any(isinstance(item, Interrupted) for item in _causes(error))
 
 
 def is_final(cause: str) -> bool:
-    """Whether the same training would fail the same way again."""
+    """Return whether the training would fail the same way again."""
     return cause == Diverged.__name__
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    # Of a process that is gone Ray only guesses why.
+    # If a process is gone, Ray only guesses that memory ran out.
     return named or (not _is_gone(error) and _says(error, NO_MEMORY))
 
 
@@ -110,7 +110,7 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _says(error: BaseException, signs: Sequence[str]) -> bool:
-    """Whether an error of torch or Ray holds one of these; they have no class for most that goes wrong."""
+    """Return whether an error of torch or Ray, which have few error classes, contains one of these texts."""
     broken = isinstance(error, RuntimeError) or type(error).__module__.startswith(("torch.", "ray."))
     return broken and any(sign in str(error).lower() for sign in signs)
 
@@ -120,7 +120,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the errors at the bottom of RayTaskError.cause, WorkerGroupError, ControllerError and their tracebacks."""
+    """Yield the errors wrapped by RayTaskError, WorkerGroupError and ControllerError, else the error itself."""
     ranks = getattr(error, "worker_failures", None)
     inner = [ranks[rank] for rank in sorted(ranks)] if isinstance(ranks, dict) else []
     inner += [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
@@ -133,7 +133,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextAttempt:
-    """The next attempt at a trial: after how many seconds, and with which placement."""
+    """How long to wait before the next attempt, and its placement."""
 
     wait_s: float
     placement: Placement
@@ -147,29 +147,29 @@ def next_attempt(
     *,
     training: bool = True,
 ) -> NextAttempt | None:
-    """Return the attempt that follows the last of `failures`; None where the policy allows no more of its kind.
+    """Return the attempt that follows the last of `failures`; None where the policy allows no more.
 
-    `gpus` are all that the training could have. Where no `training` failed, its placement stays: nothing else uses it.
+    `gpus` is the most that the training could get. Unless the `training` failed, its placement stays.
     """
     cause = failures[-1].cause
     times = sum(failure.cause == cause for failure in failures)
-    if times > policy.limit(cause):
+    if times > policy.limits.get(cause, 0):
         return None
     wait_s = min(policy.back_off_s * 2 ** (times - 1), policy.back_off_most_s)
     if cause != "OutOfMemory" or not training:
         return NextAttempt(wait_s=wait_s, placement=placement)
     smaller = with_less_memory(placement, gpus, failures[-1].forward_tokens)
-    # Another placement is another attempt at once; waiting would free nothing.
+    # With another placement, start at once: waiting would free nothing.
     return None if smaller is None else NextAttempt(wait_s=0.0, placement=smaller)
 
 
 def with_less_memory(
     placement: Placement, gpus: int = 0, forward_tokens: int | None = None
 ) -> Placement | None:
-    """Halve the tokens of a forward down to one pair, then recompute activations: the effective batch stays.
+    """Return the next placement that needs less memory at the same effective batch; None where there is none.
 
-    Then, on GPUs, divide the training over more of `gpus`, and offload the optimiser last, as a plan would. None where
-    nothing is left to give up. `forward_tokens` is that of OutOfMemory.
+    Halves the tokens of a forward down to one pair, then recomputes activations; then, on GPUs, doubles the world size
+    up to `gpus`, and last offloads the optimiser. `forward_tokens` is OutOfMemory's own proposal.
     """
     if forward_tokens is None:
         forward_tokens = placement.forward_tokens // 2 if placement.forward_tokens > LEAST_TOKENS else 0
@@ -179,7 +179,7 @@ def with_less_memory(
         return replace(placement, checkpointing=True)
     if placement.device == "cpu" or placement.offload_optimizer:
         return None
-    # A checkpoint goes on at another world size, not at another stage; bf16 without ZeRO is run as ZeRO-1.
+    # A checkpoint resumes at another world size, but not at another ZeRO stage; bf16 without ZeRO runs as ZeRO-1.
     divided = replace(placement, zero_stage=max(placement.zero_stage, 1))
     world_size = min(2 * placement.world_size, gpus)
     if world_size <= placement.world_size:
@@ -188,21 +188,24 @@ def with_less_memory(
 
 
 def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
-    """Return `fresh`, planned for fewer devices, as small as earlier attempts made `placement`; None where it has no fewer."""
+    """Return `fresh`, which is planned for fewer devices, with the reductions of earlier attempts at `placement`.
+
+    None where it does not use fewer devices.
+    """
     if fresh.world_size >= placement.world_size or fresh.device != placement.device:
         return None
     return replace(
         fresh,
-        # A forward that was too large for the planned gang is too large for each rank of a smaller one.
+        # A forward that was too large for one rank stays too large in a smaller gang.
         forward_tokens=min(fresh.forward_tokens, placement.forward_tokens),
         checkpointing=fresh.checkpointing or placement.checkpointing,
-        # A checkpoint goes on at another world size, not at another stage; a higher one never needs more memory.
+        # A checkpoint does not resume at another ZeRO stage; a higher one never needs more memory.
         zero_stage=max(fresh.zero_stage, placement.zero_stage),
     )
 
 
 def describe_fewer(planned: Placement, fewer: Placement) -> str:
-    """Say that a training goes on with fewer devices than planned."""
+    """Describe a training that continues on fewer devices than planned."""
     what = "GPUs" if planned.device == "cuda" else "processes"
     return (
         f"planned for {planned.world_size} {what}, which the cluster no longer has; on {fewer.world_size}: "
@@ -211,13 +214,13 @@ def describe_fewer(planned: Placement, fewer: Placement) -> str:
 
 
 def describe_change(before: Placement, after: Placement) -> str:
-    """Say how a training goes on after it ran out of memory."""
+    """Describe how a training continues after it ran out of memory."""
     wider = f"on {after.world_size} GPUs " if after.world_size > before.world_size else ""
     return f"{wider}with {describe_split(after)}"
 
 
 def describe_split(placement: Placement) -> str:
-    """Say how a step is split, as in `4096 tokens a forward`."""
+    """Describe how a step is split, as in `4096 tokens a forward`."""
     recomputed = ", activations recomputed" if placement.checkpointing else ""
     offloaded = ", optimiser in the host's memory" if placement.offload_optimizer else ""
     return f"{placement.forward_tokens} tokens a forward{recomputed}{offloaded}"

@@ -1,4 +1,4 @@
-"""Base models of the hub, fetched before the trials that load them: while those run, nobody sees the hub's progress bars."""
+"""Download base models from the hub before their trials start, while the user can see the progress."""
 
 import functools
 import json
@@ -8,15 +8,15 @@ from pathlib import Path
 from orchestrator.spec.stages import BaseModel, ReferenceStage, SampleStage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 
-# What loading a model reads of its repository. Pickles are left to that: where there are safetensors, nobody wants them.
+# The files that loading a model reads. Where there are only pickles, loading downloads them itself.
 LOADED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "model*.safetensors")
 IN_FOLDERS = "*/*"
 
 
 def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, str], None]) -> None:
-    """Fetch the weights that trainings and reference passes of `todo` need. `say` takes a sentence and its style.
+    """Download the models that stages of `todo` load. `say` takes a sentence and its style.
 
-    What cannot be fetched is no error here: the trial that loads it says why.
+    A failed download is no error here: the trial that loads the model says why.
     """
     needed = {
         stage.base
@@ -30,7 +30,7 @@ def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, st
 
 
 def _has_weights(base: BaseModel) -> bool:
-    """Whether the hub's cache holds the safetensors, and all of them."""
+    """Return whether the hub's cache holds all safetensors of the model."""
     index = _cached(base, "model.safetensors.index.json")
     if index is None:
         return _cached(base, "model.safetensors") is not None
@@ -52,7 +52,7 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
 
     if constants.HF_HUB_OFFLINE:
         return
-    # What it says of its own retries is said once, by us.
+    # We report a failure once; the hub would report each of its retries.
     hub_logging.set_verbosity_error()
     say(f"model {base.name}: downloading {base.location}", "")
     try:
@@ -61,7 +61,7 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
             revision=base.revision,
             allow_patterns=list(LOADED),
             ignore_patterns=IN_FOLDERS,
-            # Of its three bars one would be drawn into pipes, too.
+            # One of its bars would otherwise be drawn into pipes, too.
             tqdm_class=functools.partial(tqdm, disable=None),
         )
     except Exception as error:

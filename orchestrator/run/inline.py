@@ -1,4 +1,4 @@
-"""Trials in one process, in plan order, with no Ray: for debugging and tests; and analyses, which always run so."""
+"""Run trials one after the other in this process, without Ray, for debugging and tests; analyses always run this way."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def run_inline(
     execution: Execution,
     stop: StopRequest,
 ) -> None:
-    """Run what is missing of each plan. Raises KeyboardInterrupt when stopped; what fails is an event."""
+    """Run the missing stages of each plan. Failures are events. Raises KeyboardInterrupt when stopped."""
     for plan in plans:
         backend = InlineBackend(execution, posting_for(plan.key, on_event), stop)
         try:
@@ -39,14 +39,14 @@ def run_inline(
 
 @dataclass(frozen=True, slots=True)
 class InlineBackend:
-    """Computes in this process."""
+    """Computes the stages of one trial in this process."""
 
     execution: Execution
     post: Post
     stop: StopRequest
 
     def shared(self, stages: Sequence[Stage]) -> None:
-        """Compute each, after what it needs."""
+        """Compute each missing stage after its needs."""
         for stage in stages:
             if self.execution.store.complete(stage.kind, stage.key):
                 continue
@@ -57,7 +57,7 @@ class InlineBackend:
                     compute.run_shared(stage, self.execution.store, report)
 
     def leased(self, stage: Stage | AnalyseStage) -> AbstractContextManager[bool]:
-        """Wait until nobody else computes the stage; gives False where somebody has."""
+        """Wait for the stage's lease; yields False if another driver completed the stage."""
         done = functools.partial(self.execution.store.complete, stage.kind, stage.key)
         return self.execution.leases.held(f"{stage.kind}-{stage.key}", done, self.pause)
 
@@ -77,7 +77,7 @@ class InlineBackend:
             compute.run_evaluations(stages, self.execution.store, report)
 
     def gpus(self) -> int:
-        """One at most: a training is a world of one."""
+        """Return 1: a training is a world of one."""
         return 1
 
     def pause(self, seconds: float) -> None:
@@ -85,10 +85,10 @@ class InlineBackend:
 
 
 def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> None:
-    """Compute the stages that are missing, and what they need. What an analysis says while it computes goes to `say`."""
+    """Compute the missing stages and their needs. Analyses print through `say`."""
     stop = StopRequest(0.0)
     with stop.listening(), heartbeat(store.root) as leases:
-        # No trial waits for what an analysis needs.
+        # There is no trial to post events about.
         backend = InlineBackend(Execution(store=store, leases=leases), lambda event: None, stop)
         for stage in stages:
             try:
@@ -108,7 +108,11 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> N
             return
         store.remove_leftovers(stage.kind, stage.key)
         parameters = dataclasses.asdict(stage.parameters)
+        without = [
+            f"{read.kind}/{read.key}" for read in stage.reads if not store.complete(read.kind, read.key)
+        ]
         with store.write(stage.kind, stage.key, parameters=parameters) as attempt:
+            attempt.info["without"] = without
             inputs = AnalysisInputs(
                 name=stage.label,
                 location="" if stage.base is None else stage.base.found_at(store),

@@ -1,4 +1,4 @@
-"""One trial, whatever runs it: shared stages → training → evaluation, and again after what can be mended."""
+"""Run one trial on any backend: shared stages → training → evaluation, with retries."""
 
 import traceback
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from trainers.specs import Placement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How missing stages are computed: where they go, under whose leases, and how often again."""
+    """The store, the driver's leases, and how often failures are retried and checkpoints written."""
 
     store: Store
     leases: Leases
@@ -27,10 +27,10 @@ class Execution:
 
 
 class Backend(Protocol):
-    """What computes stages, and carries events to the driver. Methods raise what computing raised."""
+    """Computes stages and posts events to the driver. Its methods raise the stages' errors."""
 
     def shared(self, stages: Sequence[Stage]) -> None:
-        """Return when all of them are in the store."""
+        """Return when all of them are complete."""
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train, and commit the artifact."""
@@ -39,17 +39,17 @@ class Backend(Protocol):
         """Score the trained model on every set of `stages`."""
 
     def gpus(self) -> int:
-        """How many GPUs one training could have."""
+        """Return the number of GPUs that one training could get."""
 
     def pause(self, seconds: float) -> None:
-        """Wait, holding nothing. Raises Interrupted where the sweep is asked to stop."""
+        """Wait without holding devices. Raises Interrupted when the sweep is asked to stop."""
 
     def post(self, event: Event) -> None:
         """Tell the driver."""
 
 
 def run_to_end(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
-    """Complete a trial, and post how it begins and ends: what fails is an event. Raises Interrupted."""
+    """Complete a trial, and post its start and its end; a failure is an event. Raises Interrupted."""
     backend.post(Started())
     try:
         complete_trial(plan, placement, backend, execution)
@@ -63,7 +63,7 @@ def run_to_end(plan: TrialPlan, placement: Placement, backend: Backend, executio
 
 
 def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, execution: Execution) -> None:
-    """Compute what is missing of a trial. Raises the error that the retry policy does not cover, and Interrupted."""
+    """Compute the missing stages of a trial, with retries. Raises the last error when none is left, and Interrupted."""
     store, held = execution.store, execution.leases.held
     failed: list[Failure] = []
     while True:
@@ -87,7 +87,7 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
                     if ours:
                         missing = plan.unscored(store)
                         for stage in missing:
-                            # Those of other weights, and what was left half-written.
+                            # Remove scores of other weights, and half-written attempts.
                             store.discard(stage.kind, stage.key)
                             store.remove_leftovers(stage.kind, stage.key)
                         backend.evaluate(plan, missing, placement)
@@ -111,6 +111,6 @@ def complete_trial(plan: TrialPlan, placement: Placement, backend: Backend, exec
 
 
 def _trains(plan: TrialPlan, store: Store) -> bool:
-    """Whether its training is missing, or its weights are, which an evaluation needs."""
+    """Return whether the training is missing, or its weights are although an evaluation needs them."""
     untrained = not store.complete(plan.train.kind, plan.key)
     return untrained or any(isinstance(stage, TrainStage) for stage in plan.missing(store))

@@ -1,7 +1,7 @@
-"""Every field of a trial that can change its result is an axis: the table of them, and the values that a command gives.
+"""The axes of a sweep: every field of a trial that can change its result, and the values that a command gives them.
 
-A value is read by the type of its field, and validated by the spec that has the field. A field that is added to one of
-these specs is an axis from then on. Models, reward types, sets and seeds have flags of their own.
+The type of a field says how its values are read, and its spec validates them. A field that is added to one of these specs
+becomes an axis. Models, reward types, sets and seeds have flags of their own.
 """
 
 import csv
@@ -15,26 +15,27 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from trainers.errors import SpecError, nearest
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_types, reward_variants
-from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, OptimSpec, ValidationSpec
+from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, Optimizer, OptimSpec, ValidationSpec
 
 # A TrialSpec, which is defined by what is here.
 Trial = Any
 
 NONE = "none"
 _ELSEWHERE = {"model": "--models", "reward": "--rewards", "train-set": "--train-sets", "seed": "--seeds"}
-# Specs that a trial may lack, by the field that is 0 where it does.
+# Specs that a trial may lack, with the field that is then 0.
 _SWITCHES = {"lora": "rank", "validation": "share"}
-# How texts are read, in training and evaluation alike.
+# These fields hold for training and evaluation alike.
 _OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
-# Where all pairs are taken, nothing is drawn.
+# Unused where all pairs are taken.
 _OF_A_DRAW = ("seed", "permutation")
-# What an optimiser does not read cannot tell trials apart.
+# Optimisers that read a field; for any other it stays at its default, so that it tells no trials apart.
+_ALL = get_args(Optimizer)
 _READ_BY = {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """A field of a spec, which is TrialSpec's `home`."""
+    """A field of the spec that TrialSpec has as `home`."""
 
     name: str
     home: str
@@ -43,7 +44,7 @@ class Axis:
 
     @property
     def parameter(self) -> str:
-        """Its name among a trial's parameters, and among the flags' values."""
+        """Its name among a trial's parameters and the flags."""
         return "max_train_pairs" if self.name == "train-pairs" else self.name.replace("-", "_")
 
     @property
@@ -53,33 +54,39 @@ class Axis:
 
     @property
     def default(self) -> Any:
-        """The value that a trial has where nobody says another."""
+        """The value that a trial has unless it is set."""
         if _SWITCHES.get(self.home) == self.field:
             return 0
         found = next(item for item in fields(self.spec) if item.name == self.field)
         return None if found.default is MISSING else found.default
 
     def applies(self, trial: Trial) -> bool:
-        """Whether the trial has this field, and reads it."""
-        if self.home == "reward":
-            return self.field in trial.reward.type.options
-        if self.home == "loss":
-            return not trial.reward.type.own_loss
-        if self.home == "train_draw" and self.field in _OF_A_DRAW:
-            return trial.train_draw.max_pairs is not None
-        if self.home in _SWITCHES and self.field != _SWITCHES[self.home]:
-            return getattr(trial, self.home) is not None
-        return self.home != "optim" or trial.optim.optimizer in _READ_BY.get(
-            self.field, (trial.optim.optimizer,)
+        """Whether the trial has and reads this field."""
+        return not self.unread(trial)
+
+    def unread(self, trial: Trial) -> str:
+        """Say why the trial does not have or read this field; "" where it does."""
+        if self.home == "reward" and self.field not in trial.reward.type.options:
+            having = (kind for kind, reward in reward_types().items() if self.field in reward.options)
+            return f"it is an option of {', '.join(having)}"
+        if self.home == "loss" and trial.reward.type.own_loss:
+            return "the reward type has a loss of its own"
+        if self.home == "train_draw" and self.field in _OF_A_DRAW and trial.train_draw.max_pairs is None:
+            return "all pairs are taken; give --max-train-pairs"
+        if self.home == "optim" and trial.optim.optimizer not in (by := _READ_BY.get(self.field, _ALL)):
+            return f"it is read by --optimizer {' or '.join(by)}"
+        switch = _SWITCHES.get(self.home, self.field)
+        return (
+            f"give --{self.home}-{switch}" if switch != self.field and not getattr(trial, self.home) else ""
         )
 
     def of(self, trial: Trial) -> Any:
-        """Return the trial's value; None where it has no such field."""
+        """Return the trial's value; None where the axis does not apply."""
         spec = getattr(trial, self.home)
         return (0 if spec is None else getattr(spec, self.field)) if self.applies(trial) else None
 
     def read(self, text: str) -> Any:
-        """Return the value that a word means. Raises SpecError, which says what to write."""
+        """Return the value that a word stands for. Raises SpecError."""
         kind = typing.get_type_hints(self.spec)[self.field]
         try:
             value = _converted(kind, text)
@@ -95,19 +102,6 @@ class Axis:
             return next(s for s in reward_variants(PAPER_BETA).values() if self.field in s.type.options)
         needed: dict[type, dict[str, Any]] = {LoraSpec: {"rank": 1}, ModelSpec: {"name": "m", "source": "m"}}
         return self.spec(**needed.get(self.spec, {}))
-
-    def lacking(self) -> str:
-        """Say which trials have this field, for a message that none does."""
-        if self.home == "reward":
-            having = (kind for kind, reward in reward_types().items() if self.field in reward.options)
-            return f"it is an option of {', '.join(having)}"
-        if self.home == "loss":
-            return "the reward type has a loss of its own"
-        if self.home == "train_draw":
-            return "all pairs are taken; give --max-train-pairs"
-        if self.home == "optim":
-            return f"it is read by --optimizer {' or '.join(_READ_BY[self.field])}"
-        return f"give --{self.home}-{_SWITCHES[self.home]}"
 
 
 def _every(
@@ -129,7 +123,7 @@ AXES = {
     axis.name: axis
     for axis in (
         *_every("optim", OptimSpec),
-        # What a reward type's name says is chosen by --rewards.
+        # --rewards chooses the others.
         *_every("reward", RewardSpec, but=("kind", "pooling", "reference")),
         *_every("loss", LossSpec, kind="loss"),
         *_every("lora", LoraSpec, "lora-"),
@@ -157,7 +151,7 @@ def _converted(kind: Any, text: str) -> Any:
         kinds = get_args(bare)
         kinds = kinds[:1] * len(words) if kinds[-1] is Ellipsis else kinds
         found = tuple(_converted(*item) for item in zip(kinds, words, strict=True))
-        # Any number of words is a set: another order is no other training.
+        # A list of any length is a set: the order of its words makes no other training.
         return tuple(sorted(set(found))) if get_args(bare)[-1] is Ellipsis else found
     if get_origin(bare) is Literal:
         if text not in get_args(bare):
@@ -169,7 +163,7 @@ def _converted(kind: Any, text: str) -> Any:
 
 
 def _wanted(kind: Any) -> str:
-    """Say what a value of the type is written like."""
+    """Describe how a value of the type is written."""
     bare, optional = _bare(kind)
     more = f", or {NONE}" if optional else ""
     if get_origin(bare) is tuple:
@@ -181,7 +175,7 @@ def _wanted(kind: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON and MLflow hold it; None where there is nothing to say."""
+    """Return a value as JSON and MLflow hold it."""
     return (shown(value) if value else None) if isinstance(value, tuple) else value
 
 
@@ -197,12 +191,12 @@ def shown(value: Any) -> str:
 
 
 def in_a_name(axis: str, value: Any) -> str:
-    """Return what a value adds to a reward type's name, `_lr=1e-05`: a word, since tables have columns of that name."""
+    """Return what a value adds to a reward type's name, `_lr=1e-05`: one word, since it names columns of tables."""
     return "_".join(f"_{axis}={shown(value)}".split())
 
 
 def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
-    """Return the trial with these values, by axis; a field that it does not have is passed over. Raises SpecError."""
+    """Return the trial with these values, by axis; values of fields that it lacks are ignored. Raises SpecError."""
     homes: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         homes.setdefault(AXES[name].home, {})[AXES[name].field] = value
@@ -226,7 +220,7 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     if "train_draw" in changes:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:
-            # Another number than a set's own is drawn from it in the usual way.
+            # With another number of pairs than its own, the set is drawn from in the usual way.
             drawn = replace(drawn, **{**_usual_draw(), **homes["train_draw"]})
         changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_usual_draw())
         shared = {field: value for field, value in homes["train_draw"].items() if field in _OF_BOTH_DRAWS}
@@ -241,8 +235,8 @@ def _usual_draw() -> dict[str, Any]:
 def varied(
     trial: Trial, values: Mapping[str, Any], given: Mapping[str, Any] = types.MappingProxyType({})
 ) -> Trial:
-    """Return the trial at this point of axes: those of them that it reads stand in its name; what is `given` does not."""
-    # At once, since a point may say whether a given value is read: --axis optimizer=adamw,sgd --momentum 0.9.
+    """Return the trial at this point of axes, which its name tells where it reads them; `given` values stay unnamed."""
+    # Both at once, since the point decides which given values are read: --axis optimizer=adamw,sgd --momentum 0.9.
     made = settled(trial, {**given, **values})
     names = dict.fromkeys((*dict(trial.axes), *values))
     own = tuple((name, AXES[name].of(made)) for name in names if AXES[name].applies(made))
@@ -251,23 +245,23 @@ def varied(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """Values by axis, for the trials whose labels are these."""
+    """Values by axis, for the trials with these labels."""
 
     values: tuple[tuple[str, Any], ...]
     labels: tuple[tuple[str, str], ...] = ()
 
     def fits(self, trial: Trial) -> bool:
-        """Whether it is meant for this trial."""
+        """Whether the trial has its labels."""
         labels = {"model": trial.model.name, "reward": trial.reward.name, "train": trial.train_set.name}
         return all({**labels, "seed": str(trial.seed)}[key] == value for key, value in self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Points of which a trial has one, as the words `said`.
+    """Points of which each trial takes one; `said` are the user's words.
 
-    What does not vary is one value for every trial, and stands in no name. Where they are `rows`, a trial that none
-    fits is none of the sweep's.
+    Unless it `varies`, it is one value for all trials and stands in no name. A trial that fits none of the `rows` is left
+    out of the sweep.
     """
 
     said: str
@@ -277,21 +271,21 @@ class Choice:
 
     @property
     def names(self) -> set[str]:
-        """The axes that it is of."""
+        """The axes that it sets."""
         return {name for point in self.points for name, _ in point.values}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axes:
-    """What is varied, and what is set for all: a grid is multiplied by it."""
+    """All choices of a command: a grid is multiplied by them."""
 
     choices: tuple[Choice, ...] = ()
 
     def of(self, trial: Trial, settings: Mapping[str, Any] = types.MappingProxyType({})) -> list[Trial]:
-        """Return a grid's trial at every point; `settings` go before the values that are given for all trials.
+        """Return a grid's trial at every point; `settings` override the values that are given for all trials.
 
-        Values that a trial does not read are left out; points that are the same without them are one trial.
-        Raises SpecError where two choices have a say in one value.
+        Points that differ only in values that the trial does not read are one trial. Raises SpecError where two choices
+        set one axis.
         """
         fitting = {choice: [point for point in choice.points if point.fits(trial)] for choice in self.choices}
         if any(choice.rows and not points for choice, points in fitting.items()):
@@ -300,8 +294,8 @@ class Axes:
         for one, other in itertools.combinations(fitting, 2):
             if both := sorted(one.names & other.names):
                 raise SpecError(
-                    f"{one.said} and {other.said} both say what {both[0]} is of {trial.name}; give all its values at "
-                    f"once, or apart for each reward type or model, as --axis {trial.reward.name}.{both[0]}=…"
+                    f"{one.said} and {other.said} both set {both[0]} of {trial.name}; give all its values at once, or "
+                    f"separately for each reward type or model, as in --axis {trial.reward.name}.{both[0]}=…"
                 )
         fixed = {
             name: value
@@ -329,7 +323,9 @@ class Axes:
                 for name, _ in point.values:
                     axis = AXES[name]
                     if not any(map(axis.applies, meant)):
-                        raise SpecError(f"{choice.said}: no trial{of} would use {name}; {axis.lacking()}.")
+                        raise SpecError(
+                            f"{choice.said}: no trial{of} would use {name}; {axis.unread(meant[0])}."
+                        )
 
 
 NO_AXES = Axes()
@@ -338,7 +334,7 @@ NO_AXES = Axes()
 def parse_axes(
     options: Any, models: Iterable[str] = (), rewards: Iterable[str] = (), rows: Choice | None = None
 ) -> Axes:
-    """Return what the flags say: --axis, --zip, --trials (as `rows`), and a flag for each single value.
+    """Return the choices of --axis, --zip, --trials (as `rows`) and the flags for single values.
 
     `models` and `rewards` are the names that may stand before an axis. Raises SpecError.
     """
@@ -358,9 +354,9 @@ def parse_axes(
 
 
 def axes_of(values: Mapping[str, Sequence[Any]], given: Axes = NO_AXES) -> Axes:
-    """Return a file's own axes with what is `given` on the command line, which goes before them.
+    """Return an experiment's own axes and those `given` on the command line, which override them.
 
-    Of one value, it is one for all trials, and stands in no name.
+    An axis of one value stands in no name.
     """
     said = {name for choice in given.choices for name in choice.names}
     own = [

@@ -1,13 +1,13 @@
-"""Named models, data sets and profiles.
+"""Named models and profiles; the named data sets are in trainers/data/known.py.
 
-Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` is built in, needs no download and
-runs on two CPU cores. A hub revision that is None here is resolved at first contact and locked (models.py).
-The data sets, with the paper's filters and draws, are trainers/data/known.py's.
+Profile `paper` is the grid of arXiv 2507.07981 (paper §1, §2); profile `laptop` needs no download and runs on two CPU
+cores. The hub is asked once for a revision that is None here, which is then locked (models.py).
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
 from trainers.data.known import named_set
@@ -17,39 +17,28 @@ from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
 
 PAPER_OPTIM = OptimSpec()
 
-# Chosen by experiment at laptop size, the same for both reward types; what depends on them is in docs/tiny_world.md.
+# Chosen by experiment at laptop size, the same for both reward types; docs/tiny_world.md tells their effect.
 TINY_OPTIM = OptimSpec(lr=5e-5, epochs=12, effective_batch=32)
 
 
-def _shapes(
-    family: str, layers: int, hidden: int, intermediate: int, heads: tuple[int, int, int], vocabulary: int
-) -> Architecture:
-    """`heads` are query heads, key heads and a head's width."""
-    numbers = Architecture(
-        family=family,
-        parameters=0,
-        layers=layers,
-        hidden=hidden,
-        intermediate=intermediate,
-        heads=heads[0],
-        key_heads=heads[1],
-        head_width=heads[2],
-        vocabulary=vocabulary,
-        tied=family != "gpt_neox" and (family, layers) != ("llama", 32),
-    )
-    return dataclasses.replace(numbers, parameters=count_parameters(numbers))
+def _shapes(family: str, *numbers: int) -> Architecture:
+    names = ("layers", "hidden", "intermediate", "heads", "key_heads", "head_width", "vocabulary")
+    found: dict[str, Any] = dict(zip(names, numbers, strict=True))
+    tied = family != "gpt_neox" and (family, found["layers"]) != ("llama", 32)
+    shapes = Architecture(family=family, parameters=0, tied=tied, **found)
+    return dataclasses.replace(shapes, parameters=count_parameters(shapes))
 
 
 # From the models' own config.json, so that planning works offline and for gated models. The 8B and Pythia are untied.
 ARCHITECTURES = {
-    "meta-llama/Llama-3.2-1B-Instruct": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
-    "meta-llama/Llama-3.2-1B": _shapes("llama", 16, 2048, 8192, (32, 8, 64), 128_256),
-    "EleutherAI/pythia-1b": _shapes("gpt_neox", 16, 2048, 8192, (8, 8, 256), 50_304),
-    "meta-llama/Llama-3.2-3B-Instruct": _shapes("llama", 28, 3072, 8192, (24, 8, 128), 128_256),
-    "meta-llama/Llama-3.1-8B-Instruct": _shapes("llama", 32, 4096, 14_336, (32, 8, 128), 128_256),
-    "google/gemma-2-2b-it": _shapes("gemma2", 26, 2304, 9216, (8, 4, 256), 256_000),
-    "Qwen/Qwen2.5-1.5B-Instruct": _shapes("qwen2", 28, 1536, 8960, (12, 2, 128), 151_936),
-    "Qwen/Qwen2.5-3B-Instruct": _shapes("qwen2", 36, 2048, 11_008, (16, 2, 128), 151_936),
+    "meta-llama/Llama-3.2-1B-Instruct": _shapes("llama", 16, 2048, 8192, 32, 8, 64, 128_256),
+    "meta-llama/Llama-3.2-1B": _shapes("llama", 16, 2048, 8192, 32, 8, 64, 128_256),
+    "EleutherAI/pythia-1b": _shapes("gpt_neox", 16, 2048, 8192, 8, 8, 256, 50_304),
+    "meta-llama/Llama-3.2-3B-Instruct": _shapes("llama", 28, 3072, 8192, 24, 8, 128, 128_256),
+    "meta-llama/Llama-3.1-8B-Instruct": _shapes("llama", 32, 4096, 14_336, 32, 8, 128, 128_256),
+    "google/gemma-2-2b-it": _shapes("gemma2", 26, 2304, 9216, 8, 4, 256, 256_000),
+    "Qwen/Qwen2.5-1.5B-Instruct": _shapes("qwen2", 28, 1536, 8960, 12, 2, 128, 151_936),
+    "Qwen/Qwen2.5-3B-Instruct": _shapes("qwen2", 36, 2048, 11_008, 16, 2, 128, 151_936),
 }
 
 
@@ -73,7 +62,7 @@ TINY = tuple(ModelSpec(name=name, source=f"{BUILTIN}{name}") for name in TINY_MO
 
 
 def recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """The paper's hyperparameters; for built-in tiny models those found for the tiny world."""
+    """Return the paper's hyperparameters, or for built-in tiny models those of the tiny world."""
     return TINY_OPTIM if model.source.startswith(BUILTIN) else PAPER_OPTIM
 
 
@@ -125,7 +114,7 @@ LAPTOP = Profile(
     seeds=(0,),
     max_train_pairs=None,
     max_eval_pairs=None,
-    # Two cells as gangs, so that a laptop too exercises what a cluster does.
+    # Two cells run on several processes, as on a cluster.
     placements=tuple(
         PlacementRule(
             match=(("model", "gemma2-64"), ("reward", reward), ("train", "tiny_world")),
@@ -137,7 +126,7 @@ LAPTOP = Profile(
 )
 PROFILES: Profiles = {profile.name: profile for profile in (PAPER, LAPTOP)}
 MODELS = {spec.name: spec for spec in (*PAPER_MODELS, PYTHIA_1B, LLAMA_1B_BASE, *TINY)}
-# The laptop profile of experiments that ask about training rather than about models.
+# The laptop profile of experiments on training, which need no second model.
 ONE_MODEL = dataclasses.replace(
     LAPTOP,
     models=(MODELS["llama-64"],),
@@ -148,7 +137,7 @@ ONE_MODEL = dataclasses.replace(
 
 
 def architecture(model: ModelSpec) -> Architecture | None:
-    """The architecture of a model of the catalog, found by its source; None for any other model."""
+    """Return the architecture of a model of the catalog, by its source; None for any other model."""
     if not model.source.startswith(BUILTIN):
         return ARCHITECTURES.get(model.source)
     return TINY_MODELS[model.source.removeprefix(BUILTIN)].numbers

@@ -1,7 +1,7 @@
-"""A data set is known by its rows, whatever file they came in; here they are read, and given their digest.
+"""Reads data sets and identifies each split by the digest of its rows, whatever file they came in.
 
-What the hub gave is remembered in the store. The flags say which rows of one's own sets are meant, so they enter a key
-only as far as they change the rows.
+The store remembers what the hub gave. The flags on one's own sets choose rows, so they change a key only where they
+change the rows.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from orchestrator.spec.keys import content_key
-from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
@@ -81,7 +80,7 @@ class DatasetReader:
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
-        """Say which splits were recognised as what, and of each with bad rows how many, and the first, were left out."""
+        """Say which format each split was recognised as, and how many bad rows were left out, with the first ones."""
         read_as = (
             f"data set {name}, split {split}: {said}" for (name, split), said in sorted(self._read_as.items())
         )
@@ -93,10 +92,9 @@ class DatasetReader:
 
     def _read(self, spec: DatasetSpec, split: str) -> _Known:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
-        if spec.mixture and any(not self.split(part, part.train_split).rows for part in spec.parts):
-            return _Known(
-                split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}", rows=0)
-            )
+        parts = [self.split(part, part.train_split) for part in spec.parts if spec.mixture]
+        if not all(part.fetched for part in parts):
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}"))
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         funnel: Funnel = []
@@ -114,17 +112,20 @@ class DatasetReader:
                 rows=digest.rows,
                 without_margin=digest.without_margin,
                 without_rewriting=digest.without_rewriting,
+                mixed=tuple(part.digest for part in parts),
             )
             if left_out:
                 self.left_out[spec.name, split] = left_out
             if funnel and "read as" in funnel[0][0]:
                 self._read_as[spec.name, split] = said_funnel(funnel)
-            if spool is not None:
-                self._keep(found, spool, left_out)
+            if spool is not None and not self._store.complete("dataset", found.digest):
+                with self._store.write("dataset", found.digest, name=found.name, split=split) as attempt:
+                    shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
+                    attempt.info |= {"rows": found.rows} | ({"left_out": len(left_out)} if left_out else {})
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _mixed(self, spec: DatasetSpec) -> Iterator[Pair]:
-        """Yield the pairs of a mixture; those of a part that came from the hub are read as they were kept."""
+        """Yield the pairs of a mixture, from the store's copies where it has them."""
         rows = [
             pairs_of(self._store, self.split(part, part.train_split).digest)
             or sources.read_pairs(part, part.train_split)
@@ -133,30 +134,24 @@ class DatasetReader:
         return sources.mixed([share for _, share in spec.mixture], rows)
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:
-        if not spec.source.startswith(FETCHED) and not HUB_ID.fullmatch(spec.source):
+        if not spec.source.startswith(FETCHED) and not sources.HUB_ID.fullmatch(spec.source):
             raise DataError(
                 f"data set {spec.name}: there is no file or folder {spec.source}, and it is no hub id."
             )
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
         known = _read_record(record) if record.is_file() else None
-        # The rows of a remembered set may have been collected as garbage; then it is fetched again.
+        # A remembered set is fetched again where gc has removed its rows.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
+            told = {name: known[name] for name in ("digest", "rows", "without_margin", "without_rewriting")}
             return _Known(
-                split=Split(
-                    name=spec.name,
-                    split=split,
-                    digest=known["digest"],
-                    rows=known["rows"],
-                    without_margin=known.get("without_margin", known["rows"]),
-                    without_rewriting=known.get("without_rewriting", known["rows"]),
-                ),
+                split=Split(name=spec.name, split=split, **told),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
             )
         if not self._fetch:
-            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}", rows=0))
-        # What was fetched before is fetched again as it was, whatever the hub has now.
+            return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {key}"))
+        # The same revision again, whatever the hub has now.
         revision = (known or {}).get("revision") or sources.resolved_revision(spec)
         found = self._read(dataclasses.replace(spec, revision=revision), split)
         remembered = {
@@ -176,21 +171,12 @@ class DatasetReader:
 
     @contextlib.contextmanager
     def _spool(self) -> Iterator[Path | None]:
-        """Make a file for the rows on their way to the store; None where rows are not kept."""
+        """Yield a temporary file for the rows; None where rows are not kept."""
         if not self._fetch:
             yield None
             return
         with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
             yield Path(folder) / "pairs.jsonl"
-
-    def _keep(self, split: Split, spool: Path, left_out: list[str]) -> None:
-        if self._store.complete("dataset", split.digest):
-            return
-        with self._store.write("dataset", split.digest, name=split.name, split=split.split) as attempt:
-            shutil.copyfile(spool, attempt.directory / "pairs.jsonl")
-            attempt.info["rows"] = split.rows
-            if left_out:
-                attempt.info["left_out"] = len(left_out)
 
 
 def _source_key(spec: DatasetSpec, split: str) -> str:
@@ -207,7 +193,7 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 
 
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
-    """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
+    """Read the rows of a split from the store; none where they are missing or damaged."""
     try:
         # Of answers the digest is the key of the stage that drew them.
         kind = next((kind for kind in ("dataset", "sample") if store.complete(kind, digest)), None)
@@ -233,7 +219,9 @@ def _short_digest(text: str) -> str:
 def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
-        _ = known["digest"], known["rows"], known["chosen"], known["originals"]
+        _ = known["digest"], known["chosen"], known["originals"]
+        # An earlier rmsweep did not count these rows.
+        known = dict.fromkeys(("without_margin", "without_rewriting"), known["rows"]) | known
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{file} is unreadable ({error}); delete it to fetch the data set again."
@@ -249,19 +237,19 @@ class ReadingOptions:
     """Flags on the rows of sets that are given by a path or a hub id."""
 
     columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]MEANING=COLUMN")] = ()
-    """Which column of one's own sets is which: prompt=question chosen=best; SET/prompt=… of one set alone."""
+    """Columns of one's own sets, as in prompt=question chosen=best; SET/prompt=… for one set only."""
     test_share: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]X")] = ()
-    """Share that makes the test split of one's own training sets that have none; SET/X of one set alone."""
+    """Share of one's own training sets without a test split that becomes one; SET/X for one set only."""
     group_by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]COLUMN")] = ()
-    """With --test-share, rows with one value in this column stay together (default: rows with one prompt)."""
+    """With --test-share, rows with the same value in this column stay together (default: the same prompt)."""
     split_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Seed by which --test-share divides the rows."""
+    """Seed of the division by --test-share."""
     skip_bad_rows: bool = False
     """Leave out, count and list the rows of one's own sets that cannot be read."""
     ratings: Ratings = "all"
-    """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    """Pair each rated answer with all that are rated lower, or only the best one."""
     ties: bool = False
-    """Train on answers that are rated alike, too: the loss of such a pair is that of a label of ½."""
+    """Train also on pairs of answers with the same rating, as pairs with a label of 0.5."""
 
 
 def read_as(
@@ -270,9 +258,9 @@ def read_as(
     options: ReadingOptions,
     suites: Sequence[str] = (),
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
-    """Apply the flags to one's own sets; those of the catalog stay as they are, and `suites` skip bad rows. Raises SpecError.
+    """Apply the flags to one's own sets; the catalog's stay as they are, and `suites` skip bad rows. Raises SpecError.
 
-    A division concerns what is trained on; a set that is only evaluated is evaluated whole, unless it is named.
+    --test-share divides training sets; a set that is only evaluated is divided only where the flag names it.
     """
     trained = [part for spec in train_sets for part in spec.parts]
     own = {
@@ -339,7 +327,7 @@ def read_as(
 
 
 def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | None:
-    """The value given for this set, else, where it is `general`, the value given for all sets."""
+    """Return the value given for this set, else, with `general`, the value given for all sets."""
     words = found.get(name) or (found.get("") if general else None)
     return words[0] if words else None
 

@@ -6,7 +6,7 @@ declaration grows; it is replaced only where the user says so, and gc keeps what
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,13 +30,13 @@ from trainers.storage import alone
 
 
 def declare(resolved: ResolvedSweep) -> Declaration:
-    # The same few words stand in every trial, and each is compared with the whole environment.
+    # Redacting compares a word with the whole environment, and trials share most words.
     said = cache(redacted)
     stages = [stage for plan in resolved.plans for stage in plan.stages()]
     artifacts = {f"{stage.kind}/{stage.key}" for stage in stages}
-    splits = [stage.split for stage in stages if isinstance(stage, PrepareStage)]
-    splits += [stage.prompts for stage in stages if isinstance(stage, SampleStage)]
-    artifacts |= {f"{split.kind}/{split.digest}" for split in splits}
+    splits = {stage.split for stage in stages if isinstance(stage, PrepareStage)}
+    splits |= {stage.prompts for stage in stages if isinstance(stage, SampleStage)}
+    artifacts |= {name for split in splits for name in split.artifacts}
     return Declaration(
         sweep=resolved.sweep.name,
         trials=tuple(trial_record(plan, resolved.categories, said) for plan in resolved.plans),
@@ -47,7 +47,21 @@ def declare(resolved: ResolvedSweep) -> Declaration:
 def trial_record(
     plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
 ) -> TrialRecord:
-    spec = plan.spec
+    spec, template = plan.spec, plan.spec.model.template
+    parameters: dict[str, Any] = {
+        "model": spec.model.name,
+        "model_source": spec.model.source,
+        "model_revision": plan.train.base.revision,
+        "model_key": plan.train.base.key,
+        "template": template
+        and (template if "{" not in template else content_key("template", 1, text=template)),
+        "reward": spec.reward_name,
+        "train_set": spec.train_set.name,
+        "seed": spec.seed,
+        "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
+        "max_eval_pairs": spec.eval_draw.max_pairs,
+        **{axis.parameter: plain(axis.of(spec)) for axis in AXES.values()},
+    }
     return TrialRecord(
         name=spec.name,
         key=plan.key,
@@ -56,7 +70,11 @@ def trial_record(
         train_set=spec.train_set.name,
         train_digest=plan.train.prepared.split.digest,
         seed=spec.seed,
-        parameters=_parameters(plan, said),
+        parameters={
+            name: said(value) if isinstance(value, str) else value
+            for name, value in parameters.items()
+            if value is not None
+        },
         evaluations=tuple(
             EvaluationRecord(
                 dataset=stage.prepared.split.name,
@@ -74,33 +92,10 @@ def trial_record(
     )
 
 
-def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
-    spec, template = plan.spec, plan.spec.model.template
-    parameters: dict[str, Any] = {
-        "model": spec.model.name,
-        "model_source": spec.model.source,
-        "model_revision": plan.train.base.revision,
-        "model_key": plan.train.base.key,
-        "template": template
-        and (template if "{" not in template else content_key("template", 1, text=template)),
-        "reward": spec.reward_name,
-        "train_set": spec.train_set.name,
-        "seed": spec.seed,
-        "keep_epochs": " ".join(map(str, plan.train.keep_epochs)) or None,
-        "max_eval_pairs": spec.eval_draw.max_pairs,
-        **{axis.parameter: plain(axis.of(spec)) for axis in AXES.values()},
-    }
-    return {
-        name: said(value) if isinstance(value, str) else value
-        for name, value in parameters.items()
-        if value is not None
-    }
-
-
 def adopt(
     new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
 ) -> Declaration:
-    """Write what `adopted` returns. Of drivers that add to one sweep at a time none loses what another added."""
+    """Write the declaration that `adopted` returns, under a lock: drivers may add to one sweep at the same time."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
         declaration = adopted(new, store, adds=adds, replaces=replaces, grows=grows)
         write_declaration(declaration, store)
@@ -110,19 +105,20 @@ def adopt(
 def adopted(
     new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
 ) -> Declaration:
-    """The declaration that the sweep has from now on: `new`, which must hold all that was declared before.
+    """Return the sweep's declaration from now on: `new`, which must hold all that was declared before.
 
-    Where it `adds`, what it lacks stays declared; where it `grows`, too, but for evaluations on other pairs of the same rows, whose place
-    it takes; where it `replaces`, only the artifacts stay. Raises SpecError.
+    With `adds`, what `new` lacks stays declared; with `grows`, too, but new evaluations replace those of other pairs of the
+    same rows; with `replaces`, only the artifacts stay. Raises SpecError.
     """
     if new.sweep not in declared_sweeps(store):
         return new
     earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
-    lacking = () if grows else _lost(earlier, both)
-    clash = list(dict.fromkeys((*lacking, *_of_other_settings(earlier, new))))
+    differences = _differences(earlier, new)
+    clash = list(dict.fromkeys((*(() if grows else _lost(earlier, both)), *differences)))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
-        raise SpecError(_refusal(earlier, new, store, lost, can_extend=not clash))
+        way = f"(--axis {words} --extend)" if (words := _as_axes(differences.values())) else ""
+        raise SpecError(_refusal(new, store, lost, way if clash else "(--extend)"))
     if adds and not replaces:
         new = both
     needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
@@ -142,59 +138,39 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
     return lost
 
 
-def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
-    """Trials of `new` that a mean over seeds or models would mix with earlier trials of other data or settings."""
-    known, rows = _known_settings(earlier), _known_rows(earlier)
-    return [
-        trial.name
-        for trial in new.trials
-        if ((others := known.get(_group(trial))) and not any(_alike(other, trial) for other in others))
-        or _of_other_rows(rows, trial)
-    ]
-
-
-def _group(trial: TrialRecord) -> tuple[str, str, str]:
-    return trial.model, trial.reward, trial.train_set
-
-
-def _alike(earlier: dict[str, Any], trial: TrialRecord) -> bool:
-    settings = _settings(trial)
-    # An earlier rmsweep noted no key of the model.
-    return {"model_key": settings.get("model_key"), **earlier} == {"model_key": None, **settings}
-
-
-def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def _differences(earlier: Declaration, new: Declaration) -> dict[str, dict[str, Any]]:
+    """Return, by trial, the settings in which a mean over seeds or models would mix new trials with other earlier ones."""
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    rows: dict[str, str] = {}
     for trial in earlier.trials:
-        known.setdefault(_group(trial), []).append(_settings(trial))
-    return known
-
-
-def _known_rows(earlier: Declaration) -> dict[str, str]:
-    return {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
-
-
-def _of_other_rows(rows: Mapping[str, str], trial: TrialRecord) -> bool:
-    return any(
-        rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
-    )
-
-
-def _as_axes(earlier: Declaration, new: Declaration) -> str:
-    """The words of --axis by which the new trials would have names of their own, where one value each tells them apart."""
-    known, names = _known_settings(earlier), {axis.parameter: name for name, axis in AXES.items()}
-    found: dict[str, set[str]] = {}
+        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
+        rows |= {item.dataset: item.dataset_digest for item in trial.evaluations}
+    found = {}
     for trial in new.trials:
         settings = _settings(trial)
-        for name, value in known.get(_group(trial), [settings])[-1].items():
-            if settings.get(name) != value:
-                found.setdefault(names.get(name, ""), set()).add(shown(settings.get(name)))
+        differences = []
+        for other in known.get((trial.model, trial.reward, trial.train_set), []):
+            # An earlier rmsweep noted no key of the model.
+            other = {"model_key": settings.get("model_key"), **other}
+            names = settings.keys() | other.keys()
+            differences.append({n: settings.get(n) for n in names if settings.get(n) != other.get(n)})
+        differs = min(differences, key=len, default={})
+        for item in trial.evaluations:
+            if rows.get(item.dataset, item.dataset_digest) != item.dataset_digest:
+                differs["rows"] = item.dataset_digest
+        if differs:
+            found[trial.name] = differs
+    return found
+
+
+def _as_axes(differences: Iterable[dict[str, Any]]) -> str:
+    """Return the words of --axis that give the new trials names of their own; "" where that takes several values."""
+    names, found = {axis.parameter: name for name, axis in AXES.items()}, dict[str, set[str]]()
+    for name, value in itertools.chain.from_iterable(item.items() for item in differences):
+        found.setdefault(names.get(name, ""), set()).add(shown(value))
     if "" in found or any(len(values) > 1 for values in found.values()):
         return ""
-    rows = _known_rows(earlier)
-    if any(_of_other_rows(rows, trial) for trial in new.trials):
-        return ""
-    return " ".join(f"{name}={value}" for name, (value,) in found.items())
+    return " ".join(f"{name}={value}" for name, (value,) in sorted(found.items()))
 
 
 def _settings(trial: TrialRecord) -> dict[str, Any]:
@@ -206,7 +182,7 @@ def _settings(trial: TrialRecord) -> dict[str, Any]:
 
 
 def _both(earlier: Declaration, new: Declaration) -> Declaration:
-    """The trials and evaluations of both, in the order in which they came; of two with one name the new one."""
+    """Merge two declarations: earlier trials stand first, and a new trial takes the place of one with its name."""
     known = {trial.key: trial for trial in earlier.trials}
     added = {trial.key for trial in new.trials}
     trials = {trial.name: trial for trial in earlier.trials if trial.key not in added}
@@ -217,28 +193,25 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     place = {key: index for index, key in enumerate(known)}
     artifacts = new.artifacts
     if added <= known.keys():
-        # In the report an analysis of some of the trials would stand in the place of that of all.
+        # In the report, an analysis of some trials would take the place of the analysis of all.
         artifacts = tuple(item for item in artifacts if not item.startswith("analyse/"))
     return dataclasses.replace(
         new,
         trials=tuple(sorted(trials.values(), key=lambda trial: place.get(trial.key, len(place)))),
-        # Of two analyses with one name the report shows the one that was declared last.
+        # The report shows the last of two analyses with one name.
         artifacts=tuple(dict.fromkeys((*earlier.artifacts, *sorted(artifacts)))),
     )
 
 
-def _refusal(
-    earlier: Declaration, new: Declaration, store: Store, lost: Sequence[str], *, can_extend: bool
-) -> str:
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], extend: str) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     taken = declared_sweeps(store)
     free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
     ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
-        if can_extend:
-            ways.append("add it to the sweep (--extend)")
-        elif words := _as_axes(earlier, new):
-            ways.append(f"add it with what is new in its trials' names (--axis {words} --extend)")
+        if extend:
+            names = " with what is new in its trials' names" if "--axis" in extend else " to the sweep"
+            ways.append(f"add it{names} {extend}")
         ways += ["let it take the sweep's place (--replace)"]
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "

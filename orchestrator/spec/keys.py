@@ -1,8 +1,8 @@
-"""The key of a stage: a hash of exactly what can change its result, and of nothing else.
+"""The key of a stage: a hash of exactly what can change its result.
 
-What is at a spec's default counts like any other value, but in fields that came later (trainers.specs.ADDED). Names,
-places and devices are left out: two sweeps that would compute the same share one artifact. A stage whose computation
-changes raises its version.
+A field at its default counts like any other, except fields that came later (trainers.specs.ADDED). Names, paths and
+devices are left out, so sweeps that compute the same share one artifact. When a stage's computation changes, its version
+is raised.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def content_key(stage: str, version: int, **inputs: object) -> str:
 
 
 class Keyed(ABC):
-    """A value whose key is computed when it is first asked for, and kept: a sweep asks for each dozens of times."""
+    """A value whose key is computed once, when it is first asked for: a sweep asks for each dozens of times."""
 
     __slots__ = ("_key",)
     _key: str

@@ -1,12 +1,11 @@
-"""A model before any weights are loaded: its identity, whether the hub gives it to us, and its architecture.
+"""Finds a model's identity, its architecture and whether the hub grants access, without loading weights or torch.
 
-A model is known by its hub id and revision, or by the digest of its local files; torch is not needed. A revision that
-the hub told is kept in sweeps/revisions.lock.json.
+A model is identified by its hub id and revision, or by the digest of its local files. Revisions that the hub has told
+are locked in sweeps/revisions.lock.json.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 from orchestrator.spec import catalog
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.stages import BaseModel, ConvertStage, PretrainStage
-from orchestrator.store.artifacts import Store
 from trainers.data import worlds
+from trainers.data.sources import HUB_ID
 from trainers.errors import ModelError
 from trainers.models.architecture import Architecture, of_config, on_meta_device
 from trainers.models.folders import code_files, require_sound_model
@@ -26,7 +25,6 @@ from trainers.specs import BUILTIN, ModelSpec
 from trainers.storage import digest_file, replace
 
 REVISION_LOCK = Path("sweeps/revisions.lock.json")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 _CONFIGURATIONS = ("config.json", "generation_config.json")
 _NO_TOKENIZER_ENDINGS = (
     *(".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf"),
@@ -34,32 +32,36 @@ _NO_TOKENIZER_ENDINGS = (
 )
 
 
-def identify_model(
-    spec: ModelSpec, store: Store, *, lock: Path = REVISION_LOCK, fetch: bool = True
-) -> BaseModel:
+def identify_model(spec: ModelSpec, *, lock: Path = REVISION_LOCK, fetch: bool = True) -> BaseModel:
     """Find a model and give it its key. Raises ModelError where it cannot be found.
 
     Without `fetch`, a hub model of unknown revision has a key that no artifact has; see `BaseModel.fetched`.
     """
     if spec.source.startswith(BUILTIN):
-        return _tiny_model(spec)
+        tiny = PretrainStage(model=TINY_MODELS[spec.source.removeprefix(BUILTIN)], name=spec.name)
+        tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
+        return _base(spec, tiny.key, tokenizer_key, origin=tiny)
     path = Path(spec.source)
     if path.exists():
-        gguf = _gguf_file(path)
-        return _gguf_model(spec, gguf) if gguf else _folder_model(spec, path)
+        file = _gguf_file(path)
+        if file is None:
+            return _folder_model(spec, path)
+        require_sound_gguf(file)
+        gguf = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
+        return _base(spec, gguf.key, gguf.key, origin=gguf)
     if not HUB_ID.fullmatch(spec.source):
         raise ModelError(f"model {spec.name}: there is no file or folder {spec.source}, and it is no hub id.")
     revision = spec.revision or _read_lock(lock).get(spec.source)
     if revision is None and fetch:
         revision = hub_revision(spec, lock)
-    # The revision names the code, too; that it is run is what the key adds.
+    # The revision fixes the code, too; the key adds whether it is run.
     trusted = {"code": True} if spec.trust.trust_remote_code else {}
     key = content_key("model", 1, id=spec.source, revision=revision, **trusted)
     return _base(spec, key, key, location=spec.source, revision=revision)
 
 
 def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseModel:
-    """Return the model with that key; a template of its own changes what its tokenizer makes."""
+    """Return the model with that key; --template changes the key of its tokenizer."""
     if spec.template is not None:
         tokenizer_key = content_key("template", 1, tokenizer=tokenizer_key, template=spec.template)
     return BaseModel(
@@ -73,15 +75,8 @@ def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseMo
     )
 
 
-def _tiny_model(spec: ModelSpec) -> BaseModel:
-    config = TINY_MODELS[spec.source.removeprefix(BUILTIN)]
-    origin = PretrainStage(model=config, name=spec.name)
-    tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
-    return _base(spec, origin.key, tokenizer_key, origin=origin)
-
-
 def _gguf_file(path: Path) -> Path | None:
-    """Find the GGUF file that `path` is or holds; None in a folder that holds safetensors, too, which are preferred."""
+    """Find the GGUF file that `path` is or holds; None in a folder with safetensors, which are preferred."""
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(
@@ -98,19 +93,13 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0]
 
 
-def _gguf_model(spec: ModelSpec, file: Path) -> BaseModel:
-    require_sound_gguf(file)
-    origin = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
-    return _base(spec, origin.key, origin.key, origin=origin)
-
-
 def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is no model: it has no config.json and no .gguf file.")
     weights = require_sound_model(path, spec.trust)
-    # Code that is run can change every result; a file that is only there is no part of it.
+    # Code changes results only if it is run.
     ran = _digests(code_files(path) if spec.trust.trust_remote_code else [], path)
-    # Tokenizers come in many files: all that is not weights, their configuration or prose may be part of one.
+    # Any file but weights, their configuration and prose may be part of the tokenizer.
     tokenizer = [
         file
         for file in sorted(path.iterdir())
@@ -123,23 +112,42 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     return _base(spec, key, tokenizer_key, location=str(path.absolute()))
 
 
-def ending_tokens(base: BaseModel) -> tuple[int, ...]:
-    """Return the tokens that end an answer of a folder's model, which are in no key of it; () of any other model.
+def ending_tokens(base: BaseModel, *, fetch: bool = True) -> tuple[int, ...]:
+    """Return the tokens that end an answer of a folder's model, which its key does not cover; () for any other model.
 
-    Raises ModelError where the folder has no generation config, or one that names none.
+    With `fetch` it also asks the hub for the generation config of a hub model. Raises ModelError where a model has none,
+    or one without an eos_token_id.
     """
-    if base.origin is not None or not Path(base.location).is_dir():
+    folder, name = Path(base.location), "generation_config.json"
+    if base.origin is not None or not (folder.is_dir() or fetch):
         return ()
-    file = Path(base.location) / "generation_config.json"
     try:
-        ends = json.loads(file.read_text())["eos_token_id"]
-        return tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
+        file = folder / name if folder.is_dir() else _of_hub(base, name)
+        ends = json.loads(file.read_text())["eos_token_id"] if file else []
+        ends = tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"the policy {base.name} does not say what ends an answer: {file} is missing or names no eos_token_id. Give a "
-            "causal language model that was saved with one, or save it: transformers.GenerationConfig(eos_token_id=N)"
-            f".save_pretrained({base.location!r})."
+            f"the policy {base.name} does not say what ends an answer: {name} of {base.location} is missing or names no "
+            "eos_token_id. Give a causal language model that was saved with one, or save it in the model's folder: "
+            "transformers.GenerationConfig(eos_token_id=N).save_pretrained(FOLDER)."
         ) from error
+    return ends if folder.is_dir() else ()
+
+
+def _of_hub(base: BaseModel, name: str) -> Path | None:
+    """Return a file of a hub model, None where the hub does not answer. Raises OSError where the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(base.location, name, revision=base.revision))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise FileNotFoundError(name) from error
+    except Exception:
+        # Whoever loads the weights fails as well, and says why.
+        return None
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
@@ -172,25 +180,22 @@ def _read_lock(lock: Path) -> dict[str, str]:
     if not lock.is_file():
         return {}
     try:
-        locked = json.loads(lock.read_text())
-    except ValueError as error:
+        return {**json.loads(lock.read_text())}
+    except (ValueError, TypeError) as error:
         raise ModelError(
-            f"{lock} is not JSON ({error}); mend it, or delete it to ask the hub again."
+            f"{lock} is no JSON object of hub ids and revisions ({error}); delete it to ask the hub again."
         ) from error
-    if not isinstance(locked, dict):
-        raise ModelError(f"{lock} must hold an object, hub id to revision; delete it to ask the hub again.")
-    return locked
 
 
 def require_access(models: Iterable[ModelSpec]) -> None:
-    """Raise ModelError that names every model to which the hub denies access; offline, none is denied."""
+    """Raise ModelError with every model that the hub denies to us; offline, none is denied."""
     found = denied_models(models)
     if found:
         raise ModelError(denial(found))
 
 
 def denied_models(models: Iterable[ModelSpec]) -> dict[str, str]:
-    """Ask the hub which models it denies to us: name → why. A model of which it says nothing is not among them."""
+    """Ask the hub which models it denies to us, and return why, by name."""
     wanted = [
         model
         for model in dict.fromkeys(models)
@@ -227,24 +232,20 @@ def _why_denied(source: str) -> str:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         return f"the token is refused for {source}" if status in (401, 403) else ""
-    # Offline, in whatever way: nothing is known, and nothing is refused.
+    # Offline, nothing is refused.
     except Exception:
-        return ""
+        pass
     return ""
 
 
 def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | None:
-    """Find the architecture of a model without its weights; None where it is not known.
+    """Return the architecture of a model without its weights; None if it is not known.
 
-    With `ask`, an architecture that no formula counts is built on the meta device by another process, which takes
-    seconds, and for a hub model fetches its config.json.
+    With `ask`, another process builds any other architecture on the meta device, which takes seconds, and for a hub model
+    fetches its config.json.
     """
-    known = catalog.architecture(model)
-    if known is not None:
-        return known
     path = Path(model.source)
-    if path.exists():
-        known = _of_files(path)
+    known = catalog.architecture(model) or _of_files(path)
     if known is not None or not ask or path.is_file():
         return known
     try:

@@ -1,6 +1,6 @@
-"""Secrets kept out of everything that is written: logs, tracebacks, MLflow, files, and what is printed.
+"""Keeps secrets out of everything that is written or printed: logs, tracebacks, MLflow and files.
 
-`redacted` knows a secret by the environment variable that holds it, by its place in a URL, or by its looks.
+`redacted` recognises a secret by the environment variable that holds it, by its place in a URL, or by its format.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from trainers.errors import SweepError
 
 MASK = "***"
-# Shorter values stand in too much ordinary text.
+# Shorter values occur in ordinary text.
 MIN_LENGTH = 6
 
 SECRET_NAME = re.compile(
     r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|AWS_SESSION",
     re.IGNORECASE,
 )
-# Named like secrets, and none: paths and switches that people need to read in a log.
+# Paths and switches with names like secrets, which people need to read in a log.
 _NO_SECRET = re.compile(r"(_PATH|_FILE|_DIR|_MODE)$|^TOKENIZERS_", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?P<before>[a-zA-Z][\w+.-]*://[^\s:/?#@'\"]*:)[^\s/?#'\"]+(?=@)")
 _QUERY_SECRET = re.compile(
@@ -36,7 +36,7 @@ _LOOKS = re.compile(
 
 
 def redacted(text: str) -> str:
-    """Put `***` in the place of every secret of a text."""
+    """Replace every secret of a text by `***`."""
     for value in _secret_values():
         text = text.replace(value, MASK)
     text = _URL_PASSWORD.sub(rf"\g<before>{MASK}", text)
@@ -58,7 +58,7 @@ class RedactingFormatter(logging.Formatter):
 
 @contextlib.contextmanager
 def without_secrets() -> Iterator[None]:
-    """Errors that leave the block hold no secret: Ray writes those of its workers into logs of its own."""
+    """Redact the errors that leave the block, since Ray writes those of its workers into its own logs."""
     try:
         yield
     except Exception as error:
@@ -71,7 +71,7 @@ def without_secrets() -> Iterator[None]:
 
 
 def scrub(file: Path) -> None:
-    """Redact a log in place: what C code and other processes wrote straight to a descriptor passed no formatter."""
+    """Redact a log in place: C code and other processes write to it without a formatter."""
     with file.open("r+b") as log:
         written = log.read().decode(errors="surrogateescape")
         clean = redacted(written)
@@ -94,16 +94,16 @@ def take_credentials(uri: str) -> str:
 
 
 def shown_uri(uri: str) -> str:
-    """A tracking URI as it may be printed and stored: without user, password and query."""
+    """Return a tracking URI without user, password and query, to be printed and stored."""
     scheme, found, rest = uri.partition("://")
     if not found or scheme in ("sqlite", "file"):
         return uri
-    # The last @, as a password that was not quoted may hold one, or a slash.
+    # The last @, since a password that was not quoted may hold one, or a slash.
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 def without_credentials(text: str, uri: str) -> str:
-    """Take out of a text of MLflow's what `shown_uri` leaves out of the URI."""
+    """Remove from a text of MLflow's what `shown_uri` removes from the URI."""
     shown = shown_uri(uri)
     if shown == uri:
         return text
@@ -119,9 +119,11 @@ def without_credentials(text: str, uri: str) -> str:
 
 
 def _secret_values() -> list[str]:
-    """Values of the environment's secrets, and how a URL or a repr spells them; longest first."""
+    """Return the environment's secrets, also as a URL or a repr spells them, longest first."""
     values = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}
-    values |= {_password(value) for name, value in os.environ.items() if "://" in value}
+    # A URL such as MLFLOW_TRACKING_URI may hold a password.
+    urls = (re.search(r"://[^\s:/?#@]*:([^\s/?#]+)@", value) for value in os.environ.values())
+    values |= {found[1] for found in urls if found}
     spelt = {
         form
         for value in values
@@ -129,9 +131,3 @@ def _secret_values() -> list[str]:
         for form in (value, quote(value), quote(value, safe=""), unquote(value), repr(value)[1:-1])
     }
     return sorted(spelt, key=len, reverse=True)
-
-
-def _password(url: str) -> str:
-    """The password in a URL such as MLFLOW_TRACKING_URI, or nothing."""
-    found = re.search(r"://[^\s:/?#@]*:(?P<password>[^\s/?#]+)@", url)
-    return found["password"] if found else ""

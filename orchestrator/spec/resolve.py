@@ -1,5 +1,6 @@
-"""From what the user asked for to stages with keys: every model and data set is identified, every fault said at once."""
+"""Turns a sweep into stages with keys: identifies every model and data set, and reports all faults at once."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ Found = TypeVar("Found")
 class ResolvedSweep:
     """A sweep whose every trial is a list of keyed stages; `categories` is by (training set, evaluation set).
 
-    `left_out` says of each split that was read without its bad rows how many those are, and which.
+    `left_out` describes the bad rows that were left out, split by split.
     """
 
     sweep: Sweep
@@ -44,7 +45,7 @@ def resolve(
     others = {model for item in asked for model in (item.policy, item.gold) if model}
     models = _all(
         {trial.model for trial in trials} | others,
-        lambda model: identify_model(model, store, lock=lock, fetch=fetch),
+        lambda model: identify_model(model, lock=lock, fetch=fetch),
         ModelError,
     )
     train_sets = {trial.train_set for trial in trials}
@@ -60,7 +61,7 @@ def resolve(
     if not allow_overlap:
         _refuse_training_rows(
             {
-                reader.split(part, part.train_split).digest: dataset.name
+                (reader.split(part, part.train_split).digest, dataset.name)
                 for dataset in train_sets
                 for part in (dataset, *dataset.parts)
             },
@@ -85,7 +86,8 @@ def resolve(
             ends=ends[trial.answers.policy],
         )
 
-    ends = _all({item.policy for item in asked}, lambda model: ending_tokens(models[model]), ModelError)
+    policies = {item.policy for item in asked}
+    ends = _all(policies, lambda model: ending_tokens(models[model], fetch=fetch), ModelError)
     plans = tuple(
         plan_trial(
             trial,
@@ -123,12 +125,12 @@ def _require_distinct_names(sweep: Sweep) -> None:
         twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)
         if twice:
             raise SpecError(
-                f"two {what} of one name: {', '.join(twice)}; give them apart with NAME=PATH or NAME=ID."
+                f"two {what} of one name: {', '.join(twice)}; tell them apart with NAME=PATH or NAME=ID."
             )
 
 
 def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
-    """Refuse an adapter on layers that a model has not, as far as that can be told without its code."""
+    """Refuse an adapter on layers that a model lacks, if that is known without running its code."""
     for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
         ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
         if shapes := architecture_of(model, ask=ask):
@@ -146,14 +148,13 @@ def _require_distinct_keys(plans: Sequence[TrialPlan]) -> None:
 
 
 def _refuse_training_rows(
-    trained_on: dict[str, str],
+    trained_on: set[tuple[str, str]],
     evaluated: dict[DatasetSpec, Split],
     declared: dict[tuple[str, str], Category],
 ) -> None:
     """Refuse to evaluate on the rows of a training, by digest, unless they are declared to be training pairs."""
-    for dataset, split in evaluated.items():
-        trained = trained_on.get(split.digest)
-        if trained is not None and declared.get((trained, dataset.name)) != "training pairs":
+    for (digest, trained), (dataset, split) in itertools.product(sorted(trained_on), evaluated.items()):
+        if split.digest == digest and declared.get((trained, dataset.name)) != "training pairs":
             raise SpecError(
                 f"evaluation set {dataset.name} holds the very rows that {trained} trains on; "
                 "give a folder with a test split, or say --allow-overlap."
@@ -162,28 +163,21 @@ def _refuse_training_rows(
 
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
     if train.mixture:
-        # In the order of how near the set is to what is trained on.
+        # From the nearest to the training set to the farthest.
         order: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
         return min((_category(part, evaluated, reader) for part in train.parts), key=order.index)
     if evaluated.rewriting_of == train.name:
         return "token-level shift"
     same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)
-    if same_rows and _same_source(train.source, evaluated.source):
+    if same_rows and Path(train.source).resolve() == Path(evaluated.source).resolve():
         return "in-distribution"
     if reader.rewrites(evaluated, train):
         return "token-level shift"
     return "domain shift"
 
 
-def _same_source(left: str, right: str) -> bool:
-    paths = Path(left), Path(right)
-    if all(path.exists() for path in paths):
-        return paths[0].resolve() == paths[1].resolve()
-    return left == right
-
-
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
-    """The trials of which something is left to compute."""
+    """Return the trials that lack an artifact."""
     keys = [plan.key for plan in plans]
     evaluations = [item.key for plan in plans for item in plan.scored]
     store.look(train=keys, weights=keys, evaluate=evaluations)

@@ -1,4 +1,4 @@
-"""From the words on a command line to the models, data sets and draws of a grid. Every fault is a SpecError."""
+"""Turns the words of a command line into the models, data sets and draws of a grid. Every fault is a SpecError."""
 
 import dataclasses
 import math
@@ -11,12 +11,11 @@ from typing import Any
 
 from orchestrator.spec import catalog
 from orchestrator.spec.axes import NO_AXES, Axes, Row, axes_of, column, parse_axes, rows_choice
-from orchestrator.spec.models import HUB_ID
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe, Sweep, TrialSpec, grid, only
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.data.files import file_stem
 from trainers.data.known import DATASETS, PERSONA
-from trainers.data.sources import split_off
+from trainers.data.sources import HUB_ID, split_off
 from trainers.errors import SpecError, nearest
 from trainers.evaluate.suites import SUITES
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
@@ -32,7 +31,7 @@ _NAMED = re.compile(r"([^\W_][^\s=/\\:]*)=(.+)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What an experiment file builds its sweep from: the profile's choices, overridden by flags."""
+    """The parts from which an experiment builds its sweep: the profile's choices, overridden by flags."""
 
     name: str
     models: tuple[ModelSpec, ...]
@@ -60,8 +59,8 @@ class Selection:
     ) -> tuple[TrialSpec, ...]:
         """Return every model with every reward type on every training set at every seed, at every point of the axes.
 
-        `axes` are the experiment's own values, which a flag of that axis replaces; `settings` are single values that go
-        before those of the flags. `changes` replace fields of the selection; `label` stands behind the reward type's name.
+        Flags override the experiment's own `axes`; its `settings`, single values, override flags. `changes` replace
+        fields of the selection; `label` follows the reward type's name.
         """
         chosen = {**{name: getattr(self, name) for name in _OF_GRID}, **changes}
         return grid(label=label, axes=axes_of(axes, self.axes), settings=settings, **chosen)
@@ -69,9 +68,9 @@ class Selection:
     def sweep(
         self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
     ) -> Sweep:
-        """Return the sweep of the trials that --only and --max-trials leave; --category goes before `categories`.
+        """Return the sweep of the trials that --only and --max-trials leave; --category overrides `categories`.
 
-        Raises SpecError where a value that a flag gives is one that no trial uses.
+        Raises SpecError for a flag's value that no trial uses.
         """
         trials = tuple(trials)
         self.axes.require_use(trials)
@@ -84,29 +83,41 @@ class Selection:
         )
 
 
-def parse_model(text: str) -> ModelSpec:
-    """`[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
+def parse_model(text: str, flag: str = "--models") -> ModelSpec:
+    """Read `[NAME=]ID|PATH`, where ID is a catalog name or a hub id."""
     name, source = _split_name(text)
     if source in catalog.MODELS:
         return dataclasses.replace(catalog.MODELS[source], name=name or source)
-    path = _path_or_id(source, "--models", "model", catalog.MODELS)
+    path = _path_or_id(source, flag, "model", catalog.MODELS)
     if path is not None:
         stem = path.absolute().stem if path.is_file() else path.absolute().name
         return ModelSpec(name=name or clean_name(stem), source=str(path))
     return ModelSpec(name=name or clean_name(source.split("/")[-1].lower()), source=source)
 
 
-def parse_dataset(text: str, flag: str) -> DatasetSpec:
-    """`[NAME=]NAME|PATH|ID[:SPLIT]`. A catalog NAME in front of a path keeps what the catalog declares of it.
+def parse_gold(text: str) -> ModelSpec:
+    """`[NAME=]ID|PATH` of a model with a reward head. A folder of another model is refused."""
+    gold = parse_model(text, "--gold")
+    config = Path(gold.source) / "config.json"
+    if config.is_file() and "ForSequenceClassification" not in config.read_text():
+        raise SpecError(
+            f"--gold {text}: {config} is of no sequence classifier, so it gives an answer no reward; give the folder of an "
+            "EX-RM, or the name of a trial of this sweep."
+        )
+    return gold
 
-    Of several training sets, `[NAME=]SET:SHARE+SET:SHARE`, a mixture.
+
+def parse_dataset(text: str, flag: str) -> DatasetSpec:
+    """Read `[NAME=]NAME|PATH|ID[:SPLIT]`, or a mixture of training sets, `[NAME=]SET:SHARE+SET:SHARE`.
+
+    A catalog NAME before a path keeps what the catalog declares of the set.
     """
     if re.search(r":[\d.]+\+|\+.*:[\d.]+$", text) and _found(text) is None:
         return _parse_mixture(text, flag)
     whole, split = split_off(text)
     if split:
         spec = parse_dataset(whole, flag)
-        if flag == "--train-sets":
+        if flag.startswith("--train-set"):
             return dataclasses.replace(spec, train_split=split)
         return dataclasses.replace(spec, test_split=split)
     name, source = _split_name(text)
@@ -120,7 +131,7 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
     if path is not None and (given in SUITES or (name in known and known[name].selection == PERSONA)):
         return dataclasses.replace(known[name], source=str(path))
     rewriting_of = known[name].rewriting_of if name in known else None
-    # A folder may be called as a catalog set by chance.
+    # A folder may have the name of a catalog set by chance.
     train_draw = known[name].train_draw if given in known else None
     return DatasetSpec(
         name=name,
@@ -131,10 +142,9 @@ def parse_dataset(text: str, flag: str) -> DatasetSpec:
 
 
 def _parse_mixture(text: str, flag: str) -> DatasetSpec:
-    """Return the mixture that the words name. Raises SpecError."""
     name, source = _split_name(text)
     found = [re.fullmatch(r"(.+):(\d*\.?\d+)", word) for word in source.split("+")]
-    if flag != "--train-sets":
+    if not flag.startswith("--train-set"):
         raise SpecError(f"{flag} {text}: only sets that are trained on are mixed; name each set by itself.")
     if None in found:
         raise SpecError(f"{flag} {text}: a mixture gives each set a share, as in a:0.7+b:0.3.")
@@ -158,7 +168,7 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def _found(text: str) -> Path | None:
-    """Find a file or folder; None where there is none, or where no file could have that name."""
+    """Find a file or folder; None where there is none."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None
@@ -167,7 +177,7 @@ def _found(text: str) -> Path | None:
 
 
 def _path_or_id(source: str, flag: str, what: str, known: Iterable[str]) -> Path | None:
-    """Find the file or folder; None for a hub id. Raises SpecError for what is neither."""
+    """Find the file or folder; None for a hub id. Raises SpecError if it is neither."""
     path = _found(source)
     like_path = source.startswith(("/", "./", "../", "~")) or source.count("/") > 1
     if path is None and (like_path or not HUB_ID.fullmatch(source)):
@@ -178,7 +188,7 @@ def _path_or_id(source: str, flag: str, what: str, known: Iterable[str]) -> Path
 
 
 def parse_rewards(kinds: Sequence[str]) -> tuple[RewardSpec, ...]:
-    """Reward types by name, variants such as `ex_rm_mean` included, with the paper's β."""
+    """Return reward types and variants such as `ex_rm_mean` by name, with the paper's β."""
     known = reward_variants(PAPER_BETA)
     for kind in kinds:
         if kind not in known:
@@ -189,7 +199,7 @@ def parse_rewards(kinds: Sequence[str]) -> tuple[RewardSpec, ...]:
 def parse_categories(
     texts: Sequence[str], train_names: Iterable[str], eval_names: Iterable[str]
 ) -> tuple[tuple[str, str, Category], ...]:
-    """`TRAIN/EVAL=VALUE`, where VALUE is a category, spaces or hyphens alike."""
+    """Read `TRAIN/EVAL=VALUE`, where VALUE is a category with spaces or hyphens."""
     by_text: Mapping[str, Category] = {category.replace(" ", "-"): category for category in CATEGORIES}
     known = (("trains on", set(train_names)), ("evaluates on", set(eval_names)))
     parsed: dict[tuple[str, str], Category] = {}
@@ -211,7 +221,6 @@ def parse_categories(
 
 
 def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """`KEY=GLOB`."""
     patterns = []
     for text in texts:
         key, equals, glob = text.partition("=")
@@ -222,7 +231,6 @@ def parse_only(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
-    """`every`, or epochs from 1."""
     if list(texts) == ["every"]:
         return "every"
     if not all(text.isdecimal() and int(text) >= 1 for text in texts):
@@ -231,14 +239,14 @@ def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
 
 
 def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
-    """Return what the flags and the rows of --trials say of the axes of a selection. Raises SpecError."""
+    """Return the axes that the flags and the rows of --trials give a selection. Raises SpecError."""
     models, sets, rewards = (
         {spec.name: spec.name for spec in specs}
         for specs in (chosen.models, chosen.train_sets, chosen.rewards)
     )
     if not rows:
         return parse_axes(options, models, rewards)
-    # A row may say what the flag would, or the name that the flag has given.
+    # A row may have a flag's word, or the name that the flag gave.
     for key, known in (("model", models), ("train-set", sets)):
         for word in set(column(rows, key)) - known.keys():
             spec = parse_model(word) if known is models else parse_dataset(word, "--train-sets")
@@ -250,7 +258,7 @@ def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
 
 
 def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:
-    """Refuse a list of values in which one stands twice."""
+    """Return the values. Raises SpecError where one stands twice."""
     if len(set(values)) != len(values):
         raise SpecError(f"{what} {' '.join(map(str, values))}: a value stands twice.")
     return tuple(values)

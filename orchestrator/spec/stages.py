@@ -1,9 +1,9 @@
-"""The stages of a trial, in order, as plain values: what there is to compute, under which key, after what.
+"""The stages of a trial as plain values: each has a key and knows the stages that it needs.
 
     convert, pretrain → sample → prepare → reference → train → evaluate
 
-A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials computed. Each stage is computed once,
-whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
+A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials computed. A stage is computed once for all
+sweeps (orchestrator/run/compute.py), and is done when its artifact is committed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,15 +42,16 @@ from trainers.specs import (
 class Split:
     """One split of a data set, known by the digest of its rows; counts those that give no margin or no rewriting.
 
-    The rows of answers are drawn by the stage `sampled`, and known by its key.
+    `mixed` are the digests of the sets that a mixture is made of. The key of the stage `sampled` identifies answers.
     """
 
     name: str
     split: str
     digest: str
-    rows: int
+    rows: int = 0
     without_margin: int = 0
     without_rewriting: int = 0
+    mixed: tuple[str, ...] = ()
     sampled: "SampleStage | None" = None
 
     @property
@@ -59,8 +60,13 @@ class Split:
         return "dataset" if self.sampled is None else self.sampled.kind
 
     @property
+    def artifacts(self) -> tuple[str, ...]:
+        """The artifacts that hold its rows and those of the sets that it mixes."""
+        return (f"{self.kind}/{self.digest}", *(f"dataset/{digest}" for digest in self.mixed))
+
+    @property
     def fetched(self) -> bool:
-        """Whether its rows have been read; a split that is planned without them has a digest that no rows have."""
+        """Whether its rows have been read; until then its digest is a placeholder."""
         return self.rows > 0
 
 
@@ -72,6 +78,7 @@ class ConvertStage(Keyed):
     digest: str
     name: str
     kind = "convert"
+    needs: ClassVar["tuple[Stage, ...]"] = ()
 
     def _content_key(self) -> str:
         return content_key(self.kind, versions.CONVERT, gguf=self.digest)
@@ -79,8 +86,6 @@ class ConvertStage(Keyed):
     @property
     def label(self) -> str:
         return f"convert {self.name}"
-
-    needs: ClassVar["tuple[Stage, ...]"] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +122,7 @@ class BaseModel:
 
     @property
     def fetched(self) -> bool:
-        """Whether it is known which weights these are; False only for a hub model of unknown revision."""
+        """Whether its weights are identified; False only for a hub model of unknown revision."""
         return bool(self.origin or self.revision or Path(self.location).is_absolute())
 
     def found_at(self, store: Store) -> str:
@@ -157,7 +162,7 @@ class PrepareStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The stage that makes the tokenizer, which a built-in one needs not, and the one that draws the rows."""
+        """The stage that makes the tokenizer, unless it is built in, and the stage that samples the rows."""
         tokenizer = () if isinstance(self.base.origin, PretrainStage) else self.base.needs
         return (*tokenizer, *filter(None, [self.split.sampled]))
 
@@ -166,7 +171,7 @@ class PrepareStage(Keyed):
 class SampleStage(Keyed):
     """Answers of a policy to the prompts of a split, drawn once for all reward models.
 
-    `draw` says which prompts are asked. `ends` are the tokens that end an answer where the policy's key does not cover them.
+    `draw` selects the prompts. `ends` are the tokens that end an answer, unless the policy's key covers them.
     """
 
     base: BaseModel
@@ -199,7 +204,7 @@ class SampleStage(Keyed):
 
     @property
     def answers(self) -> Split:
-        """The answers as rows to score: distinct ones, two a row."""
+        """The distinct answers as rows to score, two in each."""
         prompts = min(self.prompts.rows, self.draw.max_pairs or self.prompts.rows)
         rows = prompts * -(-self.sampling.samples // 2)
         name = f"answers of {self.base.name} to {self.prompts.name}"
@@ -313,9 +318,9 @@ Stage = Union[SharedStage, TrainStage, EvaluateStage]
 class TrialPlan:
     """A trial as its stages; its key is that of its training.
 
-    `answers` are evaluations, too, of what a policy has answered: no label says which answer is better, so no accuracy is
-    told of them. `gold` is the reward model that may say so. `architecture` is that of its model where it is known, told
-    since a node may not see what the driver sees.
+    `answers` are evaluations of a policy's answers: no label says which answer is better, so they have no accuracy. `gold`
+    is the reward model that may say so. `architecture` is the trained model's, if known: the driver notes it, since a node
+    may not see the model's files.
     """
 
     spec: TrialSpec
@@ -335,9 +340,9 @@ class TrialPlan:
         return self.train.key
 
     def missing(self, store: Store) -> list[Stage]:
-        """Stages not in the store that this trial needs, in an order in which they can run.
+        """Return the stages that this trial still needs, in an order in which they can run.
 
-        A training whose weights were evicted is one of them only where an evaluation of it is.
+        A training whose weights were evicted counts only where one of its evaluations is missing.
         """
         wanted = self.unscored(store)
         untrained = [] if store.complete(self.train.kind, self.train.key) else [self.train]
@@ -349,7 +354,7 @@ class TrialPlan:
         return [stage for stage in self.scored if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
-        """Seconds that training again will take, where evicted weights are needed; None where they are not."""
+        """Return how long the training took if it must run again for its evicted weights, else None."""
         trained = store.sound_manifest(self.train.kind, self.train.key)
         if trained is None or store.complete(WEIGHTS, self.key) or self.complete(store):
             return None
@@ -359,12 +364,12 @@ class TrialPlan:
         return not self.missing(store)
 
     def stages(self) -> list[Stage]:
-        """Every stage of this trial, in an order in which they can run."""
+        """Return every stage of this trial, in an order in which they can run."""
         return list(_below([self.train, *self.scored], lambda stage: False))
 
 
 def usable(stage: Stage, store: Store) -> bool:
-    """Whether a later stage can read this one: it is committed, and so are the weights of a training."""
+    """Whether a later stage can read this one: it is committed, a training with its weights."""
     kinds = (stage.kind, WEIGHTS) if stage.kind == "train" else (stage.kind,)
     return all(store.complete(kind, stage.key) for kind in kinds)
 
@@ -422,7 +427,7 @@ def plan_trial(
         lora=spec.lora,
     )
     eval_sets = [
-        # A suite has its numbers of all its prompts.
+        # A suite's score is defined over all of its prompts.
         prepare(
             split, replace(spec.eval_draw, max_pairs=None) if item.selection in SUITES else spec.eval_draw
         )
@@ -442,10 +447,10 @@ def plan_trial(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalyseStage(Keyed):
-    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by the name it has for them.
+    """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by its own names for them.
 
-    `reads` are trainings and evaluations of a sweep, in the order in which the analysis wants them. `compute` fills the
-    attempt's folder, summary.md and results.json at the least; what it notes goes into the manifest.
+    `reads` are trainings and evaluations of a sweep, in the order that the analysis wants. `compute` writes summary.md,
+    results.json and any other files into the attempt's folder, and notes into the manifest.
     """
 
     analysis: str
@@ -482,9 +487,9 @@ class AnalyseStage(Keyed):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnalysisInputs:
-    """What an analysis computes from: where the model is (folder or hub id, with its revision), and tokenised pairs.
+    """The inputs of an analysis: the model's place (folder or hub id) and tokenised pairs.
 
-    From `store` it may read what its parameters name by key. What it `say`s appears on the terminal while it computes.
+    It may read artifacts from `store` by the keys in its parameters, and `say` progress on the terminal.
     """
 
     name: str

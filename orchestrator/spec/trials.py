@@ -6,7 +6,7 @@ Grid algebra: `grid` is the full product, tuples of trials add, `only` filters, 
 import fnmatch
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, Union
 
@@ -35,7 +35,7 @@ ONLY_KEYS = ("model", "reward", "train", "seed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersSpec:
-    """What a policy answers to the first `max_prompts` test prompts of a set, and the reward model that is gold, if one is."""
+    """A policy's answers to the first `max_prompts` test prompts of a set, and the gold reward model, if there is one."""
 
     policy: ModelSpec
     prompts: DatasetSpec
@@ -46,11 +46,11 @@ class AnswersSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
-    """One cell: one training with its evaluations.
+    """One training with its evaluations.
 
-    Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `validation` pairs are held out of
-    the training set, and scored after each epoch. `axes` are the values of what varies in the sweep, and `label` is an
-    experiment's own word: they tell trials apart that differ in how they are trained only. `answers` are scored, too.
+    Weights are kept and evaluated after `keep_epochs` (from 1) and after the last. `validation` pairs are held out of
+    the training set, and scored after each epoch. `axes` (the values that vary in the sweep) and `label` (a word of the
+    experiment's) tell trials apart that differ only in how they are trained. `answers` are scored, too.
     """
 
     model: ModelSpec
@@ -81,7 +81,7 @@ class TrialSpec:
 
     @property
     def labelled_reward(self) -> str:
-        """`im_rm`, or with the experiment's word: `im_rm_unembedding_only`."""
+        """`im_rm`, or with a label: `im_rm_unembedding_only`."""
         return "_".join(filter(None, (self.reward.name, self.label)))
 
     @property
@@ -91,7 +91,7 @@ class TrialSpec:
 
     @property
     def reward_name(self) -> str:
-        """The reward type with all that varies, `im_rm_lr=1e-05`: trials that share it differ in their seed alone."""
+        """The reward type with the values that vary, `im_rm_lr=1e-05`: trials that share it differ only in their seed."""
         return self.labelled_reward + "".join(in_a_name(*item) for item in self.axes)
 
     @property
@@ -102,7 +102,7 @@ class TrialSpec:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What `--only KEY=GLOB` matches against: every axis, too, that the trial reads."""
+        """The values that `--only KEY=GLOB` matches, every axis that the trial reads included."""
         values = (self.model.name, self.labelled_reward, self.train_set.name, str(self.seed))
         axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if axis.applies(self)}
         return {**dict(zip(ONLY_KEYS, values, strict=True)), **axes}
@@ -110,7 +110,7 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRule:
-    """Lays the CPU trials whose labels match on `world_size` processes under a ZeRO stage."""
+    """Runs the CPU trials whose labels match on `world_size` processes with a ZeRO stage."""
 
     match: tuple[tuple[str, str], ...]
     world_size: int
@@ -119,28 +119,22 @@ class PlacementRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often a trial is tried again after each kind of failure; waits (seconds) double from one to the next.
+    """The most retries after each class of error, and the waits between them (seconds), which double each time.
 
-    What is not named here (a Diverged loss, bad data, a defect) fails at once.
+    Any other error (a Diverged loss, bad data, a defect) is not retried.
     """
 
-    worker_lost: int = 3
-    out_of_memory: int = 6
-    timeout: int = 2
-    storage: int = 1
-    unreachable: int = 3
+    limits: Mapping[str, int] = field(
+        default_factory=lambda: {
+            "WorkerLost": 3,
+            "OutOfMemory": 6,
+            "Timeout": 2,
+            "StorageError": 1,
+            "Unreachable": 3,
+        }
+    )
     back_off_s: float = 5.0
     back_off_most_s: float = 300.0
-
-    def limit(self, cause: str) -> int:
-        """Retries after errors of the class `cause`."""
-        return {
-            "WorkerLost": self.worker_lost,
-            "OutOfMemory": self.out_of_memory,
-            "Timeout": self.timeout,
-            "StorageError": self.storage,
-            "Unreachable": self.unreachable,
-        }.get(cause, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +145,6 @@ class Sweep:
     trials: tuple[TrialSpec, ...]
     categories: tuple[tuple[str, str, Category], ...] = ()
     placements: tuple[PlacementRule, ...] = ()
-    retries: RetryPolicy = RetryPolicy()
 
     def __post_init__(self) -> None:
         if not self.trials:
@@ -165,7 +158,7 @@ class Sweep:
                     f"{item.model.source} on {item.train_set.source}" for item in (seen[trial.name], trial)
                 )
                 raise SpecError(
-                    f"trial {trial.name!r} is declared twice, as {first} and as {second}; give equal names apart "
+                    f"trial {trial.name!r} is declared twice, as {first} and as {second}; tell equal names apart "
                     "with NAME=PATH or NAME=ID, and list every seed, model and training set once."
                 )
             seen[trial.name] = trial
@@ -186,9 +179,9 @@ def grid(
     axes: Axes = NO_AXES,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrialSpec, ...]:
-    """The full product, seeds outermost so that a first answer covers every model early, and axes innermost.
+    """Return the full product: seeds outermost, so that early results cover every model, and axes innermost.
 
-    A training set that has a draw of its own is drawn by it. `settings` are values, by axis, that do not vary.
+    A training set's own draw goes before `train_draw`. `settings` are values, by axis, that do not vary.
     """
     cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
@@ -215,7 +208,7 @@ def grid(
 
 
 def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool:
-    """Whether every pattern's key is met by one of its globs: `model=a model=b` means a or b."""
+    """Whether, for every key, the label matches one of its globs: `model=a model=b` means a or b."""
     keys = {key for key, _ in patterns}
     return all(
         any(fnmatch.fnmatchcase(labels.get(key, ""), glob) for name, glob in patterns if name == key)
@@ -224,7 +217,7 @@ def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool
 
 
 def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tuple[TrialSpec, ...]:
-    """The trials that meet the patterns; a number is met however it is written. Raises SpecError on an unknown key."""
+    """Return the trials that match the patterns; a number may be written in any way. Raises SpecError for an unknown key."""
     asked = []
     for key, glob in patterns:
         if key not in (*ONLY_KEYS, *AXES):

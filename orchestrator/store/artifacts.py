@@ -1,15 +1,15 @@
-"""The artifact store: content key → files, committed at once and never edited, in a folder or a bucket.
+"""The artifact store: content key → files, committed atomically and never edited, in a folder or a bucket.
 
-    <root>/artifacts/<stage>/<key>/manifest.json     put last, where none is: no manifest, no artifact
+    <root>/artifacts/<stage>/<key>/manifest.json     written last: without a manifest there is no artifact
     <root>/artifacts/<stage>/<key>/<attempt>/…       the files that the manifest names, with sizes and digests
 
-A training has two artifacts under its key: `train`, its log, and `weights`, which are evicted by being deleted.
+A training has two artifacts under its key: `train` holds its log, `weights` its models, which can be evicted.
 
-Two writers of one key do no harm: each has an attempt folder of its own, and the first manifest stays. Only what is
-damaged is written again: the new manifest takes the place of the old one at once.
+Two writers of one key do no harm: each writes its own attempt folder, and the first manifest stays. Only the manifest of
+a damaged artifact is ever replaced.
 
-In a bucket (docs/storage.md) an attempt is made in a local folder, put below its own name, and then its manifest is put;
-what is read is fetched into that folder, `local`, and compared with its digest there.
+For a bucket (docs/storage.md) the files are written below `local`, uploaded, and then the manifest is put; files that are
+read are downloaded to `local` and checked against their digests there.
 """
 
 import contextlib
@@ -49,18 +49,17 @@ from trainers.storage import (
 )
 
 MANIFEST = "manifest.json"
-# The artifact of a training's models, under the key of the training.
 WEIGHTS = "weights"
-# Manifests of a bucket that are remembered, and how many are read one by one before what other machines read is asked for.
+# The index of manifests already read from a bucket. With more than MANY still to read, the index in the bucket helps.
 INDEX = "manifests.json"
 MANY = 200
-# How long the listing of a bucket counts. What has come since is asked for one by one; what has gone is found out by its files.
+# How long a listing of a bucket is trusted. A manifest that it lacks is requested; a removed one shows by its missing files.
 LOOK_S = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """A folder to fill; `info` goes into the manifest when the attempt is committed."""
+    """A folder to fill; `info` goes into the manifest."""
 
     directory: Path
     info: dict[str, Any] = field(default_factory=dict)
@@ -71,31 +70,31 @@ class Store:
 
     def __init__(self, root: Location) -> None:
         self.root = root.absolute() if isinstance(root, Path) else root
-        # The root of what is local to this machine: the store itself, or the cache of one in a bucket.
+        # On this machine: the store itself, or the cache of a bucket.
         self.local: Path = self.root if isinstance(self.root, Path) else cache_of(self.root)
         self._sound: set[Path] = set()
-        # What marked the content of a manifest's file when it was read, and the manifest.
+        # Each manifest with what identified its content (inode, time and size; or its text) when it was read.
         self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
-        # Of a bucket: the texts of manifests that stood when their stage was listed, what marked the content of all its
-        # objects, and until when they are taken to stand.
+        # For a bucket: the manifests found by the last listing of their stage, the ETags of all its objects, and until
+        # when the listing is trusted.
         self._standing: dict[Location, str] = {}
         self._listed: dict[str, dict[ObjectPath, str]] = {}
         self._until: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
-        # What this process has checked says nothing to the process that it is sent to.
+        # Another process, perhaps on another machine, checks files for itself.
         return Store, (self.root,)
 
     def sweep_dir(self, sweep: str) -> Location:
-        """Return where a sweep keeps its notes, table and report."""
+        """Return the place of a sweep's records, table and report."""
         return self.root / "sweeps" / sweep
 
     def local_sweep_dir(self, sweep: str) -> Path:
-        """Return where the table and report are written before they are shared, and logs are kept."""
+        """Return the local folder of a sweep's logs, and of its table and report before they are uploaded."""
         return self.local / "sweeps" / sweep
 
     def share(self, path: Path) -> None:
-        """Put a local file, or all files of a folder, where other machines find them. Raises Unreachable."""
+        """Upload a local file or folder where the store is a bucket. Raises Unreachable."""
         if isinstance(self.root, ObjectPath):
             names = files_below(path) if path.is_dir() else [""]
             upload(self.local, [str((path / name).relative_to(self.local)) for name in names], self.root)
@@ -103,7 +102,7 @@ class Store:
     def manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """Return the manifest of a committed artifact, None where there is none. Raises Damaged, StorageError.
 
-        In a folder it is read again only when the file has changed: a command asks for each manifest several times.
+        A command asks for each manifest several times; in a folder it is read again only when its file has changed.
         """
         file = self._folder(stage, key) / MANIFEST
         mark: object = None
@@ -122,12 +121,12 @@ class Store:
         except Unreachable:
             raise
         except OSError as error:
-            raise StorageError(f"{file} cannot be read ({error}); see to the disk, and run again.") from error
+            raise StorageError(f"{file} cannot be read ({error}); check the disk, and run again.") from error
         except ValueError:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
             if self._forget_look(stage, key):
-                # It may be what this machine remembers that is damaged.
+                # Perhaps only this machine's index is damaged.
                 return self.manifest(stage, key)
             raise Damaged(f"{file} is not what was written", stage, key)
         for name in (loaded["attempt"], *loaded["files"]):
@@ -140,10 +139,10 @@ class Store:
         return loaded
 
     def look(self, **wanted: Sequence[str]) -> None:
-        """Before many artifacts are asked for, stage=keys: spare a bucket a request for each, for LOOK_S from now.
+        """List the stages of a bucket once, so that for LOOK_S the artifacts stage=keys need no request each.
 
-        One listing a stage tells which manifests stand and names their content, so that none is read a second time on
-        this machine. A bucket whose listing would cost more than it spares is not listed. Raises Unreachable.
+        The listing gives the ETag of each manifest, and this machine reads none twice. A stage with many more objects
+        than `keys` is not listed. Raises Unreachable.
         """
         stale = {
             stage: keys for stage, keys in wanted.items() if time.monotonic() >= self._until.get(stage, 0.0)
@@ -152,7 +151,9 @@ class Store:
             return
         standing: dict[ObjectPath, str] = {}
         for stage, keys in stale.items():
-            # A request lists 1,000 objects.
+            for key in keys:
+                self._forget_look(stage, key)
+            # One request lists 1,000 objects.
             found = self._listed[stage] = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
             files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]
             standing |= {file: found[file] for file in files if file in found}
@@ -184,17 +185,17 @@ class Store:
         return None
 
     def complete(self, stage: str, key: str) -> bool:
-        """Return whether the artifact is committed, under a manifest that is as it was written. Its files are not read."""
+        """Return whether the artifact is committed and its manifest is sound. Does not read its files."""
         return self.sound_manifest(stage, key) is not None
 
     def _forget_look(self, stage: str, key: str) -> bool:
-        """Ask the bucket for this manifest from now on; return whether it was taken to stand without that."""
+        """Request this manifest from the bucket from now on; return whether the listing had stood in for it."""
         return self._standing.pop(self._folder(stage, key) / MANIFEST, None) is not None
 
     def discard(self, stage: str, key: str, attempt: str | None = None) -> None:
-        """Make an artifact count as missing; where an `attempt` is named, unless another one stands there by now.
+        """Make an artifact count as missing; with `attempt`, only if its manifest still names that one.
 
-        A manifest that is itself damaged names no attempt: ''.
+        '' stands for the attempt of a damaged manifest, which names none.
         """
         self._forget_look(stage, key)
         if attempt is not None:
@@ -204,15 +205,15 @@ class Store:
         (self._folder(stage, key) / MANIFEST).unlink(missing_ok=True)
 
     def read(self, stage: str, key: str, within: str = "") -> Path:
-        """Return the artifact's folder, its files checked as by `found`. Raises Damaged, StorageError."""
+        """Return the artifact's folder after checking its files as `found` does. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, within)[1]
 
     def read_file(self, stage: str, key: str, name: str) -> Path:
-        """Return one file of an artifact, checked alone. Raises Damaged, StorageError."""
+        """Return one file of an artifact; only this file is checked. Raises Damaged, StorageError."""
         return self.manifest_and_folder(stage, key, name)[1] / name
 
     def manifest_and_folder(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path]:
-        """Return what `found` returns. Raises StorageError also where there is no such artifact."""
+        """Like `found`, but raises StorageError where there is no such artifact."""
         found = self.found(stage, key, within)
         if found is None and stage == WEIGHTS and (trained := self.sound_manifest("train", key)):
             raise StorageError(
@@ -224,10 +225,10 @@ class Store:
         return found
 
     def found(self, stage: str, key: str, within: str = "") -> tuple[dict[str, Any], Path] | None:
-        """Return the manifest and the folder of one attempt, whoever writes meanwhile; None where there is no artifact.
+        """Return an artifact's manifest and the local folder of its files; None where there is no artifact.
 
-        Its files, or those of and below the name `within`, are compared with their digests, each once per process.
-        Raises Damaged, StorageError.
+        Checks the digests of its files, or of those at or below `within`, once per process. Both results belong to the
+        same attempt, even while others write. Raises Damaged, StorageError.
         """
         manifest = self.manifest(stage, key)
         if manifest is None:
@@ -241,7 +242,7 @@ class Store:
             raise StorageError(f"{within} of artifact {stage}/{key} is not in {self.root}.")
         source = self._folder(stage, key) / manifest["attempt"]
         folder = self._local_folder(stage, key) / manifest["attempt"]
-        # What was fetched may be gone again: other processes of the machine share the cache, and make room in it.
+        # Other processes of this machine share the cache and may have removed a file to make room.
         unread = {
             name: digest
             for name, digest in wanted.items()
@@ -262,9 +263,9 @@ class Store:
         return manifest, folder
 
     def sound(self, stage: str, key: str, name: str) -> dict[str, Any] | None:
-        """Return the manifest of an artifact whose file `name` is as it was written; None where there is no artifact.
+        """Check the file `name` of an artifact and return the manifest; None where there is no artifact.
 
-        In a bucket that was looked at the listing says so, else the file is read. Raises Damaged, StorageError.
+        Where a trusted listing shows the file's ETag, the file is not read. Raises Damaged, StorageError.
         """
         manifest, listed = self.manifest(stage, key), self._listed.get(stage, {})
         if manifest is None:
@@ -277,7 +278,7 @@ class Store:
         return found and found[0]
 
     def fetch_ahead(self, stage: str, keys: Sequence[str], name: str) -> None:
-        """Before a file of each artifact is read, fetch them from a bucket, a few at a time; what fails, fails when read."""
+        """Download the file `name` of each artifact, a few at a time; an error is raised only when the file is read."""
 
         def fetched(key: str) -> None:
             with contextlib.suppress(StorageError):
@@ -287,12 +288,12 @@ class Store:
             at_once(fetched, keys)
 
     def forget_fetched(self, stage: str, key: str) -> None:
-        """Remove what was fetched of an artifact, to make room; where the store is local nothing was."""
+        """Remove an artifact's downloaded files to make room; does nothing where the store is a folder."""
         if isinstance(self.root, ObjectPath):
             remove_tree(self._local_folder(stage, key))
 
     def remove_leftovers(self, stage: str, key: str) -> None:
-        """Remove attempts that came to nothing; for who holds the lease on the stage, since nobody else writes."""
+        """Remove attempts that were never committed. Only the holder of the stage's lease calls this: nobody else writes."""
         self._forget_look(stage, key)
         committed = self.sound_manifest(stage, key)
         for parent in {self._folder(stage, key), self._local_folder(stage, key)}:
@@ -304,7 +305,7 @@ class Store:
 
     @contextlib.contextmanager
     def write(self, stage: str, key: str, **inputs: Any) -> Iterator[Attempt]:
-        """Give an attempt at an artifact; it is committed when the block ends well, and removed otherwise."""
+        """Yield an attempt to fill; commit it when the block succeeds, remove it otherwise."""
         folder = self._local_folder(stage, key) / f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True)
@@ -319,7 +320,7 @@ class Store:
                 yield attempt
                 committed = self._commit(stage, key, attempt, started, inputs)
         finally:
-            # An interrupt may come between the manifest and the end of the block.
+            # An interrupt may arrive after the manifest is written and before the block ends.
             stays = self.local == self.root and (committed or self._stands(stage, key, folder.name))
             if not stays:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -342,8 +343,8 @@ class Store:
         }
         folder = self._folder(stage, key)
         if isinstance(folder, ObjectPath):
-            # What is up when this fails is left to who holds the lease next, or to gc: a manifest whose answer was
-            # lost may name it.
+            # If this fails, the next holder of the lease, or gc, removes what is uploaded. We must not: the manifest
+            # may have been put although its answer was lost.
             e_tags = upload(attempt.directory, names, folder / attempt.directory.name)
             for name, e_tag in zip(names, e_tags, strict=True):
                 manifest["files"][name]["e_tag"] = e_tag
@@ -358,7 +359,7 @@ class Store:
         return True
 
     def _stands(self, stage: str, key: str, attempt: str) -> bool:
-        """Return whether the manifest is that of an attempt."""
+        """Return whether the manifest names this attempt."""
         with contextlib.suppress(StorageError):
             manifest = self.manifest(stage, key)
             return manifest is not None and manifest["attempt"] == attempt
@@ -372,7 +373,7 @@ class Store:
 
 
 def _text(file: ObjectPath) -> str:
-    """Return an object's text; that of what is gone by now is not that of a manifest."""
+    """Return an object's text; '', which is no manifest, where it is gone or is not text."""
     try:
         return file.read_text()
     except (FileNotFoundError, ValueError):
@@ -380,14 +381,14 @@ def _text(file: ObjectPath) -> str:
 
 
 def _inside(name: object) -> bool:
-    """Return whether a name of a manifest stays in the artifact's folder."""
+    """Return whether a manifest's name stays inside the artifact's folder."""
     text = name if isinstance(name, str) else ""
     parts = text.split("/")
     return bool(text.strip("./") and parts[0]) and ".." not in parts and "\\" not in text and "\0" not in text
 
 
 def weights_digest(manifest: Mapping[str, Any]) -> str:
-    """Return one digest of all weights that the manifest of such an artifact names, without what lies beside them."""
+    """Return one digest of all safetensors files in the manifest of a `weights` artifact."""
     named = manifest["files"].items()
     files = sorted((name, said["sha256"]) for name, said in named if name.endswith(".safetensors"))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
@@ -395,6 +396,6 @@ def weights_digest(manifest: Mapping[str, Any]) -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries that a result may owe its last digits to."""
+    """Return the versions of the libraries that can change a result's last digits."""
     names = ("rmsweep", "torch", "transformers", "deepspeed", "ray", "tokenizers", "pyarrow", "mlflow")
     return {name: metadata.version(name) for name in names}

@@ -1,7 +1,6 @@
-"""Finds and removes what a store no longer needs: artifacts of no kept sweep, leftovers, evaluated weights, damage.
+"""Find and remove what a store no longer needs: artifacts of no kept sweep, leftovers, evaluated weights, damage.
 
-Commands list what can go, say why, and have it removed. Manifests are never edited; what goes was declared by nobody or
-can be computed again.
+Nothing is removed but what no sweep declares or what can be computed again. Manifests are never edited.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from orchestrator.store.records import declared_sweeps, read_declaration, unscor
 from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
 from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree
 
-# Longer than a living driver takes for a note.
+# Longer than a living driver takes to write a record.
 DRAFT_S = 2.0
 
 KeepWeights = Literal["all", "best", "none"]
@@ -28,10 +27,9 @@ KeepWeights = Literal["all", "best", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removable:
-    """Something that takes room, and `why` it can go: `path` is relative to the store's root.
+    """A file or folder that could be removed, and `why`; `path` is relative to the store's root.
 
-    It stays where its `owner`, as stage/key, is kept; without one it goes in any case. What is `safe` can go while a
-    driver is busy.
+    It stays if its `owner` (stage/key) is kept; without an owner it always goes. `safe`: also while a driver is busy.
     """
 
     kind: Literal["artifact", "unreadable", "attempt", "checkpoint", "scratch"]
@@ -43,10 +41,10 @@ class Removable:
 
 
 def kept_artifacts(store: Store, drop: Sequence[str] = (), *, drop_earlier: bool = False) -> frozenset[str]:
-    """Return the artifacts, as stage/key, that the declared sweeps need, without those to `drop`.
+    """Return the artifacts (stage/key) that the declared sweeps need, except the sweeps to `drop`.
 
-    A sweep also keeps what it was declared to be earlier, unless `drop_earlier`. Raises SpecError for a sweep that the
-    store does not know.
+    The artifacts of a sweep's earlier declarations count too, unless `drop_earlier`. Raises SpecError for an unknown
+    sweep.
     """
     known = declared_sweeps(store)
     for name in drop:
@@ -62,12 +60,12 @@ def kept_artifacts(store: Store, drop: Sequence[str] = (), *, drop_earlier: bool
 
 
 def garbage(store: Store, kept: frozenset[str]) -> list[Removable]:
-    """Return all that can go where the artifacts of `kept` must stay, in the order of its paths. Nothing is changed."""
+    """Return, in the order of paths, what can be removed while the artifacts of `kept` stay. Removes nothing."""
     return [found for found in listing(store) if found.owner not in kept]
 
 
 def listing(store: Store) -> Iterator[Removable]:
-    """Yield everything in the store that could ever go."""
+    """Yield everything in the store that could be removed if no artifact were kept."""
 
     def found(kind: str, path: Location, why: str, owner: str = "", *, safe: bool = False) -> Removable:
         name = str(path).removeprefix(f"{store.root}/")
@@ -97,22 +95,20 @@ def listing(store: Store) -> Iterator[Removable]:
             yield changed(whole, bytes=whole.bytes - sum(item.bytes for item in rest))
         yield from rest
     for folder in matching(store.root / "checkpoints", "*"):
+        stage, _, key = folder.name.rpartition("-")
         if _finished(store, folder.name):
-            yield found("checkpoint", folder, "its training is complete", safe=True)
+            yield found("checkpoint", folder, f"its {stage or 'training'} is complete", safe=True)
         else:
-            # A training's has its key as its name, that of another stage has the stage before it.
-            stage, _, key = folder.name.rpartition("-")
-            owner = f"{stage or 'train'}/{key}"
-            yield found("checkpoint", folder, f"no kept sweep declares its {stage or 'training'}", owner)
+            why = f"no kept sweep declares its {stage or 'training'}"
+            yield found("checkpoint", folder, why, f"{stage or 'train'}/{key}")
     for item in matching(store.root / "scratch", "*"):
         yield found("scratch", item, "scratch of a run that ended")
 
 
 def remove(store: Store, items: Iterable[Removable], *, busy: bool) -> list[Removable]:
-    """Remove what `garbage` listed and return what was removed. Raises StorageError.
+    """Remove what `garbage` listed, and return what was removed. Raises StorageError.
 
-    While a driver is `busy` on the store, what it may be writing stays: attempts, scratch, and checkpoints of
-    trainings that are not complete.
+    While a driver is `busy`, what it may be writing stays: attempts, scratch, and checkpoints of unfinished stages.
     """
     removed = [item for item in items if item.safe or not busy]
     for item in removed:
@@ -129,7 +125,7 @@ def remove(store: Store, items: Iterable[Removable], *, busy: bool) -> list[Remo
 def _remove_artifact(store: Store, stage: str, key: str) -> int:
     """Remove an artifact and return the bytes freed. Attempts that its manifest does not name stay.
 
-    The manifest goes first, so that no reader sees half of it; of what a crash leaves gc is told.
+    The manifest goes first, so that no reader sees half an artifact; gc finds what a crash leaves.
     """
     manifest, folder = store.manifest(stage, key), store.root / f"artifacts/{stage}/{key}"
     if manifest is None:
@@ -141,14 +137,14 @@ def _remove_artifact(store: Store, stage: str, key: str) -> int:
 
 
 def _drop_empty(folder: Location) -> None:
-    # A bucket has no folders: who asked whether one is empty would race who writes into it.
+    # A bucket has no folders.
     with contextlib.suppress(OSError):
         if isinstance(folder, Path):
             folder.rmdir()
 
 
 def delete(path: Location) -> int:
-    """Remove a file or folder, which may be gone already, and return the bytes freed. Raises StorageError."""
+    """Remove a file or folder if it is there, and return the bytes freed. Raises StorageError."""
     size = _size(path)
     try:
         if isinstance(path, ObjectPath):
@@ -162,12 +158,12 @@ def delete(path: Location) -> int:
     except Unreachable:
         raise
     except OSError as error:
-        raise StorageError(f"{path} cannot be removed ({error}); check whose it is.") from error
+        raise StorageError(f"{path} cannot be removed ({error}); check its owner and permissions.") from error
     return size
 
 
 def _size(path: Location) -> int:
-    """Return the bytes of a file, or of everything below a folder; what vanishes meanwhile counts nothing."""
+    """Return the bytes of a file, or of everything below a folder; files that vanish meanwhile count 0."""
     if isinstance(path, ObjectPath):
         return sum(path.sizes().values())
     below = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
@@ -179,46 +175,46 @@ def _size(path: Location) -> int:
 
 
 def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
-    """Remove what killed drivers left; `leases` are those of this driver, where it has said that it is here."""
+    """Remove what killed drivers left; `leases` are this driver's, if it has written its record."""
     leases = leases or Leases(store.root, "")
     leases.forget_dead_drivers()
-    # What is there before one looks whether one is alone is not that of a driver that comes.
+    # List the leftovers before checking for other drivers: then none is of a driver that has just arrived.
     notes = (
         store.local_sweep_dir(sweep),
         *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
     )
     drafts = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
-    # MLflow's database, as long as it is made.
+    # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
     if drafts and not leases.others():
-        # Drivers write notes before they say that they are here: a draft of one that comes is none any more by then.
+        # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
     for path in () if leases.others() else left:
-        # What cannot be removed hinders nobody, and gc says why.
+        # A leftover that cannot be removed does no harm, and `gc` says why.
         with contextlib.suppress(StorageError):
             delete(path)
     remove_finished_checkpoints(store)
 
 
 def remove_finished_checkpoints(store: Store) -> None:
-    """Remove what a process left that was killed between committing its training and removing its checkpoints."""
+    """Remove the checkpoints of complete stages, left by a process that was killed after its commit."""
     for folder in matching(store.root / "checkpoints", "*"):
-        # What is wrong with a training of another sweep is said where that is run.
+        # Damage in another sweep's training is reported when that sweep runs.
         with contextlib.suppress(StorageError):
             if _finished(store, folder.name):
                 remove_tree(folder)
 
 
 def _finished(store: Store, name: str) -> bool:
-    """Return whether nobody goes on from what is kept under `name`; a training that runs again since it was evicted does."""
+    """Return whether the stage whose checkpoints are called `name` is complete; a training with evicted weights is not."""
     stage, _, key = name.rpartition("-")
     return all(store.complete(kind, key) for kind in ([stage] if stage else ["train", WEIGHTS]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """A trial by its training's key, the trials that it is compared with, and its accuracy: None until it is complete."""
+    """A trial's training key, the group that it is compared in, and its accuracy: None until the trial is complete."""
 
     key: str
     group: tuple[str, ...]
@@ -227,9 +223,9 @@ class Ranked:
 
 
 def evictable(trials: Iterable[Ranked], keep: KeepWeights) -> list[str]:
-    """Return the keys of complete trainings whose weights go: none, all, or all but the most accurate of each group.
+    """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
 
-    A group is judged when all of its trials are complete; among equals the lowest seed is the best.
+    A group is judged once all of its trials are complete; the lowest seed breaks ties.
     """
     groups: dict[tuple[str, ...], list[Ranked]] = {}
     for trial in trials:
@@ -244,33 +240,30 @@ def evictable(trials: Iterable[Ranked], keep: KeepWeights) -> list[str]:
 
 
 def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
-    """Evict the weights of trainings, but for those that other sweeps have yet to evaluate; return the bytes freed.
+    """Evict the weights of trainings, except those that other sweeps have yet to evaluate; return the bytes freed.
 
     Raises StorageError.
     """
     keys = list(keys)
     others = [read_declaration(name, store) for name in declared_sweeps(store) if keys and name != sweep]
     wanted = {
-        trial.key
-        for other in others
-        for trial in other.trials
-        if unscored(store, trial.key, [item.key for item in trial.evaluations])
+        trial.key for other in others for trial in other.trials if unscored(store, trial.key, trial.scored)
     }
     return sum(_remove_artifact(store, WEIGHTS, key) for key in keys if key not in wanted)
 
 
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
-    """Return what is wrong with one file of a committed artifact, None where nothing is."""
+    """Return the damage of one file of a committed artifact, None where it is sound."""
     try:
         store.sound(stage, key, name)
     except Damaged as error:
-        # A manifest that is itself damaged names no attempt; its stage is missing already.
+        # A damaged manifest names no attempt; its stage already counts as missing.
         return error if error.attempt else None
     return None
 
 
 def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
-    """Make artifacts count as missing of which a file (stage, key, name) is damaged, and return what is wrong with them."""
+    """Check files (stage, key, name); make their artifacts count as missing where one is damaged, and return the damage."""
     files = list(files)
     for stage in {stage for stage, _, _ in files}:
         store.look(**{stage: [key for kind, key, _ in files if kind == stage]})

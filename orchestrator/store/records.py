@@ -1,9 +1,9 @@
-"""The records of a sweep in the store: what it was declared to be, and what it is doing.
+"""The records of a sweep in the store: its declaration and its state.
 
-    <storage>/sweeps/<sweep>/sweep.json   what its commands declared: its trials, and every artifact that they come to
+    <storage>/sweeps/<sweep>/sweep.json   the declaration: its trials, and every artifact that they need
     <storage>/sweeps/<sweep>/state.json   what only its driver knows: what runs, what failed and why
 
-The report, the status and MLflow are views of these records and of the artifacts that they name; gc keeps those.
+Report, status and MLflow are views of these records and of the artifacts that they name, which gc keeps.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """One evaluation of a trial; `dataset_digest` is that of the rows, `prepared` the key of their tokens.
+    """One evaluation of a trial: `dataset_digest` identifies the rows, `prepared` their tokens.
 
-    `epoch` is that after which it was evaluated, None for the last.
+    `epoch` is the epoch whose weights are evaluated, None for the last.
     """
 
     dataset: str
@@ -39,11 +39,10 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRecord:
-    """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs.
+    """One trial: its labels, every parameter of its spec, and the keys of its artifacts (`prepared`: of its pairs).
 
-    `answers` are the keys of its evaluations on answers of a policy, which no accuracy is told of. `axes` are the values of
-    what varies in the sweep, by axis. `reward` holds them, too: trials that share it, the model
-    and the training set differ in their seed alone.
+    `answers` are the keys of its evaluations on a policy's answers, which have no accuracy. `axes` are its values on the
+    sweep's axes. `reward` names them too: trials with the same reward, model and training set differ only in their seed.
     """
 
     name: str
@@ -59,17 +58,21 @@ class TrialRecord:
     axes: dict[str, Any] = field(default_factory=dict)
     answers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
+    @property
+    def scored(self) -> list[str]:
+        """The keys of all its evaluations, those on a policy's answers included."""
+        return [*(item.key for item in self.evaluations), *self.answers]
+
     def whole(self, store: Store) -> bool:
-        """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = not unscored(store, self.key, [*(item.key for item in self.evaluations), *self.answers])
-        return evaluated and store.complete("train", self.key)
+        """Return whether it is trained and evaluated on every declared set. Reads manifests only."""
+        return not unscored(store, self.key, self.scored) and store.complete("train", self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """The sweep's trials, in plan order, and every artifact that they come to, as stage/key.
+    """The sweep's trials, in plan order, and every artifact (stage/key) that they need.
 
-    `earlier` are artifacts that only earlier declarations of the sweep came to.
+    `earlier` are the artifacts that only earlier declarations of the sweep needed.
     """
 
     sweep: str
@@ -79,13 +82,13 @@ class Declaration:
 
 
 def unscored(store: Store, train: str, evaluations: Sequence[str]) -> set[str]:
-    """Return the keys of a training's evaluations that are missing, or of other weights than it has now.
+    """Return the keys of a training's evaluations that are missing, or that scored other weights than it has now.
 
-    Weights that are trained again, on other hardware, may differ in their last bits; what was scored before them is out
-    of date. Where they are evicted, all scores must be of one kind. Nothing but manifests is read.
+    Weights that were trained again on other hardware may differ in their last bits, and scores of the earlier ones are
+    out of date. Once the weights are evicted, all scores must be of the same weights. Reads manifests only.
     """
     found = {key: store.sound_manifest("evaluate", key) for key in evaluations}
-    # Evaluations that do not say what they scored are taken for what they should be.
+    # An evaluation that does not say which weights it scored is taken as valid.
     scored = {key: manifest["info"].get("weights") for key, manifest in found.items() if manifest}
     missing, known = set(evaluations) - scored.keys(), {*scored.values()} - {None}
     weights = store.sound_manifest(WEIGHTS, train) if known else None
@@ -96,13 +99,13 @@ def unscored(store: Store, train: str, evaluations: Sequence[str]) -> set[str]:
 
 
 def write_declaration(declaration: Declaration, store: Store) -> None:
-    """Make this what the sweep is from now on."""
+    """Replace the sweep's declaration."""
     file = store.sweep_dir(declaration.sweep) / "sweep.json"
     replace(file, json.dumps(dataclasses.asdict(declaration), indent=1, ensure_ascii=False))
 
 
 def read_declaration(sweep: str, store: Store) -> Declaration:
-    """Return what the sweep's commands declared. Raises SpecError where there was none."""
+    """Return the sweep's declaration. Raises SpecError where there is none."""
     file = store.sweep_dir(sweep) / "sweep.json"
     try:
         loaded = json.loads(file.read_text())
@@ -125,15 +128,15 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
 
 
 def declared_sweeps(store: Store) -> list[str]:
-    """Return the names of the sweeps that the store knows."""
+    """Return the names of all sweeps in the store."""
     return sorted(file.parent.name for file in (store.root / "sweeps").glob("*/sweep.json"))
 
 
 @dataclass(slots=True, kw_only=True)
 class TrialNote:
-    """What the driver knows of a trial. `state`: waiting, running, complete, failed or stopped.
+    """What the driver knows about a trial. `state`: waiting, running, complete, failed or stopped.
 
-    `train_s` are the seconds of its whole training at the pace that it has shown.
+    `train_s` is the estimated time of its whole training at its pace so far.
     """
 
     state: str = "waiting"
@@ -151,7 +154,7 @@ class TrialNote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepState:
-    """The last command's driver, the words that were its command line, and a note of each trial by key."""
+    """The last command's driver, its command line, and a note on each trial by key."""
 
     driver: str = ""
     command: tuple[str, ...] = ()
@@ -159,7 +162,7 @@ class SweepState:
 
 
 def read_state(sweep: str, store: Store) -> SweepState:
-    """Return what the last command noted; nothing where there was none or its note is unreadable."""
+    """Return the state that the last command wrote; an empty one where it is missing or unreadable."""
     try:
         loaded = json.loads((store.sweep_dir(sweep) / "state.json").read_text())
         trials = {key: TrialNote(**note) for key, note in loaded["trials"].items()}
@@ -169,5 +172,5 @@ def read_state(sweep: str, store: Store) -> SweepState:
 
 
 def write_state(sweep: str, store: Store, state: SweepState) -> None:
-    """Note what a command does. Raises StorageError."""
+    """Replace the sweep's state. Raises StorageError."""
     replace(store.sweep_dir(sweep) / "state.json", json.dumps(dataclasses.asdict(state)))

@@ -51,6 +51,14 @@ def storage(tiny_model, tmp_path_factory):
     return folder
 
 
+def test_the_plan_says_that_it_does_not_count_drawing(storage, tiny_model, capsys):
+    for folder, counted in ((storage.parent / "new", False), (storage, True)):
+        capsys.readouterr()
+        assert run(folder, tiny_model, "plan") == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("the time to draw answers (1 sample to do) is in no total" not in said) == counted, said
+
+
 def the_sample(store: Store) -> str:
     (manifest,) = (store.root / "artifacts" / "sample").glob("*/manifest.json")
     return manifest.parent.name

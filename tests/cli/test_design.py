@@ -18,7 +18,7 @@ from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from tests.orchestrator import sweep_samples as sample
 from tests.sweep_runs import run_sweep, trial_rows
-from trainers.errors import SpecError
+from trainers.errors import Diverged, SpecError
 from trainers.specs import DrawSpec
 
 KINDS = (sample.EX_RM, sample.IM_RM)
@@ -66,6 +66,29 @@ def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_agai
     assert found(tmp_path / "store") == whole
 
 
+def test_a_seed_that_was_added_and_failed_is_retried_by_the_flags_that_added_it(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    from trainers.train import loop as training
+
+    train = training.train
+
+    def spoilt(inputs, **rest):
+        if inputs.seed == 1:
+            raise Diverged("not finite")
+        return train(inputs, **rest)
+
+    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0")
+    monkeypatch.setattr(training, "train", spoilt)
+    assert run(tmp_path / "store", *words, "--until", "0.8") == 3
+    monkeypatch.setattr(training, "train", train)
+    capsys.readouterr()
+    assert run(tmp_path / "store", "retry", *words) == 3
+    assert "failed, but not in this grid: " in capsys.readouterr().out
+    assert run(tmp_path / "store", "retry", *words, "--until", "0.8") == 0
+    assert {name[-2:] for name, _ in found(tmp_path / "store").values()} == {"s0", "s1"}
+
+
 def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, capsys):
     words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "3", "5")
     assert run(tmp_path / "store", *words, "--budget", "0.000001cpuh") == 2
@@ -90,6 +113,10 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
         for seeds, pairs in ((2, 4), (3, 8))
     )
     assert [trial.seed for trial in after.trials] == [0, 0, 1, 1, 2, 2]
+    # A seed that was added is the training that it would be if it were declared.
+    declared = [sample.trial(seed=2, reward=kind) for kind in KINDS]
+    plans = resolve(Sweep(name="other", trials=declared), store).plans
+    assert [trial.key for trial in after.trials[4:]] == [plan.key for plan in plans]
     adopt(before, store)
     with pytest.raises(SpecError, match="was declared with what this command lacks"):
         adopt(after, store, adds=True)
@@ -112,9 +139,22 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
         (["--budget", "1e3cpuh"], "give an amount above 0 with its unit"),
         (["--budget", "0.000001cpuh"], "no cell fits. The cheapest, llama-64 on tiny_world, takes about"),
         (["--until", "0.1", "--rewards", "ex_rm"], "no training set has two; name them: --rewards"),
-        (["retry", "--until", "0.1"], "retry runs what has failed and adds nothing"),
-        (["status", "--until", "0.1"], "leave out what it would ignore"),
+        (["status", "--until", "0.1"], "leave out these flags"),
         (["plan", "--cluster", "1x8xH100-80GB", "--budget", "1cpuh"], "give GPU-hours: --budget 1gpuh"),
+        (
+            [
+                "plan",
+                "--cluster",
+                "1x1xA100-40GB",
+                "--budget",
+                "100gpuh",
+                "--models",
+                "llama-3.1-8b",
+                "--precision",
+                "fp32",
+            ],
+            "llama-3.1-8b · ex_rm needs 40 GB on each of at most 1 GPUs",
+        ),
     ],
 )
 def test_a_rule_that_says_nothing_is_refused(words, said, tmp_path, monkeypatch, capsys):

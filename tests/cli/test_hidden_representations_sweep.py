@@ -56,3 +56,8 @@ def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(fol
 def test_figure_and_summary_are_there(folder):
     assert (folder / "figures" / "hidden_representations.png").stat().st_size > 1000
     assert "cos(w, D_unseen)" in (folder / "summary.md").read_text()
+
+
+def test_the_flags_of_a_grids_report_are_refused(tmp_path, capsys):
+    assert run_analysis(hidden_representations, tmp_path, "report", "--ensemble", "--price", "2") == 2
+    assert "--ensemble, --price: an analysis has no trials" in capsys.readouterr().err

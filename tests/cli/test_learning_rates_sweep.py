@@ -128,7 +128,7 @@ def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
 
     monkeypatch.setattr(training, "train", spoilt)
     assert run(folder, tiny_model) == 3
-    assert "ex_rm lr=0.001 · tiny_world · s0: it failed, as said above" in capsys.readouterr().out
+    assert "ex_rm lr=0.001 · tiny_world · s0: it failed, see above" in capsys.readouterr().out
     # What may yet be trained is waited for.
     assert artifacts(folder) == {}
     monkeypatch.setattr(training, "train", train)
@@ -138,6 +138,10 @@ def test_a_rate_that_diverges_is_a_hole_that_the_comparison_goes_on_without(
     told = results(folder)
     assert [row["validation_accuracy"] is None for row in told["rates"]] == [False, False, True, False]
     assert told["best_lr"] != 2.5e-4
+    # Trained after all, it is compared as well.
+    assert run(folder, tiny_model, "retry") == 0
+    assert "diverged" not in capsys.readouterr().out
+    assert all(row["validation_accuracy"] is not None for row in results(folder)["rates"])
 
 
 def test_rates_of_one_reward_type_leave_the_multiples_to_the_other():

@@ -54,8 +54,8 @@ def test_two_of_one_name_are_named_with_their_sources(grid, data, tmp_path):
         data(f"{folder}/train.jsonl", GOOD)
         data(f"{folder}/test.jsonl", {**GOOD, "prompt": folder})
     flags = ("--profile", "laptop", "--models", "llama-64")
-    refused(grid(*flags, "--eval-sets", "a b", "a_b"), "a_b (a b), a_b (a_b); give them apart with NAME=PATH")
-    refused(grid(*flags, "--train-sets", "a b", "a_b"), "on a b and as", "on a_b; give equal names apart")
+    refused(grid(*flags, "--eval-sets", "a b", "a_b"), "a_b (a b), a_b (a_b); tell them apart with NAME=PATH")
+    refused(grid(*flags, "--train-sets", "a b", "a_b"), "on a b and as", "on a_b; tell equal names apart")
 
 
 def test_a_sweep_of_sets_with_unicode_names_is_told_apart_and_shown(tiny_model, tmp_path):

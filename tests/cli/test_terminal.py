@@ -258,9 +258,9 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
 @pytest.mark.parametrize(
     ("words", "ignored"),
     [
-        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status tells"),
-        (["status", "--profile", "laptop"], "--profile: status tells"),
-        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report tells"),
+        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status reads"),
+        (["status", "--profile", "laptop"], "--profile: status reads"),
+        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report reads"),
     ],
 )
 def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
@@ -269,7 +269,7 @@ def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
     with pytest.raises(SystemExit) as ended:
         main(Grid(build=full_grid), GRID, arguments=[*words, "--storage", str(store.root)])
     assert ended.value.code == 2
-    assert f"error: {ignored} of the whole sweep as it was declared" in capsys.readouterr().err
+    assert f"error: {ignored} the whole sweep as it was declared" in capsys.readouterr().err
 
 
 def test_rmsweep_runs_any_experiment_by_name(tmp_path: Path):

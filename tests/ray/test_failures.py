@@ -53,7 +53,7 @@ def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
     assert "complete: tiny · ex_rm · train · s0" in said(done)
     cause = "data set long, split train, all 1 pairs are over the limit"
     assert said(done).count(f"failed: tiny · ex_rm · long · s0: {cause}") == 1
-    assert "missing: tiny · ex_rm · long · s0: it failed, as said above" in said(done)
+    assert "missing: tiny · ex_rm · long · s0: it failed, see above" in said(done)
     assert "Traceback" not in said(done)
     rows = status(tmp_path)
     assert [row["state"] for row in rows] == ["complete", "failed"]

@@ -46,9 +46,12 @@ def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_
     with pytest.raises(KeyboardInterrupt):
         drawn(policy, tmp_path / "broken")
     # Ten prompts of six pairs each, two prompts a piece: two pieces of five are there.
-    assert len(list((tmp_path / "broken").iterdir())) == 2
+    kept = sorted((tmp_path / "broken").iterdir())
+    assert len(kept) == 2
+    # The second was cut: it is drawn again.
+    kept[1].write_bytes(kept[1].read_bytes()[:-5])
     write_answers(drawn(policy, tmp_path / "broken"), tmp_path / "again.jsonl")
-    assert len(calls) == 3 + 3
+    assert len(calls) == 3 + 4
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     found = read_answers(tmp_path / "whole.jsonl")
     assert [item.prompt for item in found] == list(dict.fromkeys(pair.prompt for pair in PAIRS))
@@ -108,6 +111,13 @@ def test_every_distinct_answer_is_in_a_pair():
     assert pairs == [("a", "a"), ("a", "b"), ("a", "b"), ("c", "a")]
 
 
+def test_answers_are_read_as_they_were_written(tmp_path):
+    said = ["a\u2028b", "\x85", "line\nline\r\n", '"', ""]
+    answers = [sampling.Answers(user_prompt("\u2029?"), said, [True] * len(said))]
+    write_answers(answers, tmp_path / "answers.jsonl")
+    assert read_answers(tmp_path / "answers.jsonl") == answers
+
+
 def test_a_policy_that_does_not_say_what_ends_an_answer_is_refused(policy, tmp_path, tiny_model):
     import shutil
     from dataclasses import replace
@@ -136,7 +146,8 @@ GRAPH = worlds.hamiltonian_pairs("test")[0]
     [
         ("hamiltonian", GRAPH.prompt[0].content, [GRAPH.chosen], [GRAPH.rejected, "", "0 1 1"]),
         ("arithmetic", "What is 12 + 3 * 4?", ["24", "12 + 12 = 24", "It is 24.0."], ["", "25", "24, or 25"]),
-        ("arithmetic", "Compute 1.5 × 2 - 10", ["-7", "−8? No, -7"], ["7"]),
+        ("arithmetic", "Compute 1.5 × 2 - 10", ["-7", "−8? No, −7"], ["7"]),
+        ("arithmetic", "What is 1,000 + 05 − 2?", ["1,003", "It is 01003."], ["3", "1000"]),
         (
             "tiny_world",
             "i often share bread at home",
@@ -162,6 +173,14 @@ def test_a_verifier_does_not_know_the_prompts_of_others():
         if verifier.knows(text)
     )
     assert set(known) == {(name, name) for name in VERIFIERS}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["What is 12 / 4 + 3?", "(2 + 3) * 4?", "2 + 3 * (4 - 1)", "2 + 3 × 4 ÷ 2", "2 + 3 x 4", "50% of 2 + 2^3", "1 + 2 and 3 + 4"],
+)  # fmt: skip
+def test_a_part_of_a_longer_expression_is_not_known(prompt):
+    assert not VERIFIERS["arithmetic"].knows(prompt)
 
 
 def test_every_pair_of_a_built_in_set_is_judged_as_it_is_labelled():

@@ -1,4 +1,4 @@
-"""Verifiers: programs that know the right answers to some prompts, and so judge what a policy writes."""
+"""Verifiers: programs that decide whether an answer to a prompt of some data set is right."""
 
 import ast
 import operator
@@ -9,7 +9,9 @@ from typing import NamedTuple
 from trainers.data import worlds
 
 _NUMBER = r"-?\d+(?:\.\d+)?"
-_EXPRESSION = re.compile(rf"{_NUMBER}(?:\s*[-+*×]\s*{_NUMBER})+")
+_EXPRESSION = re.compile(rf"{_NUMBER}(?:\s*[-+*]\s*{_NUMBER})+")
+# An expression beside one of these is a part of a longer one.
+_BEFORE, _AFTER = re.compile(r"[-+*/÷^%(.·]\s*$"), re.compile(r"\s*(?:[-+*/÷^%)·]|\.\d|x\s*-?\d)")
 _OPERATIONS: Mapping[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -18,7 +20,7 @@ _OPERATIONS: Mapping[type, Callable[[float, float], float]] = {
 
 
 class Verifier(NamedTuple):
-    """`knows` whether a prompt is one of its own; `right` takes an answer and its prompt; `about` says what is right."""
+    """`knows(prompt)`: whether it can judge answers to a prompt; `right(answer, prompt)`; `about` says which answers are right."""
 
     knows: Callable[[str], bool]
     right: Callable[[str, str], bool]
@@ -32,6 +34,20 @@ def _is_graph(prompt: str) -> bool:
         return False
 
 
+def _plain(text: str) -> str:
+    """Return the text with numbers and signs as Python writes them."""
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.replace("−", "-").replace("×", "*"))
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+
+
+def _expression(prompt: str) -> str:
+    """Return the one expression of a prompt; "" where there is none, more than one, or a part of one with other signs."""
+    prompt = _plain(prompt)
+    found = [*_EXPRESSION.finditer(prompt)]
+    beside = found and (_BEFORE.search(prompt[: found[0].start()]) or _AFTER.match(prompt, found[0].end()))
+    return found[0][0] if len(found) == 1 and not beside else ""
+
+
 def _value(expression: str) -> float:
     def value(node: ast.AST) -> float:
         match node:
@@ -43,19 +59,21 @@ def _value(expression: str) -> float:
                 return number
         raise ValueError(expression)
 
-    return value(ast.parse(expression.replace("×", "*"), mode="eval").body)
+    return value(ast.parse(expression, mode="eval").body)
 
 
 def _computes(answer: str, prompt: str) -> bool:
     """Return whether the last number of the answer is the value of the prompt's one expression."""
-    said = re.findall(_NUMBER, answer.replace(",", ""))
-    return bool(said) and abs(float(said[-1]) - _value(_EXPRESSION.findall(prompt)[0])) < 1e-9
+    said = re.findall(_NUMBER, _plain(answer))
+    return bool(said) and abs(float(said[-1]) - _value(_expression(prompt))) < 1e-9
 
 
+# The verifier of built-in sets, by how their names begin.
+USUAL = {"hamiltonian": "hamiltonian", "tiny_": "tiny_world"}
 VERIFIERS = {
     "hamiltonian": Verifier(_is_graph, worlds.is_correct, "an order of the vertices that is a cycle"),
     "arithmetic": Verifier(
-        lambda prompt: len(_EXPRESSION.findall(prompt)) == 1,
+        lambda prompt: bool(_expression(prompt)),
         _computes,
         "its last number is the value of the expression in the prompt, of + − × and decimals",
     ),

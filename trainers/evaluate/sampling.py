@@ -1,4 +1,4 @@
-"""Answers that a policy draws to prompts, and the files that keep them: what best of n chooses among."""
+"""Drawing a policy's answers to prompts, and the files that keep them. Best of n chooses among these answers."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ from trainers.storage import Location, replace
 if TYPE_CHECKING:
     from trainers.models.generation import Weights
 
-# Drawn in one piece, and kept in one file until all are there.
+# Answers that are drawn and kept as one piece until all are drawn. The answers depend on this number.
 ANSWERS_AT_ONCE = 256
 
 Tokens = list[int]
@@ -42,9 +42,10 @@ def draw_answers(
     kept: Location,
     report: Callable[[dict[str, Any]], None],
 ) -> list[Answers]:
-    """Ask each distinct prompt of `pairs` that the draw takes. What is drawn stands in `kept` piece by piece.
+    """Answer the distinct prompts of the drawn `pairs`. Pieces that are drawn are kept in `kept`.
 
-    Without `ends` the policy's generation config says what ends an answer. A piece has a seed of its own, so that a process that was killed and the next one draw what one would have drawn.
+    Without `ends`, the policy's generation config names the tokens that end an answer. Every piece has its own seed, so a
+    run that was killed and resumed draws the same answers as one that was not.
     """
     tokenizer = policy.tokenizer()
     distinct = list({pair.prompt: pair for pair in pairs}.values())
@@ -54,10 +55,12 @@ def draw_answers(
     a_piece, found = max(1, ANSWERS_AT_ONCE // sampling.samples), list[Answers]()
     for start in range(0, len(asked), a_piece):
         some, file = asked[start : start + a_piece], kept / f"answers-{start}.json"
-        if not file.is_file():
+        try:
+            drawn = json.loads(file.read_text())
+        except (FileNotFoundError, ValueError):
             drawn = loaded()([pair.prompt for pair in some], _seed(sampling.sampling_seed, start))
             replace(file, json.dumps(drawn))
-        for pair, tokens in zip(some, json.loads(file.read_text()), strict=True):
+        for pair, tokens in zip(some, drawn, strict=True):
             texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
             ended = [len(ids) < sampling.max_new_tokens for ids in tokens]
             found.append(Answers(distinct[pair.index].prompt, texts, ended))
@@ -107,7 +110,7 @@ def _transformers(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec
             except OutOfMemory:
                 if at_once == 1:
                     raise
-                # Others of the same distribution are drawn then.
+                # Smaller batches draw other answers, of the same distribution.
                 at_once //= 2
                 continue
             return [list(itertools.chain(*answers)) for answers in zip(*parts, strict=True)]
@@ -116,7 +119,7 @@ def _transformers(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec
 
 
 def _vllm(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Draw:
-    """Draw by vLLM. We have not tried it: it needs a GPU."""
+    """Draw by vLLM. Untested: it needs a GPU."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
     model = LLM(
@@ -150,7 +153,7 @@ def _vllm(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Dra
 
 
 def scored_pairs(answers: Iterable[Answers]) -> Iterator[Pair]:
-    """Yield each distinct answer in a pair with the next one, so that each is scored; neither is the better one."""
+    """Yield pairs of distinct answers such that every answer is scored. Neither of a pair is the better one."""
     for prompt, texts, _ in answers:
         distinct = list(dict.fromkeys(texts))
         for place in range(0, len(distinct), 2):
@@ -166,5 +169,6 @@ def write_answers(answers: Iterable[Answers], file: Path) -> None:
 
 def read_answers(file: Path) -> list[Answers]:
     """Read what `write_answers` wrote."""
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    # Answers may hold U+2028 and the like, at which str.splitlines would break a line.
+    rows = map(json.loads, file.read_text(encoding="utf-8").split("\n")[:-1])
     return [Answers(tuple(Message(*turn) for turn in prompt), *rest) for prompt, *rest in rows]

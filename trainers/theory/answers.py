@@ -1,4 +1,4 @@
-"""What a language model answers itself, and how the IM-RM that is made of it rewards such answers (paper §2, §4).
+"""A language model's own answers, and how the IM-RM made of it rewards them (paper §2, §4).
 
 The pairs whose prompts are asked say what ends an answer, and how long one may get: longer than every right answer is wrong.
 """
@@ -16,7 +16,7 @@ Answers = list[list[list[int]]]
 
 
 def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int) -> Answers:
-    """Return for each prompt the likeliest answer, then `samples` drawn at temperature 1: tokens without the end."""
+    """Return for each prompt the likeliest answer, then `samples` drawn at temperature 1, as tokens without the end token."""
     model = weights.generator()
     end, longest = _limits(pairs)
     likeliest, drawn = (
@@ -37,7 +37,7 @@ def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int
 def rewards(
     answers: Answers, pairs: Sequence[TokenPair], spec: RewardSpec, trained: Weights, base: Weights
 ) -> list[list[float]]:
-    """The trained IM-RM's reward of each answer to each prompt; one that was cut has no end to be rewarded for."""
+    """Return the trained IM-RM's reward of each answer to each prompt; the end token of a cut answer is not rewarded."""
     assert spec.beta is not None
     end, longest = _limits(pairs)
     # Scoring takes pairs; an answer is paired with itself.
@@ -58,7 +58,7 @@ def rewards(
 
 
 def _limits(pairs: Sequence[TokenPair]) -> tuple[int, int]:
-    """The token that ends an answer, and the most tokens that it may have."""
+    """Return the token that ends an answer, and the most tokens that an answer may have."""
     return pairs[0].chosen[-1], max(len(pair.chosen) for pair in pairs)
 
 
@@ -109,7 +109,7 @@ def verified(
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Shares of prompts with a correct answer: the first drawn, the likeliest, the best rewarded of k, any of k."""
+    """Return the shares of prompts with a correct answer: the first drawn, the likeliest, the best rewarded of k, any of k."""
     prompts = len({row["prompt"] for row in rows})
     drawn: dict[int, list[dict[str, Any]]] = {}
     for row in rows:

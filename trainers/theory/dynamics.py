@@ -15,7 +15,7 @@ from trainers.theory.states import PairStates, differences
 
 
 class Tokens(NamedTuple):
-    """A response as an IM-RM sees it: what each token was predicted from, the token, and e_token − π."""
+    """A response to an IM-RM: the hidden state before each token, the token, and e_token − π."""
 
     hidden_KD: Tensor
     target_K: Tensor
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The whole."""
+        """The sum of both parts."""
         return self.matches + self.others
 
 
@@ -70,7 +70,7 @@ def implicit_change(
 def explicit_changes(
     unseen: Sequence[PairStates], trained: PairStates, *, weight: float, step_size: float
 ) -> list[Change]:
-    """The change of an EX-RM's r⁺ − r⁻ of each unseen pair, which tokens have no part in."""
+    """Return the change of an EX-RM's r⁺ − r⁻ for each unseen pair; it does not depend on tokens."""
     how = {"weight": weight, "step_size": step_size}
     return [
         Change(0.0, explicit_change(hidden_D, trained.chosen_D, trained.rejected_D, **how))
@@ -87,7 +87,7 @@ def implicit_changes(
     weight: float,
     step_size: float,
 ) -> list[Change]:
-    """The change of an IM-RM's r⁺ − r⁻ of each unseen pair."""
+    """Return the change of an IM-RM's r⁺ − r⁻ for each unseen pair."""
     sides = [
         tokens_of(unembedding_VD, *tokens) for tokens in (trained.chosen_tokens, trained.rejected_tokens)
     ]

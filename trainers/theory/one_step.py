@@ -1,4 +1,4 @@
-"""One gradient step of a real model on one pair, undone afterwards: what it changed for others, beside the formulas.
+"""One gradient step of a real model on one pair, undone afterwards: measured changes of other pairs, beside the formulas'.
 
 A step is plain gradient descent through the trainer's own scoring and loss: on the output layer alone, as the formulas
 have it (hidden states fixed), or on all weights.
@@ -35,8 +35,8 @@ def changes(
     unseen: Mapping[str, Sequence[TokenPair]],
     step_size: float,
 ) -> list[dict[str, Any]]:
-    """The change of r⁺ − r⁻ of every unseen pair by a step on each pair that is trained on, predicted and measured."""
-    # Tied, the embeddings would take the step as well, and hidden states with them.
+    """Return the predicted and measured change of r⁺ − r⁻ of every unseen pair by a step on each training pair."""
+    # Tied embeddings would take the step as well, and change the hidden states.
     freeze(model, ("backbone",))
     reward = RewardModule(model, spec)
     implicit = spec.kind == "im_rm"
@@ -83,7 +83,7 @@ def both_changes(
     step_size: float,
     beta: float,
 ) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the changes of an EX-RM and an IM-RM, by reward type and set; `load` gives the model with the output that it needs."""
+    """Return the changes of an EX-RM and an IM-RM, by reward type and set; `load` returns a model with a given output."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for spec in (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=beta)):
         rows = changes(load(spec.type.output), spec, trained_on, unseen, step_size)
@@ -92,7 +92,7 @@ def both_changes(
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """How well changes were predicted: the error of the output layer's step, and what all weights' step has of it.
+    """Return how well changes were predicted: the error for the output layer's step, and the correlation for all weights' step.
 
     Error: ‖measured − predicted‖ / ‖measured‖. Rises: the share of pairs whose r⁺ − r⁻ rises.
     """
@@ -118,7 +118,7 @@ def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def margins(reward: RewardModule, sets: Mapping[str, Sequence[TokenPair]]) -> Margins:
-    """r⁺ − r⁻ of every pair of every set. The reference's part, which no step changes, is left out."""
+    """Return r⁺ − r⁻ of every pair of every set, without the reference's part, which no step changes."""
     found: Margins = {}
     for name, pairs in sets.items():
         nothing = {pair.index: (0.0, 0.0) for pair in pairs} if reward.spec.uses_reference else None

@@ -1,4 +1,4 @@
-"""What the untrained hidden states say of paraphrases (paper §5, its footnote): D = h⁺ − h⁻ at the last token.
+"""Untrained hidden states of pairs and their paraphrases (paper §5, its footnote): D = h⁺ − h⁻ at the last token.
 
 Shapes: P pairs that are trained on, Q others, D hidden.
 """
@@ -26,7 +26,7 @@ def separator(difference_PD: Tensor) -> Tensor:
     """
     from sklearn.svm import SVC  # type: ignore[import-untyped]
 
-    # Every pair both ways round makes the problem symmetric, so that the best plane goes through the origin.
+    # With every pair in both directions the problem is symmetric, so the best plane goes through the origin.
     scale = float(difference_PD.norm(dim=1).mean())
     both = torch.cat([difference_PD, -difference_PD]).double() / scale
     labels = [1] * len(difference_PD) + [-1] * len(difference_PD)
@@ -61,7 +61,7 @@ def nearest_cosines(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
 def nearness(
     model: Any, seen: Sequence[TokenPair], unseen: Mapping[str, Sequence[TokenPair]]
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """By set and index, how near a pair is to the nearest one that is seen: in tokens, and in hidden states."""
+    """Return, by set and index, how near a pair is to the nearest seen one: in tokens, and in hidden states."""
 
     def bags(pairs: Sequence[TokenPair]) -> list[Bag]:
         return [bag(pair.chosen, pair.rejected) for pair in pairs]
@@ -77,7 +77,7 @@ def nearness(
 
 
 def statistics(values: Tensor) -> dict[str, float]:
-    """Mean, quartiles, minimum, maximum, and the share above zero."""
+    """Return mean, quartiles, minimum, maximum, and the share above zero."""
     values = values.double()
     first, median, third = (float(torch.quantile(values, quartile)) for quartile in QUARTILES)
     return {

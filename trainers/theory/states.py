@@ -1,4 +1,4 @@
-"""What the formulas need of a real model: hidden states at a response's last token, and before each of its tokens.
+"""The hidden states of a real model that the formulas need: those at a response's last token, and before each of its tokens.
 
 Shapes: P pairs, K response tokens, D hidden.
 """

@@ -36,7 +36,7 @@ def witness(log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: f
 def verification(
     log_policy_N: Tensor, log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: float
 ) -> Verification:
-    """What an IM-RM of this policy separates, and what it generates."""
+    """Return the margin of this policy's IM-RM, and how often the policy is correct."""
     reward_N = beta * (log_policy_N - log_reference_N)
     log_reference_correct = float(torch.logsumexp(log_reference_N[correct_N], dim=0))
     return Verification(
@@ -91,7 +91,7 @@ def single_token_world(
 
 
 class Step(NamedTuple):
-    """Where an EX-RM head is after a step: its cosine with the max-margin separator, and the logarithm of the loss."""
+    """An EX-RM head after a step: its cosine with the max-margin separator, and the logarithm of the loss."""
 
     step: int
     cosine: float
@@ -114,7 +114,7 @@ def descend_explicit(
     found = []
     for step in range(1, max(steps) + 1):
         margin_P = difference_PD @ head_D
-        # Gradient over loss, by logarithms: both are soon too small for a number.
+        # Gradient over loss, by logarithms: both soon underflow.
         pull_P = (logsigmoid(-margin_P) - torch.logsumexp(_log_losses(margin_P), 0)).exp()
         head_D = head_D + step_size * (pull_P[:, None] * difference_PD).sum(0)
         if step in steps:
@@ -156,7 +156,7 @@ def descend_implicit(
         with torch.no_grad():
             unembedding_VD -= step_size * gradient_VD
     pairs = world.unseen
-    # The normaliser is the same for both tokens; left out, nothing of what did not move is rounded.
+    # The normaliser is the same for both tokens. Without it, differences that did not change are not rounded.
     change_VD = unembedding_VD.detach() - initial_VD
     change_P = ((change_VD[pairs.chosen_P] - change_VD[pairs.rejected_P]) * pairs.prompt_PD).sum(1)
     return beta * change_P, float(loss.detach())
@@ -190,7 +190,7 @@ def theorem_1(
 
 
 def theorem_2(pairs: int, width: int, seed: int) -> tuple[dict[str, float], list[Step]]:
-    """Train both reward models in one random world; return what they end as, and the EX-RM head's way there."""
+    """Train both reward models in one random world; return the results, and the EX-RM head after each step."""
     world = single_token_world(pairs=pairs, width=width, seed=seed)
     difference_P, loss = descend_implicit(world, seed=seed)
     seen_PD, unseen_PD = world.seen.difference_PD, world.unseen.difference_PD
@@ -217,7 +217,7 @@ def checked(
     pairs: int,
     width: int,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Return how far both theorems hold, at all points of the first and in all worlds of the second, and the rows of both.
+    """Check the first theorem at all points and the second in all worlds; return a summary, and the rows of both.
 
     Of worlds it is the furthest, or the mean of accuracies.
     """

@@ -1,4 +1,4 @@
-"""What one trial computes with on the cluster: tasks and gangs, each where the coordinator's gate has granted it."""
+"""Computes one trial's stages on the cluster, in tasks and gangs on the nodes that the coordinator grants."""
 
 import contextlib
 import time
@@ -36,7 +36,7 @@ ASK_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RayBackend:
-    """Computes on the cluster, for one trial."""
+    """Computes the stages of one trial on the cluster."""
 
     work: Work
     execution: Execution
@@ -47,7 +47,7 @@ class RayBackend:
         ray.get(self.coordinator.post.remote(replace(event, trial=self.work.plan.key)))
 
     def pause(self, seconds: float) -> None:
-        """Wait, as long as nobody asks to stop."""
+        """Wait. Raises Interrupted when the sweep is asked to stop."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if ray.get(self.coordinator.stop_left.remote()) is not None:
@@ -55,7 +55,7 @@ class RayBackend:
             time.sleep(min(left, ASK_EVERY_S))
 
     def gpus(self) -> int:
-        """All that the cluster has, or may still get."""
+        """Return the number of GPUs that the cluster has or may still get."""
         nodes, _ = ray.get(self.coordinator.room.remote())
         return gpus_of(nodes).number
 
@@ -63,7 +63,7 @@ class RayBackend:
         ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
-        """A gang where the gate grants it, or this very process; on fewer devices where so many are no more."""
+        """Train in a gang or in this process, on fewer devices when the cluster has lost some."""
         while True:
             durations = ray.get(self.coordinator.durations.remote())
             request = training(self.work.plan, placement, durations, self.work.rank)
@@ -77,8 +77,8 @@ class RayBackend:
             placement = self._on_fewer(placement)
 
     def trainer(self, stage: TrainStage, placement: Placement, grant: Grant) -> "TorchTrainer":
-        """Return what trains on the nodes of the grant. Its `fit` raises what Train raises."""
-        # Seconds of imports, which a process that evaluates, or only waits, does not need.
+        """Return the trainer for the granted nodes."""
+        # These imports take seconds, which a process that only waits should not spend.
         from ray import tune
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -97,7 +97,7 @@ class RayBackend:
                 resources_per_worker={"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1},
                 label_selector=[{"ray.io/node-id": node} for node in grant.nodes],
             )
-        # A name of its own each time: Train would go on from the state in which the last attempt failed.
+        # A new name each time, or Train would continue the failed state of the last attempt.
         name = f"train-{stage.key}-{uuid.uuid4().hex[:8]}"
         call = TrainCall(
             placement=placement,
@@ -109,7 +109,7 @@ class RayBackend:
                 "local_mode": in_process,
             },
         )
-        # Where Train writes its own files of a run, every node must see it.
+        # Every node must see where Train writes its own files.
         root, storage = self.execution.store.root, str(self.scratch)
         if isinstance(root, ObjectPath):
             storage = (root / "scratch" / self.scratch.name).arrow_uri()
@@ -126,7 +126,7 @@ class RayBackend:
         )
 
     def _on_fewer(self, placement: Placement) -> Placement:
-        """Another layout of the training for what the cluster has left. Raises PlanError where there is none."""
+        """Plan the training for the nodes that are left. Raises PlanError where it does not fit."""
         nodes, late = ray.get(self.coordinator.room.remote())
         lost = f"; no node of type {', '.join(late)} came in time" if late else ""
         plan = self.work.plan
@@ -143,7 +143,7 @@ class RayBackend:
         return fewer
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
-        """One task for all sets."""
+        """Score all sets in one task."""
         durations = ray.get(self.coordinator.durations.remote())
         seconds = expected_s(plan, "evaluate", placement, durations)
         request = Request.of("evaluate", plan.key, placement, seconds)
@@ -157,7 +157,7 @@ class RayBackend:
 
     @contextlib.contextmanager
     def _granted(self, request: Request) -> Iterator[Grant | None]:
-        """Yield what the gate grants, waited for without holding anything; it is given back however the block ends."""
+        """Wait for devices without holding any, yield the grant, and give it back at the end of the block."""
         grant: Grant | None = ray.get(self.coordinator.acquire.remote(request))
         lost = False
         try:
@@ -170,19 +170,19 @@ class RayBackend:
 
 
 def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
-    """Return the request for devices that a trial's training makes."""
+    """Return the device request of a trial's training."""
     seconds = expected_s(plan, "train", placement, durations)
     return Request.of("train", plan.key, placement, seconds, rank)
 
 
 def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:
-    """Score a trained model on the device that was granted."""
+    """Score a trained model on the granted device."""
     with working("evaluate", posting_for(trial, coordinator.post.remote)) as report:
         compute.run_evaluations(stages, store, report)
 
 
 def train_rank(config: dict[str, Any]) -> None:
-    """One rank of the gang; rank 0 commits the artifact and reports at most once a second."""
+    """Train as one rank of a gang."""
     stage, coordinator = config["stage"], config["coordinator"]
     call = replace(config["call"], stop=_asking(coordinator))
     with working("train", posting_for(stage.key, coordinator.post.remote)) as report:
@@ -190,7 +190,7 @@ def train_rank(config: dict[str, Any]) -> None:
 
 
 def _asking(coordinator: ActorHandle) -> StopLeft:
-    """Return a function that says how many seconds the coordinator leaves a training to stop in; it asks once a second."""
+    """Return a function that asks the coordinator, at most once a second, how many seconds are left when stopping."""
     asked = 0.0
 
     def stop_left() -> float | None:

@@ -1,4 +1,4 @@
-"""The Ray cluster: joined or started, what it holds, and whether all of it sees the storage. Imports no torch."""
+"""The Ray cluster: join or start one, list its nodes, check that all of them see the storage. Imports no torch."""
 
 import asyncio
 import contextlib
@@ -38,16 +38,19 @@ from trainers.storage import Location, replace
 from trainers.train.stopping import StopRequest
 
 IDLE_WORKER_S = 60
-# To start a process on a busy node.
+# Enough to start a process on a busy node.
 ANSWER_S = 30.0
-# A head that does not answer: one is told of it, and then it is given up.
+# When we say that the cluster's head does not answer, and when we stop waiting for it.
 SAY_AFTER_S, GIVE_UP_AFTER_S = 10.0, 60.0
 
 logger = logging.getLogger(__name__)
 
 
 def join_ray(say: Callable[[str], None]) -> bool:
-    """Join the running cluster (after workers.set_ray_environment). Raises PlanError where its head does not answer."""
+    """Join the running cluster, if there is one. Call workers.set_ray_environment first.
+
+    Raises PlanError where its head does not answer.
+    """
     if ray.is_initialized():
         return True
     _await_head(str(cluster_address()), say)
@@ -61,7 +64,7 @@ def join_ray(say: Callable[[str], None]) -> bool:
 
 
 def _await_head(given: str, say: Callable[[str], None]) -> None:
-    """Wait until the cluster's head answers: `ray.init` would, for minutes, without a word and deaf to signals.
+    """Wait until the cluster's head answers; `ray.init` would wait for minutes, silently and deaf to signals.
 
     Raises PlanError, KeyboardInterrupt.
     """
@@ -78,7 +81,7 @@ def _await_head(given: str, say: Callable[[str], None]) -> None:
             waited = time.monotonic() - began
             if waited > GIVE_UP_AFTER_S:
                 raise PlanError(
-                    f"no Ray cluster answers at {given} within {GIVE_UP_AFTER_S:.0f} s. Look there with `ray status`; "
+                    f"no Ray cluster answers at {given} within {GIVE_UP_AFTER_S:.0f} s. Check it with `ray status`; "
                     "unset RAY_ADDRESS (here: `ray stop`) to run without that cluster."
                 )
             if waited > SAY_AFTER_S and not said:
@@ -88,36 +91,36 @@ def _await_head(given: str, say: Callable[[str], None]) -> None:
 
 
 def _is_head(address: str) -> bool:
-    """Whether a cluster's head answers there, and not only somebody who listens."""
+    """Return whether a cluster's head answers there, and not just any server."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0") != "0":
-        # It talks to nobody without our certificate; Ray knows where that is.
+        # The head wants our certificate, which only Ray can find.
         return answers(address)
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         asked = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive").future(b"", timeout=PROBE_S)
         code = asked.code()
-    # One that wants a token answers, too.
+    # A head that asks for a token has answered.
     silent = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
     return code not in silent
 
 
 def start_ray(cpus: int) -> None:
-    """Start Ray on this machine, where none was joined; all of its servers listen on loopback only."""
+    """Start Ray on this machine if no cluster was joined; all of its servers listen on loopback only."""
     if ray.is_initialized():
         return
     _keep_token_private()
-    # Ray puts this machine's outward address in the place of 127.0.0.1, unless it is told that it is no cluster
-    # (which it tells itself on Windows and macOS only); its own processes hear of it by the environment.
+    # Ray replaces 127.0.0.1 by this machine's public address unless clusters are disabled, here and, through the
+    # environment, in its own processes. By itself it disables them only on Windows and macOS.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    # Ray ends a process that idles for a second where there are more than CPUs: each task would import torch anew.
+    # Ray kills surplus processes after one idle second; then each task would import torch again.
     kept = {"idle_worker_killing_time_threshold_ms": IDLE_WORKER_S * 1000}
     ray.init(
         address="local",
         num_cpus=max(cpus, 2),
         _node_ip_address=LOOPBACK,
-        # Half a dozen processes that nobody looks at: a cluster that was started by hand has its own.
+        # Half a dozen processes that nobody uses.
         include_dashboard=False,
         dashboard_host=LOOPBACK,
         _system_config=kept,
@@ -126,7 +129,7 @@ def start_ray(cpus: int) -> None:
 
 
 def _keep_token_private() -> None:
-    """Ray would write its token for every user of the machine to read."""
+    """Create Ray's token file readable by its owner only; Ray would let every user of the machine read it."""
     if os.environ.get("RAY_AUTH_MODE") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(
         os.environ
     ):
@@ -142,26 +145,26 @@ def _keep_token_private() -> None:
 
 
 def ray_options() -> dict[str, Any]:
-    """Return the options of every `ray.init` of ours, with the environment of workers."""
-    # Ray takes no variable from us that a submitted job has set, not even with the same value.
+    """Return the options of every `ray.init`, with the environment of workers."""
+    # Ray rejects a variable that a submitted job has set, even with the same value.
     job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
     from_job = (job.get("runtime_env") or {}).get("env_vars") or {}
     ours = dict(WORKER_ENVIRONMENT)
     if OLDER_ALLOCATOR in os.environ or OLDER_ALLOCATOR in from_job:
         ours[OLDER_ALLOCATOR] = ours.pop(ALLOCATOR)
-    # What the user has set wins, there as here.
+    # The user's own values win.
     values = {name: os.environ.get(name, value) for name, value in ours.items() if name not in from_job}
     runtime = {"env_vars": values}
     return {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": runtime}
 
 
 def capacity() -> tuple[Node, ...]:
-    """CPUs and GPUs of the live nodes of the cluster that was joined."""
+    """Return the live nodes of the cluster that was joined."""
     return _live(ray.nodes())
 
 
 async def lives(node: str) -> bool:
-    """Whether a node still starts what it is given. Ray lists a dead one for up to half a minute as if it lived."""
+    """Return whether a node still runs tasks. Ray lists a dead node as alive for up to half a minute."""
     asked = task_on(node, _nothing).remote()
     try:
         await asyncio.wait_for(asked, ANSWER_S)
@@ -176,9 +179,9 @@ def _nothing() -> None:
 
 
 def task_on(node: str, function: Callable[..., Any], *, cpus: int = 0, gpus: int = 0) -> RemoteFunction:
-    """Return the function as a task on a node. The process of one that has GPUs ends with it.
+    """Return the function as a task on a node. A task with GPUs ends its process.
 
-    CUDA gives memory back only so, and a process that is used again keeps to the GPU that it saw first.
+    Only so does CUDA return its memory, and a reused process would stay on the GPU that it saw first.
     """
     pinned = NodeAffinitySchedulingStrategy(node, soft=False)
     return _remote(function, cpus, gpus).options(scheduling_strategy=pinned)
@@ -186,15 +189,15 @@ def task_on(node: str, function: Callable[..., Any], *, cpus: int = 0, gpus: int
 
 @functools.cache
 def _remote(function: Callable[..., Any], cpus: int, gpus: int) -> RemoteFunction:
-    # `options` can set no `max_calls`; and what is declared anew each time, Ray takes for another function.
+    # `options` cannot set `max_calls`, and Ray takes a function that is declared again for another one.
     calls = 1 if gpus else 0
     return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=calls, max_retries=0)(function)
 
 
 def look() -> tuple[Node, ...] | None:
-    """CPUs and GPUs of the running cluster's live nodes, asked of its head without joining it.
+    """Ask the head of the running cluster for its live nodes without joining it; None where that fails.
 
-    After workers.set_ray_environment. None where it cannot be asked so.
+    Call workers.set_ray_environment first.
     """
     try:
         address = canonicalize_bootstrap_address(str(cluster_address()))
@@ -207,7 +210,7 @@ def look() -> tuple[Node, ...] | None:
         state._initialize_global_state(asked)
         return _live(state.node_table())
     except (RayError, OSError, RuntimeError, ValueError):
-        logger.exception("the cluster cannot be looked at; it is joined")
+        logger.exception("the cluster's head cannot be asked for its nodes")
         return None
 
 
@@ -236,7 +239,7 @@ def _read_probe(file: Location) -> str:
 
 
 def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
-    """Every live node reads what the driver wrote. Raises StorageError, or PlanError where our code is not there."""
+    """Check that every node reads what the driver wrote. Raises StorageError, or PlanError where rmsweep is not installed."""
     probe = store.root / f".probe-{os.getpid()}"
     written = str(time.time())
     replace(probe, written)

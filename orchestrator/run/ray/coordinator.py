@@ -1,8 +1,8 @@
-"""The one actor of a sweep on Ray: it starts what waits as devices come free, runs each shared stage once, passes events on.
+"""The one actor of a sweep on Ray: it grants devices as they come free, runs each shared stage once, passes events on.
 
-Trials ask it for a shared stage or for devices, and hold nothing while they wait. Who starts next is decided by
-`gate.decide`, a pure function that `plan` uses too; the coordinator keeps the books that the decision reads: the nodes,
-what runs on them, what waits. It holds no CPU and computes nothing itself.
+Trials ask it for a shared stage or for devices, and hold nothing while they wait. `schedule.decide`, a pure function that
+`plan` uses too, decides who starts next; the coordinator keeps track of nodes, grants and requests. It holds no CPU and
+computes nothing itself.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from trainers.errors import Interrupted, PlanError
 from trainers.specs import Placement
 
 REFRESH_EVERY_S = 2.0
-# A node on which a process was lost is asked so often whether it lives, and trusted again after so long: longer than
-# Ray takes to give up a dead node, which it lists for a while as if it lived.
+# How often we ask a node that lost a process whether it lives, and when we trust it again regardless: by then Ray has
+# noticed a dead node, which it goes on listing as alive for a while.
 ASK_EVERY_S = 2.0
 SUSPECTED_S = 90.0
 
@@ -48,7 +48,7 @@ class Work:
 
 
 class Nodes:
-    """The cluster's nodes: those that are up, what of them is free, and those that the autoscaler may still add."""
+    """The cluster's nodes: those that are up, what is free on them, and those that the autoscaler may still add."""
 
     def __init__(self, up: Sequence[Node], scaling: Scaling) -> None:
         self._up = {node.id: node for node in up}
@@ -56,38 +56,38 @@ class Nodes:
         self.scaling = scaling
         self.absent = still_absent(scaling.nodes, up)
         self.suspected: set[str] = set()
-        # Types of node that were waited for in vain.
+        # Node types that did not come in time.
         self.late: list[str] = []
 
     def whole(self) -> list[Node]:
-        """Return every node, up or still to come, as if nothing ran."""
+        """Return every node, up or still to come, at its full size."""
         return [*self._up.values(), *self.absent.values()]
 
     def free(self) -> list[Node]:
-        """Return every node with what is free of it, without those that may be dead."""
+        """Return what is free on every node, except those that may be dead."""
         trusted = [node for id, node in self._free.items() if id not in self.suspected]
         return [*trusted, *self.absent.values()]
 
     def fits(self, request: Request) -> bool:
-        """Whether the request could be granted if nothing ran."""
+        """Return whether the request could be granted if nothing ran."""
         return bool(decide(self.whole(), [request]))
 
     def hold(self, grant: Grant, sign: int = -1) -> None:
-        """Take what is granted; with sign +1, give it back."""
+        """Take the granted devices; with sign +1, give them back."""
         for id in grant.nodes:
-            # A node that is gone took what it had with it.
+            # The node may be gone by now.
             if (node := self._free.get(id)) is not None:
                 cpus, gpus = sign * grant.request.cpus, sign * grant.request.gpus
                 self._free[id] = replace(node, cpus=node.cpus + cpus, gpus=node.gpus + gpus)
 
     def suspect(self, grant: Grant) -> set[str]:
-        """Start nothing more on the grant's nodes; return those that were trusted until now."""
+        """Distrust the grant's nodes, so that nothing starts there; return those that were trusted until now."""
         new = self._up.keys() & set(grant.nodes) - self.suspected
         self.suspected |= new
         return new
 
     def follow(self, up: Sequence[Node]) -> None:
-        """Forget nodes that are lost, and take in those that have joined."""
+        """Remove lost nodes and add new ones."""
         live = {node.id: node for node in up}
         for id in self._up.keys() - live.keys():
             logger.warning("node %s is gone", id)
@@ -98,11 +98,11 @@ class Nodes:
         self.absent = still_absent(self.scaling.nodes, up)
 
     def absent_types(self, grant: Grant) -> str:
-        """Name the types of the grant's nodes that are still to come."""
+        """Return the types, as text, of the grant's nodes that are not up yet."""
         return node_types(id for id in grant.nodes if id in self.absent)
 
     def give_up(self, grant: Grant) -> None:
-        """Count no longer on the types of the grant's absent nodes; one that comes later is welcome."""
+        """Stop counting on the types of the grant's absent nodes; one that comes later is still used."""
         self.late.append(self.absent_types(grant))
         self.scaling = self.scaling.without(id for id in grant.nodes if id in self.absent)
         self.absent = still_absent(self.scaling.nodes, list(self._up.values()))
@@ -125,7 +125,7 @@ class Coordinator:
         self._nodes = Nodes(capacity, scaling)
         self._waiting: dict[RequestId, tuple[Request, asyncio.Future[Grant | None]]] = {}
         self._granted: dict[RequestId, Running] = {}
-        # Requests whose nodes the autoscaler has been asked for, with the time since when.
+        # Grants that wait for nodes of the autoscaler, and since when.
         self._promised: dict[RequestId, tuple[Grant, float]] = {}
         self._asked: list[dict[str, float]] = []
         self._asking: asyncio.Task[None] | None = None
@@ -138,28 +138,28 @@ class Coordinator:
         self._looking: set[asyncio.Task[None]] = set()
 
     async def work(self, trial: str) -> Work:
-        """Return what one trial has to do; no trial needs the plans of all."""
+        """Return one trial's work."""
         return self._work[trial]
 
     async def durations(self) -> Durations:
-        """Return how long stages take, by what trainings have taken up to now."""
+        """Return how long stages take, estimated from the trainings finished so far."""
         return self._durations
 
     async def took(self, rates: Mapping[RateName, Rate]) -> None:
-        """Take in the rate of a training that has ended."""
+        """Record how fast a finished training ran."""
         self._durations = self._durations.having(rates)
 
-    # Devices: asked for, granted, given back.
+    # Devices.
 
     async def acquire(self, request: Request) -> Grant | None:
-        """Wait until the request is granted; None where it fits nowhere, now or since a node was lost.
+        """Wait until the request is granted; return None where it fits nowhere, even after losing a node.
 
         Raises Interrupted when stopping.
         """
         self._require_going_on()
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._keep_refreshing())
-        # Who asks may have just lost a node; a grant on it would wait in vain.
+        # The trial may have just lost a node; a grant on that node would never start.
         await self._refresh()
         if not self._nodes.fits(request):
             return None
@@ -169,14 +169,11 @@ class Coordinator:
         return await future
 
     async def room(self) -> tuple[list[Node], list[str]]:
-        """Return all nodes that are up or may still come, and the types of node that were waited for in vain."""
+        """Return all nodes that are up or may still come, and the node types that did not come in time."""
         return self._nodes.whole(), self._nodes.late
 
     async def release(self, request: RequestId, lost: bool = False) -> None:
-        """Take back what was granted; nothing happens where it was given back before.
-
-        Where a process was `lost`, nothing else starts on its nodes until they have answered.
-        """
+        """Take back a grant, if it is still held. If a process was `lost`, its nodes must answer before anything starts there."""
         waiting = self._waiting.pop(request, None)
         if waiting is not None:
             waiting[1].cancel()
@@ -190,7 +187,7 @@ class Coordinator:
         self._decide()
 
     async def forget(self, trial: str) -> None:
-        """Take back whatever a trial that died holds or waits for."""
+        """Release the devices of a dead trial and cancel its requests."""
         self._beats.pop(trial, None)
         await self.release(RequestId(kind="train", key=trial))
         await self.release(RequestId(kind="evaluate", key=trial))
@@ -217,7 +214,7 @@ class Coordinator:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        """Follow nodes that are lost and nodes that join; who waits for what is gone for good is told."""
+        """Update the nodes; a waiting request that no longer fits anywhere gets None."""
         try:
             live = await asyncio.to_thread(capacity)
         except Exception:
@@ -233,21 +230,21 @@ class Coordinator:
         self._decide()
 
     async def _suspect(self, node: str) -> None:
-        """Ask a node on which a process was lost until it answers; else it would take an attempt of every trial."""
+        """Ask a node that lost a process until it answers; a dead one would fail every trial that starts on it."""
         logger.warning("node %s may be dead; nothing starts there until it answers", node)
         give_up_at = time.monotonic() + SUSPECTED_S
         try:
             while node in self._nodes.suspected and not await lives(node) and time.monotonic() < give_up_at:
                 await asyncio.sleep(ASK_EVERY_S)
         finally:
-            # It lives, or is gone, or is listed still: then the retry policy has the last word.
+            # If Ray lists a dead node even now, the retry policy deals with it.
             self._nodes.suspected.discard(node)
             self._decide()
 
     # Nodes that the autoscaler may add.
 
     def _promise(self, promised: Sequence[Grant], now_s: float) -> None:
-        """Have the nodes come that these wait for; they hold nothing, and are decided on anew until they start."""
+        """Ask the autoscaler for the nodes of these grants; each is decided anew until its nodes are up."""
         before = self._promised
         for grant in promised:
             if grant.request.id not in before:
@@ -260,9 +257,13 @@ class Coordinator:
             self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
-        """Tell the autoscaler what is held and promised; what it no longer hears of it may take down."""
+        """Tell the autoscaler what is held and promised; it may take down the rest."""
         try:
-            while (wanted := self._wanted()) != self._asked:
+            while True:
+                held = [running.grant for running in self._granted.values()]
+                wanted = bundles([*held, *(grant for grant, _ in self._promised.values())])
+                if wanted == self._asked:
+                    return
                 await asyncio.to_thread(ask_for, wanted)
                 self._asked = wanted
         except Exception:
@@ -270,12 +271,8 @@ class Coordinator:
         finally:
             self._asking = None
 
-    def _wanted(self) -> list[dict[str, float]]:
-        held = [running.grant for running in self._granted.values()]
-        return bundles([*held, *(grant for grant, _ in self._promised.values())])
-
     def _give_up_late(self) -> None:
-        """Count no longer on the types of node that did not come in time."""
+        """Stop counting on node types that did not come in time."""
         now_s, wait_s = time.monotonic(), self._nodes.scaling.wait_s
         for grant, since_s in self._promised.values():
             late = self._nodes.absent_types(grant)
@@ -292,7 +289,7 @@ class Coordinator:
     # Stages that several trials need.
 
     async def shared(self, stage: SharedStage, trial: str) -> None:
-        """Return when the stage is in the store; the first trial that asks starts it. Raises what it raised."""
+        """Return when the stage is in the store; the first trial that asks starts it. Raises the stage's error."""
         askers = self._askers.setdefault(stage.key, [])
         askers.append(trial)
         try:
@@ -307,16 +304,16 @@ class Coordinator:
         await asyncio.shield(self._shared[stage.key])
 
     def _worth_another(self, ended: asyncio.Task[None], stage: SharedStage) -> bool:
-        """Whether a stage that was done is no longer, or failed for a reason that may have passed."""
+        """Return whether a stage that ended should run again: its artifact is gone, or its failure may have passed."""
         error = ended.exception()
         if error is None:
             return not self._execution.store.complete(stage.kind, stage.key)
-        # A damaged input was set aside by the trial that met it, and whoever asks next computes it.
+        # The trial that met a damaged input has set it aside; the next one that asks computes it again.
         again = failures.damage_behind(error) is not None
-        return again or self._execution.retries.limit(failures.classify(error).cause) > 0
+        return again or failures.classify(error).cause in self._execution.retries.limits
 
     async def _run_shared(self, stage: SharedStage) -> None:
-        """Compute what the stage needs, then the stage, or wait for another driver that does."""
+        """Compute the stage and its needs, or wait while another driver computes it."""
         for need in stage.needs:
             await self._once(need)  # type: ignore[arg-type]
         leases, store, name = self._execution.leases, self._execution.store, f"{stage.kind}-{stage.key}"
@@ -326,14 +323,12 @@ class Coordinator:
                 await asyncio.sleep(POLL_S)
                 continue
             try:
-                # The last holder may have finished between the two looks.
-                if not store.complete(stage.kind, stage.key):
-                    await self._compute_shared(stage)
+                await self._compute_shared(stage)
             finally:
                 leases.release(name)
 
     async def _compute_shared(self, stage: SharedStage) -> None:
-        """Compute the stage in a task on the CPU or GPU that it is granted."""
+        """Compute the stage in a task, on a GPU where it runs a model."""
         has_gpus = any(node.gpus for node in self._nodes.whole())
         gpus = 1 if has_gpus and stage.kind in ("reference", "sample") else 0
         request = Request(kind="shared", key=stage.key, gpus=gpus)
@@ -352,14 +347,14 @@ class Coordinator:
         finally:
             await self.release(request.id, lost)
 
-    # Events on their way to the driver, and signs of life.
+    # Events and heartbeats.
 
     async def post(self, event: Event) -> None:
         self._events.append(event)
 
     async def post_shared(self, key: str, event: Event) -> None:
-        """Note an event of a shared stage, for each trial that waits for it; what is to be read, for one of them."""
-        # Each once: the call of a process that died lives on.
+        """Post an event of a shared stage for every trial that waits for it; a Notice only for the first."""
+        # A trial asks twice if its first process died.
         trials = list(dict.fromkeys(self._askers.get(key, ())))
         told = trials[:1] if isinstance(event, Notice) else trials
         self._events += [replace(event, trial=trial) for trial in told]
@@ -370,20 +365,20 @@ class Coordinator:
         return events
 
     async def beat(self, trial: str, node: str, pid: int) -> None:
-        """Note a sign of life of the process that drives a trial; pid 0 is its last."""
+        """Record a heartbeat of a trial's process; pid 0 marks the last."""
         self._beats[trial] = (time.monotonic(), node, pid)
         if not pid:
             del self._beats[trial]
 
     async def silent(self, timeout_s: float) -> list[tuple[str, str, int]]:
-        """Return (trial, node, pid) of trials whose process gave no sign for longer than that."""
+        """Return (trial, node, pid) of trials without a heartbeat for `timeout_s`."""
         now = time.monotonic()
         return [(trial, node, pid) for trial, (at, node, pid) in self._beats.items() if now - at > timeout_s]
 
     # The end.
 
     async def stop(self, grace_s: float) -> None:
-        """Ask everything to end within `grace_s` seconds; nothing new starts."""
+        """Start nothing new, and ask everything that runs to end within `grace_s` seconds."""
         self._stop_at = time.monotonic() + grace_s
         for _, future in self._waiting.values():
             if not future.done():
@@ -391,7 +386,7 @@ class Coordinator:
         self._waiting.clear()
 
     async def stop_left(self) -> float | None:
-        """Return None while nobody has asked to stop, else the seconds that are left."""
+        """Return the seconds left until everything must have ended; None unless stopping."""
         return None if self._stop_at is None else max(0.0, self._stop_at - time.monotonic())
 
     async def training(self) -> int:
@@ -404,7 +399,7 @@ class Coordinator:
 
 
 def shared_task(stage: SharedStage, store: Store, coordinator: ActorHandle) -> None:
-    """Compute one shared stage on the device that was granted; the trials that wait for it see how far it is."""
+    """Compute one shared stage on the granted device; the trials that wait for it see its progress."""
 
     def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)

@@ -1,6 +1,6 @@
-"""How the ranks of a CPU gang find each other on a Ray that listens on loopback only: by a file, not by a server.
+"""On a Ray that listens on loopback only, the ranks of a CPU gang find each other through a file.
 
-Ray Train would start torch's TCPStore, which listens on every interface and asks nobody who they are.
+Ray Train would start torch's TCPStore, a server that listens on every interface without authentication.
 """
 
 import os
@@ -18,7 +18,7 @@ from orchestrator.run.workers import LOOPBACK
 
 
 class LoopbackTorchConfig(TorchConfig):
-    """Train's own where nodes have addresses of their own, or GPUs (NCCL's sockets are not ours to bind)."""
+    """Like Ray Train's TorchConfig on a real cluster or with GPUs (whose NCCL opens its own sockets)."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -56,7 +56,7 @@ def _join(file: str, rank: int, world_size: int, timeout_s: int) -> None:
     from trainers.train.engine import gloo_on_loopback
 
     gloo_on_loopback()
-    # Nothing listens there; some libraries only look whether the variables stand.
+    # Nothing listens there; some libraries only check that the variables are set.
     os.environ.update(MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
     dist.init_process_group(
         "gloo",

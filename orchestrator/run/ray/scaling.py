@@ -1,4 +1,4 @@
-"""Nodes that the autoscaler may add: which they are, which of them are still absent, and how they are asked for.
+"""Nodes that the autoscaler may add: list them, find those still absent, ask for them.
 
 An absent node's id is its type and a number, as in `gpu_worker 3`.
 """
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from orchestrator.plan.hardware import Node, read_cluster
 
-# Ray's cluster launcher leaves the cluster's own description on its head.
+# Ray's cluster launcher writes the cluster's description on its head.
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-# Spot machines with GPUs take minutes to come; RMSWEEP_NODE_WAIT_S sets another time.
+# Spot machines with GPUs take minutes to start; RMSWEEP_NODE_WAIT_S changes it.
 WAIT_S = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """All workers that the autoscaler may have up at once, and how long one is waited for, in seconds."""
+    """All workers that the autoscaler may run at once, and how many seconds we wait for one."""
 
     nodes: tuple[Node, ...]
     wait_s: float = field(default_factory=lambda: float(os.environ.get("RMSWEEP_NODE_WAIT_S", WAIT_S)))
 
     def without(self, ids: Iterable[str]) -> "Scaling":
-        """Return the same without any node of these nodes' types."""
+        """Return a copy without any node of these nodes' types."""
         gone = set(map(node_type, ids))
         return replace(self, nodes=tuple(node for node in self.nodes if node_type(node.id) not in gone))
 
@@ -33,17 +33,17 @@ NOTHING_SCALES = Scaling(nodes=())
 
 
 def node_type(id: str) -> str:
-    """The type of an absent node by its id."""
+    """Return an absent node's type."""
     return id.rpartition(" ")[0] or id
 
 
 def node_types(ids: Iterable[str]) -> str:
-    """The types of absent nodes, for people."""
+    """Return the types of absent nodes, as text."""
     return ", ".join(dict.fromkeys(map(node_type, ids)))
 
 
 def still_absent(nodes: Sequence[Node], live: Sequence[Node]) -> dict[str, Node]:
-    """Return the nodes that are not up, by id; a live node stands for one of its size."""
+    """Return the nodes that are not up, by id; each live node counts as one of its size."""
     missing = list(nodes)
     for up in live:
         match = next((node for node in missing if _size(node) == _size(up)), None)
@@ -53,14 +53,14 @@ def still_absent(nodes: Sequence[Node], live: Sequence[Node]) -> dict[str, Node]
 
 
 def _size(node: Node) -> tuple[int, int]:
-    """Return what tells types of node apart; machines report fewer CPUs or more than their type's description."""
+    """Return what identifies a node's type; a machine with GPUs may report other CPUs than its type's description."""
     return (node.gpus, 0 if node.gpus else node.cpus)
 
 
 def all_workers(given: str | None = None, bootstrap: Path = BOOTSTRAP) -> tuple[Node, ...]:
-    """All workers of the cluster that was joined, up or not: by `--cluster`, else by what its head says.
+    """Return all workers of the cluster that was joined, up or not, from `--cluster` or else its head's description.
 
-    None where this is no head of Ray's launcher. Raises PlanError.
+    Returns none where there is neither. Raises PlanError.
     """
     if given is not None:
         nodes = read_cluster(given)
@@ -72,7 +72,7 @@ def all_workers(given: str | None = None, bootstrap: Path = BOOTSTRAP) -> tuple[
 
 
 def ask_for(wanted: Sequence[Mapping[str, float]]) -> None:
-    """Have the autoscaler provide for these bundles, those in use included; it forgets what it was asked before."""
+    """Ask the autoscaler for these bundles, which include those in use; this replaces the last request."""
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=[dict(bundle) for bundle in wanted])

@@ -1,9 +1,8 @@
-"""Ray: Tune fans the trials out, Train runs each gang, tasks evaluate; the coordinator's gate says when.
+"""Runs a sweep on Ray: Tune starts a function per trial, Train runs each gang, tasks evaluate; the coordinator says when.
 
-A trial function is only a driver: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep
-another from starting. On a CPU a training of world size 1 runs in the trial's own reused process (Train's local
-mode), which the gate counts as one CPU; everything else starts tasks and gangs where the gate has granted them.
-The gate's queue goes by schedule.ranked, and by what durations.expected_s expects.
+A trial function only drives: it holds a sliver of the head node, never a CPU or GPU, so no trial can keep another from
+starting. A training of world size 1 on a CPU runs in the trial's own process (Train's local mode), which the coordinator
+counts as one CPU; everything else starts tasks and gangs on the nodes that the coordinator grants.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 from ray.tune.execution import class_cache
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -40,13 +39,13 @@ from trainers.errors import Interrupted, WorkerLost
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
-# Holding a piece of the head node's own resource works on clusters that we did not start, too.
+# A resource of the head node that also exists on clusters that we did not start.
 SLIVER = {"node:__internal_head__": 0.001}
 BEAT_EVERY_S = 2.0
 DRAIN_EVERY_S = 0.3
-# How long the end of a sweep waits for what its coordinator has still to say.
+# How long the end of a sweep waits for its last events.
 LAST_WORDS_S = 60.0
-# A process that gives no sign of life for so long hangs; RMSWEEP_SILENCE_S sets another time.
+# A trial's process that sends no heartbeat for this long is killed; RMSWEEP_SILENCE_S changes it.
 SILENCE_S = 120.0
 DIED = "the process of the trial died or stopped answering"
 
@@ -63,25 +62,25 @@ def run_on_ray(
     workers: Sequence[Node] = (),
     measured: Mapping[RateName, Rate] | None = None,
 ) -> None:
-    """Run what is missing of each plan on the Ray that is up, else on one of this machine; what fails is an event.
+    """Run the missing stages of each plan on the cluster that was joined, else on a new local one; failures are events.
 
-    `workers` are all that the autoscaler may have up at once, `measured` the rates of the sweep's finished trainings.
-    Raises KeyboardInterrupt when stopped.
+    `workers` are all nodes that the autoscaler may run at once, `measured` the rates of finished trainings. Raises
+    KeyboardInterrupt when stopped.
     """
     start_ray(len(os.sched_getaffinity(0)))
-    # Ray's own handler would end the process with the signal's number.
+    # Ray's own handler would exit with the signal's number.
     with stop.listening():
         live = capacity()
         nodes = [*live, *still_absent(workers, live).values()]
         durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
         by_key = {plan.key: plan for plan in plans}
         asked = [training(plan, placements[plan.key], durations) for plan in plans]
-        # In the order in which the trainings should start.
+        # In the order in which trainings should start.
         work = {
             request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
             for request in ranked(asked, nodes)
         }
-        # On the head, as the trial functions are: the loss of another node must not take it.
+        # On the head, like the trial functions, so that losing another node does not end it.
         coordinator = ray.remote(Coordinator).options(
             num_cpus=0,
             resources=SLIVER,
@@ -91,7 +90,7 @@ def run_on_ray(
         handle = coordinator.remote(execution, live, work, durations, Scaling(nodes=tuple(workers)))
         slots = sum(node.gpus or node.cpus for node in nodes)
         tuner = _tuner(list(work), execution, handle, scratch, at_once=window(slots))
-        with Events(handle, on_event):
+        with passing_events(handle, on_event):
             try:
                 with stop.deferred(lambda: stop_gracefully(handle, stop)):
                     tuner.fit()
@@ -99,7 +98,7 @@ def run_on_ray(
                 with contextlib.suppress(RayActorError):
                     ray.get(handle.stop.remote(0.0))
                 if workers:
-                    # Ray keeps a wish for nodes until it hears another.
+                    # Ray keeps a request for nodes until the next one.
                     ask_for([])
         ray.kill(handle)
 
@@ -112,21 +111,21 @@ def _tuner(
     *,
     at_once: int,
 ) -> tune.Tuner:
-    """Tune's part: a function for each trial, so many at once, in processes that are used again."""
-    # Tune would copy the driver's AWS keys into runtime environments, which Ray writes into its logs.
+    """Return a tuner that runs the trial functions, `at_once` at a time, in reused processes."""
+    # Otherwise Tune copies the driver's AWS keys into runtime environments, which Ray writes into its logs.
     class_cache.ENV_VARS_TO_PROPAGATE -= set(filter(is_secret_name, class_cache.ENV_VARS_TO_PROPAGATE))
     trial = tune.with_parameters(
         run_trial, execution=execution, coordinator=coordinator, scratch=str(scratch)
     )
-    # A trial function never raises: what Tune sees fail is a process that died, and its trial goes on in another.
-    deaths = tune.FailureConfig(max_failures=execution.retries.worker_lost)
+    # A trial function never raises, so a failure in Tune means that its process died; the trial restarts in another.
+    deaths = tune.FailureConfig(max_failures=execution.retries.limits["WorkerLost"])
     return tune.Tuner(
         tune.with_resources(trial, SLIVER),
         param_space={"trial": tune.grid_search(list(trials))},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True),
         run_config=tune.RunConfig(
             storage_path=str(scratch),
-            # Rounds of one command share their scratch.
+            # The rounds of one command share a scratch folder.
             name=f"tune-{uuid.uuid4().hex[:8]}",
             verbose=0,
             callbacks=[TrialDeaths(coordinator)],
@@ -142,7 +141,7 @@ def run_trial(
     coordinator: ActorHandle,
     scratch: str,
 ) -> None:
-    """One Tune trial. What fails is an event, not an error."""
+    """Tune's trial function: drive one trial to its end. Failures are events, not errors."""
     work: Work = ray.get(coordinator.work.remote(config["trial"]))
     plan = work.plan
     backend = RayBackend(work, execution, coordinator, Path(scratch))
@@ -157,7 +156,7 @@ def run_trial(
 
 @contextlib.contextmanager
 def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
-    """Signs of life from a thread, so that a process that hangs as a whole is found out."""
+    """Send heartbeats from a thread, so that a hanging process is noticed."""
     done = threading.Event()
     node, pid = ray.get_runtime_context().get_node_id(), os.getpid()
 
@@ -165,7 +164,7 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
         while not done.wait(BEAT_EVERY_S):
             coordinator.beat.remote(trial, node, pid)
 
-    threading.Thread(target=beat, name="signs-of-life", daemon=True).start()
+    threading.Thread(target=beat, name="trial-heartbeat", daemon=True).start()
     try:
         yield
     finally:
@@ -173,70 +172,55 @@ def _beating(trial: str, coordinator: ActorHandle) -> Iterator[None]:
         coordinator.beat.remote(trial, node, 0)
 
 
-class Events:
-    """Carries events from the coordinator to the driver, from a thread; a context manager, drained at its end.
-
-    A trial that ends without a word is reported as failed.
-    """
-
-    def __init__(self, coordinator: ActorHandle, on_event: Post) -> None:
-        self._coordinator, self._on_event = coordinator, on_event
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._drain, name="event-drain", daemon=True)
-        self._silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
-
-    def __enter__(self) -> "Events":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(timeout=LAST_WORDS_S)
-        if self._thread.is_alive():
+@contextlib.contextmanager
+def passing_events(coordinator: ActorHandle, on_event: Post) -> Iterator[None]:
+    """Pass events from the coordinator to `on_event` in a thread, until the block ends and none are left."""
+    done = threading.Event()
+    drain = threading.Thread(
+        target=_drain, args=(coordinator, on_event, done), name="event-drain", daemon=True
+    )
+    drain.start()
+    try:
+        yield
+    finally:
+        done.set()
+        drain.join(timeout=LAST_WORDS_S)
+        if drain.is_alive():
             logger.error("the coordinator did not answer within %s s; its last events are lost", LAST_WORDS_S)
 
-    def _drain(self) -> None:
-        looked = time.monotonic()
-        last, asked = False, None
-        while True:
-            if asked is None:
-                last = self._done.wait(DRAIN_EVERY_S)
-                asked = self._coordinator.drain.remote()
-            try:
-                events = ray.get(asked, timeout=10)
-            except GetTimeoutError:
-                # Asked for again it would be an empty answer: the events are in this one and nowhere else.
-                logger.warning("the coordinator is slow to answer")
-                continue
-            except RayError:
-                logger.exception("the coordinator does not answer")
-                return
-            asked = None
-            self._tell(events)
-            if last:
-                return
-            if time.monotonic() - looked > min(5.0, self._silence_s / 4):
-                looked = time.monotonic()
-                self._end_silent()
 
-    def _tell(self, events: Sequence[Event]) -> None:
+def _drain(coordinator: ActorHandle, on_event: Post, done: threading.Event) -> None:
+    """Pass events on until `done`, and kill the processes of trials that send no heartbeat any more."""
+    silence_s = float(os.environ.get("RMSWEEP_SILENCE_S", SILENCE_S))
+    looked, last = time.monotonic(), False
+    while not last:
+        last = done.wait(DRAIN_EVERY_S)
+        try:
+            events = ray.get(coordinator.drain.remote())
+        except RayError:
+            logger.exception("the coordinator does not answer")
+            return
         for event in events:
             try:
-                self._on_event(event)
-            # Rich wants to exit where nobody reads its output any more; the sweep goes on.
+                on_event(event)
+            # Rich exits when nobody reads its output any more; the sweep goes on.
             except (Exception, SystemExit):
                 logger.exception("event %s", event)
+        if not last and time.monotonic() - looked > min(5.0, silence_s / 4):
+            looked = time.monotonic()
+            _end_silent(coordinator, silence_s)
 
-    def _end_silent(self) -> None:
-        try:
-            for trial, node, pid in ray.get(self._coordinator.silent.remote(self._silence_s), timeout=30):
-                logger.warning(
-                    "trial %s has been silent for %s s; its process %s is ended", trial, self._silence_s, pid
-                )
-                ray.get(task_on(node, _end_process).remote(pid), timeout=30)
-                ray.get(self._coordinator.beat.remote(trial, node, 0), timeout=30)
-        except RayError:
-            logger.exception("silent trials are looked for again")
+
+def _end_silent(coordinator: ActorHandle, silence_s: float) -> None:
+    try:
+        for trial, node, pid in ray.get(coordinator.silent.remote(silence_s), timeout=30):
+            logger.warning(
+                "trial %s sent no heartbeat for %s s; killing its process %s", trial, silence_s, pid
+            )
+            ray.get(task_on(node, _end_process).remote(pid), timeout=30)
+            ray.get(coordinator.beat.remote(trial, node, 0), timeout=30)
+    except RayError:
+        logger.exception("cannot check for hanging trials; trying again later")
 
 
 def _end_process(pid: int) -> None:
@@ -245,19 +229,19 @@ def _end_process(pid: int) -> None:
 
 
 class TrialDeaths(tune.Callback):
-    """Gives back what a trial held whose process died under it, and says so."""
+    """Releases the devices of a trial whose process died, and posts the event."""
 
     def __init__(self, coordinator: ActorHandle) -> None:
         self._coordinator = coordinator
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook: the trial starts again in another process."""
+        """Called by Tune when the trial restarts in another process."""
         key = trial.config["trial"]
         how = "again in another process"
         self._note(Retried(trial=key, cause=WorkerLost.__name__, message=DIED, how=how))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook: the trial has died too often."""
+        """Called by Tune when the trial's processes have died too often."""
         self._note(Failed(trial=trial.config["trial"], cause=WorkerLost.__name__, message=DIED))
 
     def _note(self, event: Event) -> None:
@@ -266,12 +250,12 @@ class TrialDeaths(tune.Callback):
 
 
 def stop_gracefully(coordinator: ActorHandle, stop: StopRequest) -> None:
-    """Ask trainings for a last checkpoint, and return when none is left or the grace period is over."""
+    """Ask trainings for a last checkpoint; return when all have ended or the grace period is over."""
     try:
         ray.get(coordinator.stop.remote(stop.left_s() or 0.0), timeout=10)
         while (stop.left_s() or 0.0) > 0 and ray.get(coordinator.training.remote(), timeout=10):
             time.sleep(0.2)
-        # What trials have to say about it comes with the next drain.
+        # The next drain brings the trials' last events.
         time.sleep(2 * DRAIN_EVERY_S)
     except RayError:
         logger.exception("the coordinator does not answer")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import inspect
-from orchestrator.cli.options import Options
+from orchestrator.cli.options import Options, Report
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
@@ -99,3 +99,14 @@ def test_status_says_where_weights_are(store: Store):
     words = "".join(said.getvalue().split())
     assert f"artifacts/{WEIGHTS}/{done.key}/{attempt.directory.name}" in words
     assert "notkept" in words
+
+
+def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
+    trial = record()
+    commit_trial(store, trial, 9)
+    commit_scores(store, trial.evaluations[1].key, right=9)
+    write_declaration(declaration(trial), store)
+    asked, said = session(store)
+    assert inspect.report(asked, Report(ensemble=True)) == 0
+    assert "--ensemble: no model and reward type has two complete seeds" in said.getvalue()
+    assert "Ensembles" not in said.getvalue()

@@ -179,7 +179,8 @@ def test_seeds_go_where_they_are_cheap_and_pairs_where_those_decide():
 def test_a_width_that_no_seed_reaches_stops_at_once_and_says_so():
     begin = start(6, 4, None)
     decision = decide(begin, Sweeps("models", 6, 0).measure(begin), Rule(until=0.01))
-    assert (decision.stops, decision.reached) == (True, False)
+    assert decision.stops
+    assert "reached" not in decision.why
     assert "it takes more models" in decision.why
 
 
@@ -217,6 +218,30 @@ def test_a_forecast_comes_to_what_it_predicts():
     begin = start(2, 3, None)
     found = Sweeps("seeds", 2, 5).measure(begin)
     *_, decision = play(begin, predicts(begin, found), Rule(until=0.05))
-    assert decision.reached
+    assert decision.why.startswith("reached")
     wide = found.questions[0].predicted(begin, decision.state)
     assert wide <= 0.05 < found.questions[0].half_width
+
+
+def test_cheap_seeds_are_bought_where_a_second_seed_of_a_dear_model_does_not_fit():
+    begin = State(seeds={("a", "m0"): 2, ("a", "m1"): 2, ("a", "dear"): 1}, pairs=None)
+    found = replace(Sweeps("seeds", 3, 0).measure(begin), costs=costs(begin, dear=50.0))
+    decision = decide(begin, found, Rule(budget_h=found.costs.spent + 3))
+    assert decision.state.seeds["a", "dear"] == 1
+    assert sum(decision.state.seeds.values()) > 5
+
+
+def test_where_nothing_learned_a_forecast_says_so():
+    begin = start(2, 2, None)
+    found = replace(Sweeps("seeds", 2, 0).measure(begin), questions=[])
+    (decision,) = play(begin, predicts(begin, found), Rule(until=0.05))
+    assert decision.stops
+    assert "did not learn" in decision.why
+
+
+def test_a_reached_width_names_the_differences_that_have_no_estimate():
+    begin = start(2, 2, None)
+    found = replace(Sweeps("seeds", 2, 0).measure(begin), untold=["trained on b, domain shift"])
+    said = decide(begin, found, Rule(until=0.9)).why
+    assert said.startswith("reached: ±")
+    assert said.endswith("no estimate, see what did not learn: trained on b, domain shift")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.best_of_n import curve_of
+from orchestrator.report.best_of_n import BestOfCurve
 from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
@@ -99,7 +99,9 @@ def drawn_seeds(pressed, prompts=30, answers=32, seeds=3):
 @pytest.mark.parametrize("bounded", [True, False], ids=["verifier", "gold"])
 def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded):
     drawn = (1, 2, 4, 8, 16, 32)
-    turned = curve_of(drawn_seeds(True), drawn, {}, sampled=True, bounded=bounded).turn()
+    turned = BestOfCurve(
+        seeds=drawn_seeds(True), drawn=drawn, labels={}, sampled=True, bounded=bounded
+    ).turn()
     assert turned["turns"]
     assert turned["peak"] in (2, 4, 8)
     assert len(turned["by_seed"].split()) == 3
@@ -107,9 +109,20 @@ def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded
     # Of all 32 it always picks one of the wrong answers.
     assert turned["change"].value == pytest.approx(-turned["at_peak"].value)
     assert turned["change"].high < 0
-    rising = curve_of(drawn_seeds(False), drawn, {}, sampled=True, bounded=bounded).turn()
+    rising = BestOfCurve(
+        seeds=drawn_seeds(False), drawn=drawn, labels={}, sampled=True, bounded=bounded
+    ).turn()
     assert not rising["turns"]
     assert rising["p"] > 0.05
+
+
+@pytest.mark.parametrize(("prompts", "turns"), [(1, False), (4, False), (20, True)])
+def test_a_few_prompts_that_all_fall_are_no_turn(prompts: int, turns: bool):
+    """Without any variance Student's t would call one prompt enough."""
+    fooled = Candidates(reward=np.array([1.0, 2.0, 3.0]), quality=np.array([1.0, 1.0, 0.0]))
+    found = BestOfCurve(seeds=[[fooled] * prompts] * 2, drawn=(1, 3), labels={}, sampled=True).turn()
+    assert found["change"].value < 0
+    assert found["turns"] == turns
 
 
 def test_noise_seldom_looks_like_a_turn():
@@ -123,13 +136,13 @@ def test_noise_seldom_looks_like_a_turn():
             ]
             for _ in range(3)
         ]
-        turns += curve_of(seeds, drawn, {}, sampled=True).turn()["turns"]
+        turns += BestOfCurve(seeds=seeds, drawn=drawn, labels={}, sampled=True).turn()["turns"]
     assert turns <= 4
 
 
 def test_the_numbers_of_candidates_that_some_prompts_lack_are_told_of_the_others():
     random = np.random.default_rng(0)
     seeds = [[Candidates(reward=random.normal(size=n), quality=random.random(n)) for n in (4, 4, 9)]]
-    rows = curve_of(seeds, (1, 8, 16), {}).rows()
+    rows = BestOfCurve(seeds=seeds, drawn=(1, 8, 16), labels={}).rows()
     assert [(row["n"], row["prompts"]) for row in rows] == [(1, 3), (4, 3), (8, 1)]
     assert {row["kl"] for row in rows} == {None}

@@ -45,9 +45,31 @@ def test_the_interval_of_a_slope_holds_it(between: float):
     assert 0.92 <= held / 300 <= 0.99
 
 
+@pytest.mark.parametrize("families", [2, 3])
+def test_the_interval_of_the_line_knows_how_few_families_there_are(families: int):
+    """The level is a mean over families: two of them leave one degree of freedom, however many sizes each has."""
+    random, held = np.random.default_rng(5), 0
+    x, groups = np.tile([0.0, 1.5, 3.0, 4.5], families), np.repeat([*"abc"[:families]], 4)
+    for _ in range(200):
+        y = np.repeat(random.normal(size=families), 4) + random.normal(scale=0.03, size=len(x))
+        level = mixed_line(x, y, [*groups]).at(2.25)
+        held += level.low <= 0 <= level.high
+    assert 0.91 <= held / 200 <= 0.99
+
+
+def test_a_reward_type_that_the_first_size_lacks_is_fitted_over_the_others(store: Store):
+    whole = sweep(store, seeds=(0, 1))
+    results = [item for item in whole.results if item.record.reward != "im_rm_train-pairs=64"]
+    kinds = {item.what for item in scaled(Analysis(results))}
+    assert {"EX-RM", "IM-RM", "EX-RM − IM-RM"} <= kinds
+
+
 def test_nothing_is_fitted_through_what_does_not_vary_or_leaves_no_point():
     assert mixed_line(np.arange(3.0), np.ones(3), ["a"] * 3) is None
     assert mixed_line(np.array([0.0, 1.0]), np.array([0.5, 0.7]), ["a", "a"]) is None
+    # Nobody can tell a slope from two families of one size each.
+    y = np.random.default_rng(0).normal(size=6)
+    assert mixed_line(np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), y, [*"aaabbb"]) is None
 
 
 def sweep(store: Store, **changes):

@@ -25,9 +25,7 @@ from tests.orchestrator.sweep_samples import plan, trial
 from trainers.errors import OutOfMemory
 from trainers.specs import Placement
 
-POLICY = RetryPolicy(
-    worker_lost=3, out_of_memory=6, timeout=2, storage=1, back_off_s=5.0, back_off_most_s=15.0
-)
+POLICY = RetryPolicy(back_off_most_s=15.0)
 ONE = Placement(forward_tokens=1)
 placements = st.builds(
     Placement,

@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from orchestrator.spec.datasets import DatasetReader, pairs_of
+from orchestrator.spec.declaration import declare
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.models import identify_model
 from orchestrator.spec.resolve import ResolvedSweep, resolve
@@ -102,6 +103,12 @@ def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categorie
     trained_on = replace(other, name="seen", test_split="train")
     with pytest.raises(SpecError, match="seen holds the very rows that mix trains on"):
         resolve(sweep([mixture], [trained_on]), store)
+    both = replace(sweep([other, mixture], [trained_on]), categories=(("mix", "seen", "training pairs"),))
+    with pytest.raises(SpecError, match=f"seen holds the very rows that {other.name} trains on"):
+        resolve(both, store)
+    # gc keeps the sets that are mixed, so that the hub is not asked for them again.
+    parts = [DatasetReader(store).split(part, "train").digest for part in (mine, other)]
+    assert {f"dataset/{digest}" for digest in parts} <= {*declare(resolved).artifacts}
     hub = replace(mixture, mixture=((mine, 0.3), (DatasetSpec(name="far", source="acme/far"), 0.7)))
     unknown = resolve(sweep([hub], [mine]), store, fetch=False).plans[0].train.prepared.split
     assert unknown.digest.startswith("not fetched")
@@ -275,7 +282,7 @@ def folder_model(folder: Path, **changes: Any) -> ModelSpec:
 
 
 def test_a_local_model_is_its_files_wherever_they_lie(store: Store, tmp_path: Path):
-    one, two = (identify_model(folder_model(tmp_path / name), store) for name in ("one", "two"))
+    one, two = (identify_model(folder_model(tmp_path / name)) for name in ("one", "two"))
     assert (one.key, one.tokenizer_key) == (two.key, two.tokenizer_key)
 
 
@@ -283,24 +290,24 @@ def test_a_local_model_is_its_files_wherever_they_lie(store: Store, tmp_path: Pa
 def test_other_weights_or_configuration_are_another_model_with_the_same_tokenizer(
     store: Store, tmp_path: Path, change: dict[str, Any]
 ):
-    one = identify_model(folder_model(tmp_path / "one"), store)
-    two = identify_model(folder_model(tmp_path / "two", **change), store)
+    one = identify_model(folder_model(tmp_path / "one"))
+    two = identify_model(folder_model(tmp_path / "two", **change))
     assert one.key != two.key
     assert one.tokenizer_key == two.tokenizer_key
 
 
 def test_another_tokenizer_changes_only_the_tokenizer_key(store: Store, tmp_path: Path):
-    one = identify_model(folder_model(tmp_path / "one"), store)
-    two = identify_model(folder_model(tmp_path / "two", tokenizer="u"), store)
+    one = identify_model(folder_model(tmp_path / "one"))
+    two = identify_model(folder_model(tmp_path / "two", tokenizer="u"))
     assert one.tokenizer_key != two.tokenizer_key
 
 
 def test_what_is_trusted_is_in_no_key_of_a_folder_without_code(store: Store, tmp_path: Path):
     spec = folder_model(tmp_path / "one")
-    base = identify_model(spec, store)
+    base = identify_model(spec)
     files = {name: digest_file(tmp_path / "one" / name) for name in ("config.json", "model.safetensors")}
     assert base.key == content_key("model", 1, files=files, code={})
-    trusted = identify_model(replace(spec, trust=Trust(allow_pickle=True, trust_remote_code=True)), store)
+    trusted = identify_model(replace(spec, trust=Trust(allow_pickle=True, trust_remote_code=True)))
     assert (trusted.key, trusted.tokenizer_key) == (base.key, base.tokenizer_key)
 
 
@@ -311,7 +318,7 @@ def test_code_that_may_run_is_part_of_the_keys(store: Store, tmp_path: Path):
     keys = []
     for text in ("", "x = 1", "x = 2"):
         code.write_text(text)
-        base = identify_model(spec, store)
+        base = identify_model(spec)
         keys += [base.key, base.tokenizer_key]
         assert base.trust.trust_remote_code
     assert len(set(keys)) == 6
@@ -320,8 +327,8 @@ def test_code_that_may_run_is_part_of_the_keys(store: Store, tmp_path: Path):
 def test_code_that_runs_has_other_keys_than_the_same_file_that_does_not(store: Store, tmp_path: Path):
     spec = folder_model(tmp_path / "one")
     (tmp_path / "one" / "tokenization.py").write_text("x = 1")
-    still = identify_model(spec, store)
-    runs = identify_model(replace(spec, trust=Trust(trust_remote_code=True)), store)
+    still = identify_model(spec)
+    runs = identify_model(replace(spec, trust=Trust(trust_remote_code=True)))
     assert still.key != runs.key
     assert still.tokenizer_key != runs.tokenizer_key
 
@@ -331,11 +338,11 @@ def test_a_pickle_is_a_model_only_where_it_is_allowed_and_then_part_of_its_key(s
     (tmp_path / "one" / "model.safetensors").unlink()
     (tmp_path / "one" / "pytorch_model.bin").write_bytes(b"1")
     with pytest.raises(ModelError, match="--allow-pickle"):
-        identify_model(spec, store)
+        identify_model(spec)
     allowed = replace(spec, trust=Trust(allow_pickle=True))
-    before = identify_model(allowed, store).key
+    before = identify_model(allowed).key
     (tmp_path / "one" / "pytorch_model.bin").write_bytes(b"2")
-    assert identify_model(allowed, store).key != before
+    assert identify_model(allowed).key != before
 
 
 def test_code_of_its_own_is_refused_and_that_of_another_repository_even_if_trusted(
@@ -343,16 +350,16 @@ def test_code_of_its_own_is_refused_and_that_of_another_repository_even_if_trust
 ):
     own = folder_model(tmp_path / "own", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
     with pytest.raises(ModelError, match="--trust-remote-code"):
-        identify_model(own, store)
+        identify_model(own)
     trusted = Trust(trust_remote_code=True)
-    assert identify_model(replace(own, trust=trusted), store).key
+    assert identify_model(replace(own, trust=trusted)).key
     foreign = folder_model(tmp_path / "foreign", auto_map={"AutoConfig": "acme/code--mine.Config"})
     with pytest.raises(ModelError, match="another repository"):
-        identify_model(replace(foreign, trust=trusted), store)
+        identify_model(replace(foreign, trust=trusted))
 
 
 def test_built_in_models_share_a_tokenizer(store: Store):
-    one, two = identify_model(LLAMA, store), identify_model(QWEN, store)
+    one, two = identify_model(LLAMA), identify_model(QWEN)
     assert one.tokenizer_key == two.tokenizer_key
     assert one.key != two.key
 
@@ -361,13 +368,13 @@ def test_a_folder_with_several_gguf_files_asks_for_one(store: Store, tmp_path: P
     for name in ("q4.gguf", "q8.gguf"):
         (tmp_path / name).write_text(name)
     with pytest.raises(ModelError, match=r"q4\.gguf, q8\.gguf"):
-        identify_model(ModelSpec(name="m", source=str(tmp_path)), store)
+        identify_model(ModelSpec(name="m", source=str(tmp_path)))
 
 
 def test_a_gguf_model_is_its_file_and_its_folder_alike(store: Store, tmp_path: Path):
     write_gguf(tmp_path / "q4.gguf")
-    file = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")), store)
-    folder = identify_model(ModelSpec(name="m", source=str(tmp_path)), store)
+    file = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")))
+    folder = identify_model(ModelSpec(name="m", source=str(tmp_path)))
     assert file == folder
     assert file.origin.kind == "convert"
 
@@ -434,21 +441,21 @@ def test_an_unknown_revision_is_asked_of_the_hub_once_and_locked(store: Store, t
 def test_locking_one_revision_keeps_the_others(store: Store, tmp_path: Path, hub: Hub):
     lock = tmp_path / "lock.json"
     lock.write_text(json.dumps({"other/model": "f" * 40}))
-    identify_model(HUB_MODEL, store, lock=lock)
+    identify_model(HUB_MODEL, lock=lock)
     assert json.loads(lock.read_text()) == {"other/model": "f" * 40, HUB_MODEL.source: REVISION}
 
 
 def test_a_locked_or_given_revision_needs_no_hub(store: Store, tmp_path: Path, hub: Hub):
     lock = tmp_path / "lock.json"
     lock.write_text(json.dumps({HUB_MODEL.source: "locked"}))
-    assert identify_model(HUB_MODEL, store, lock=lock).revision == "locked"
-    assert identify_model(replace(HUB_MODEL, revision="given"), store, lock=lock).revision == "given"
+    assert identify_model(HUB_MODEL, lock=lock).revision == "locked"
+    assert identify_model(replace(HUB_MODEL, revision="given"), lock=lock).revision == "given"
     assert hub.asked == []
 
 
 def test_a_hub_models_key_is_its_id_and_revision(store: Store):
     found = [
-        identify_model(spec, store).key
+        identify_model(spec).key
         for spec in (
             replace(HUB_MODEL, revision="a"),
             replace(HUB_MODEL, revision="b"),
@@ -456,13 +463,13 @@ def test_a_hub_models_key_is_its_id_and_revision(store: Store):
         )
     ]
     assert len(set(found)) == 3
-    assert identify_model(replace(HUB_MODEL, revision="a", name="mine"), store).key == found[0]
+    assert identify_model(replace(HUB_MODEL, revision="a", name="mine")).key == found[0]
 
 
 def test_a_model_that_the_hub_does_not_know_is_named(store: Store, tmp_path: Path, hub: Hub):
     lock = tmp_path / "lock.json"
     with pytest.raises(ModelError, match="acme/unknown"):
-        identify_model(ModelSpec(name="mine", source="acme/unknown"), store, lock=lock)
+        identify_model(ModelSpec(name="mine", source="acme/unknown"), lock=lock)
     assert not lock.exists()
 
 
@@ -481,7 +488,7 @@ def test_a_hub_that_cannot_be_reached_is_a_model_error_naming_every_model(
 def test_without_fetching_an_unknown_revision_is_said_to_be_not_fetched(
     store: Store, tmp_path: Path, hub: Hub
 ):
-    found = identify_model(HUB_MODEL, store, lock=tmp_path / "lock.json", fetch=False)
+    found = identify_model(HUB_MODEL, lock=tmp_path / "lock.json", fetch=False)
     assert not found.fetched
     assert hub.asked == []
 
@@ -491,7 +498,7 @@ def test_a_broken_lock_file_is_an_error_that_names_it(store: Store, tmp_path: Pa
     lock = tmp_path / "lock.json"
     lock.write_text(text)
     with pytest.raises(ModelError, match=r"lock\.json"):
-        identify_model(HUB_MODEL, store, lock=lock)
+        identify_model(HUB_MODEL, lock=lock)
 
 
 def test_rows_are_in_the_store_after_resolving_and_not_after_planning(store: Store, tmp_path: Path):
@@ -555,3 +562,33 @@ def test_another_filter_or_revision_of_a_hub_set_is_another_source(store: Store)
     assert not plain.fetched
     assert not other.fetched
     assert plain.digest != other.digest
+
+
+@pytest.mark.parametrize("said", [None, "{}", '{"eos_token_id": 2}', "offline"])
+def test_a_policy_of_the_hub_must_say_what_ends_an_answer(said, tmp_path, monkeypatch):
+    """The revision is in its key, so the tokens are not; a plan does not ask the hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from orchestrator.spec.models import ending_tokens
+    from orchestrator.spec.stages import BaseModel
+
+    def download(model, name, *, revision):
+        assert (model, name, revision) == ("org/policy", "generation_config.json", "abc")
+        if said == "offline":
+            raise LocalEntryNotFoundError("no network")
+        if said is None:
+            raise EntryNotFoundError("404", None)
+        (tmp_path / name).write_text(said)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    base = BaseModel(
+        name="policy", key="k", tokenizer_key="k", precision="fp32", location="org/policy", revision="abc"
+    )
+    assert ending_tokens(base, fetch=False) == ()
+    if said in (None, "{}"):
+        with pytest.raises(ModelError, match="does not say what ends an answer"):
+            ending_tokens(base)
+    else:
+        assert ending_tokens(base) == ()

@@ -118,6 +118,9 @@ def test_a_mixture_names_sets_with_shares(tmp_path: Path):
     assert (mixture.name, mixture.mixture) == ("tiny_world_70_prefs_30", parts)
     assert parse_dataset("mix=tiny_world:0.7+Acme/Prefs:sft:0.3", "--train-sets").name == "mix"
     assert not parse_dataset("c++.jsonl", "--train-sets").mixture
+    # An analysis has one training set.
+    assert parse_dataset("Acme/Prefs:sft", "--train-set").train_split == "sft"
+    assert len(parse_dataset("tiny_world:0.7+Acme/Prefs:.3", "--train-set").mixture) == 2
     for text, flag, said in (
         ("tiny_world:0.7+tiny_world:0.3", "--train-sets", "mixed with itself"),
         ("tiny_world:0.7+hamiltonian:0.4", "--train-sets", "these sum to 1.1"),

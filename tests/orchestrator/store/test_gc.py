@@ -581,6 +581,26 @@ def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     assert evicted(store, trials[0].key)
 
 
+def test_weights_that_another_sweep_has_yet_to_score_answers_with_stay(store: Store):
+    (trial,) = trials_of(store, {("ex_rm", 0): (5, 9)})
+    write_declaration(declaration(dataclasses.replace(trial, answers=("answered",)), name="other"), store)
+    assert gc.evict_weights(store, "demo", [trial.key]) == 0
+    commit_scores(store, "answered", right=3)
+    assert gc.evict_weights(store, "demo", [trial.key]) > 2000
+
+
+def test_checkpoints_of_another_stage_say_which(store: Store):
+    with store.write("sample", "drawn") as attempt:
+        (attempt.directory / "answers.jsonl").write_bytes(b"a")
+    for name in ("sample-drawn", "sample-undrawn"):
+        (store.root / "checkpoints" / name).mkdir(parents=True)
+    why = {item.path: (item.why, item.safe) for item in gc.listing(store) if item.kind == "checkpoint"}
+    assert why == {
+        "checkpoints/sample-drawn": ("its sample is complete", True),
+        "checkpoints/sample-undrawn": ("no kept sweep declares its sample", False),
+    }
+
+
 def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):
     item = record()
     commit_trial(store, item, 7, 8)

@@ -169,9 +169,17 @@ def test_a_lease_is_released_when_the_block_fails(tmp_path):
     assert list((tmp_path / "leases").iterdir()) == []
 
 
-def test_an_unreadable_lease_is_nobodys(tmp_path):
-    (tmp_path / "leases").mkdir()
-    (tmp_path / "leases" / "x").write_bytes(b"\xff")
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"x" * 300, b"a\0b", b"../../outside", b'{"driver": "far"}']
+)
+def test_a_damaged_lease_is_nobodys(tmp_path, content):
+    lease = tmp_path / "leases" / "x"
+    for folder in ("leases", "drivers"):
+        (tmp_path / folder).mkdir()
+    lease.write_bytes(content)
+    Leases(tmp_path, "near").forget_dead_drivers()
+    assert not lease.exists()
+    lease.write_bytes(content)
     assert Leases(tmp_path, "near").take("x")
     assert holder(tmp_path) == "near"
 

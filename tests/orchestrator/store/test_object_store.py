@@ -468,6 +468,17 @@ def test_what_has_gone_or_been_made_anew_since_the_listing_is_found_out(store):
     assert not looked.complete("train", keys[2])
 
 
+def test_a_later_look_forgets_what_has_gone_since_the_first(store, monkeypatch):
+    write(store)
+    looked = Store(store.root)
+    with monkeypatch.context() as early:
+        early.setattr("orchestrator.store.artifacts.LOOK_S", 0.0)
+        looked.look(train=[KEY])
+    store.discard("train", KEY)
+    looked.look(train=[KEY])
+    assert not looked.complete("train", KEY)
+
+
 @pytest.mark.parametrize("act", ["discard", "clear"])
 def test_what_was_made_anew_since_the_listing_stays(store, act):
     write(store)
