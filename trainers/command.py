@@ -297,7 +297,7 @@ class OnPairs(TemplateFlags):
 
     def read_pairs(self, *, ties: bool = False) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
-        spec = dataclasses.replace(chosen_spec(self.data, Reading(columns=self.columns)), ties=ties)
+        spec = chosen_spec(self.data, Reading(columns=self.columns, ties=ties))
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenizer(self, location: str) -> Any:

@@ -522,6 +522,16 @@ def test_ties_are_kept_for_training_where_they_are_asked_for(tmp_path):
     assert not plain.tie
 
 
+def test_a_column_about_one_pair_is_not_taken_for_each_of_several_candidates(tmp_path):
+    row = {"prompt": "why?", "chosen": ["yes"], "rejected": ["no", "maybe"], "margin": 2, "rewritten_chosen": "sure", "rewritten_rejected": "nope"}
+    first, second = read(jsonl(tmp_path / "rows.jsonl", row))
+    assert (first.margin, second.rewritten) == (None, None)
+    with pytest.raises(DataError, match="margin=margin does not say which of the answers it is about"):
+        read(tmp_path / "rows.jsonl", columns=(("margin", "margin"),))
+    (only,) = read(jsonl(tmp_path / "one.jsonl", {**row, "rejected": ["no"]}))
+    assert (only.margin, only.rewritten) == (2, ("sure", "nope"))
+
+
 def test_names_of_known_columns_may_be_notes_beside_a_pair(tmp_path):
     notes = {"answers": [], "instruction": "x", "messages": B}
     (pair,) = read(jsonl(tmp_path / "a.jsonl", {**GOOD, **notes}))

@@ -13,7 +13,6 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
-import dataclasses
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainers.data.files import Fault, Located, Row
-from trainers.data.records import PLACE, Candidates, Message, Pair, user_prompt
+from trainers.data.records import PLACE, TIE, Candidates, Message, Pair, user_prompt
 from trainers.errors import DataError
 from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec
@@ -95,7 +94,7 @@ def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
                 "chosen": chosen,
                 "rejected": rejected,
                 "rating": high,
-                "tie": high == low,
+                TIE: high == low,
                 **measured,
             }
 
@@ -340,7 +339,8 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     if read_as.rows is None:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
-        return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
+        pair = _pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)
+        return [pair] if spec.ties or not pair.tie else []
     beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
     try:
         made = list(read_as.rows(named))
@@ -349,18 +349,17 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
-    if ratings := [item["rating"] for item in made if "rating" in item]:
-        # Of rated answers, a number in the row does not say which one it is about.
+    ratings = [item["rating"] for item in made if "rating" in item]
+    if ratings or len(made) > 1:
+        # A column about one pair does not say which of several answers it is about.
         if given := [name for name in _OF_ONE_PAIR if name in called]:
             raise Fault(
-                f"{given[0]}={called[given[0]]} does not say which of the rated answers it is about; leave it out."
+                f"{given[0]}={called[given[0]]} does not say which of the answers it is about; leave it out."
             )
         beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
-        made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
-        made = [item for item in made if spec.ties or not item["tie"]]
-    return [
-        dataclasses.replace(_pair_of({**beside, **item}, called), tie=item.get("tie", False)) for item in made
-    ]
+    if ratings and spec.ratings == "best":
+        made = [item for item in made if item["rating"] == max(ratings)]
+    return [_pair_of({**beside, **item}, called) for item in made if spec.ties or not item.get(TIE)]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
@@ -389,6 +388,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         candidates=_place(row.get(PLACE)),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
         rewritten=_rewritten(row),
+        tie=row.get(TIE) is True,
     )
 
 

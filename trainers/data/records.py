@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
-# The column of a prepared suite that says where a pair stands in it.
-PLACE = "place_in_suite"
+# Columns of a prepared set: where a pair stands in its suite, and whether its responses are rated alike.
+PLACE, TIE = "place_in_suite", "rated_alike"
 
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -103,6 +103,7 @@ def as_row(pair: Pair) -> dict[str, Any]:
     more = {
         "tools": pair.tools or None,
         "margin": pair.margin,
+        TIE: pair.tie or None,
         "orig_chosen": pair.original_chosen,
         PLACE: pair.candidates and pair.candidates._asdict(),
         **dict(zip(("rewritten_chosen", "rewritten_rejected"), pair.rewritten or (), strict=False)),

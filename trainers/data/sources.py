@@ -63,6 +63,8 @@ class RowFlags:
     """With --test-share, keep rows with the same value in this column together (default: rows with the same prompt)."""
     ratings: Ratings = "all"
     """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    ties: bool = False
+    """Also keep answers that are rated alike in the training split."""
     test_share: float = 0.0
     """Share of the groups that become the test split of a set that has none."""
     split_seed: int = 0

@@ -132,7 +132,8 @@ class MicroBatch:
     `last_R` is the place of each response's last token. The M response tokens that are scored are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
     tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
-    margins, where all of them have one, and `tie_P` marks ties, where there are any.
+    margins, where all of them have one, and `tie_P` marks ties, where there are any. With `rewritings`, the second half
+    of the pairs are the rewritings of the first half, in their order.
     """
 
     input_ids_BT: Tensor
@@ -148,6 +149,7 @@ class MicroBatch:
     reference_R: Tensor | None
     margin_P: Tensor | None
     tie_P: Tensor | None
+    rewritings: bool
     indices: tuple[int, ...]
     tokens: int
 
@@ -178,6 +180,7 @@ def collate(
         _Response(start + count - 1, start + count, ids[count:]) if count else _Response(before, start, ids)
         for (before, start, ids), count in zip(responses, unscored, strict=True)
     ]
+    half = len(pairs) // 2
     counts = torch.tensor([len(response.ids) for response in responses])
     owner_M = torch.repeat_interleave(torch.arange(len(responses)), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
@@ -203,6 +206,7 @@ def collate(
         reference_R=reference_R,
         margin_P=margin_P,
         tie_P=torch.tensor(ties).to(device) if any(ties := [pair.tie for pair in pairs]) else None,
+        rewritings=[pair.rewriting for pair in pairs[:half]] == [*pairs[half:]],
         indices=tuple(pair.index for pair in pairs),
         tokens=ids.numel() if mask is None else int(mask.sum()),
     )

@@ -53,7 +53,7 @@ class TokenPair:
     """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better.
 
     `unscored` says how many tokens chosen and rejected begin with that are read, and are no part of what is scored.
-    Of a `tie` neither response is preferred. The `rewriting` is a pair of its own of the responses in other words, with the index −1 − `index`.
+    Of a `tie` neither response is preferred. The `rewriting` is the pair of the responses in other words; its index is −1 − `index`.
     """
 
     index: int
@@ -64,6 +64,11 @@ class TokenPair:
     margin: float | None = None
     tie: bool = False
     rewriting: "TokenPair | None" = None
+
+    @property
+    def is_rewriting(self) -> bool:
+        """Whether this is the rewriting of another pair."""
+        return self.index < 0
 
     @property
     def tokens(self) -> int:
@@ -95,7 +100,7 @@ def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += sum(pair.index >= 0 for pair in group)
+            count += sum(not pair.is_rewriting for pair in group)
     return count
 
 
