@@ -11,8 +11,8 @@ from pyarrow import parquet
 
 from tests.trainers.architectures import word_tokenizer
 from tests.trainers.command_line import said
+from tests.trainers.written import content_digest
 from trainers.command import UNREAD
-from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
@@ -124,7 +124,10 @@ def test_prepare_keeps_ties_margins_and_rewritings_where_they_are_asked_for(say,
         found = [(pair.tie, pair.margin, pair.rewritten) for pair in pairs]
         assert found == (kept or [(False, 0.5, ("sure", "nope"))])
     assert len(read_pairs(DatasetSpec(name="out", source=str(tmp_path / "out_mine")), "train")) == 1
-    assert "--ties: which rows tiny_world has is set" in say("prepare", "tiny_world", "--ties", "--out", tmp_path)[2]
+    assert (
+        "--ties: which rows tiny_world has is set"
+        in say("prepare", "tiny_world", "--ties", "--out", tmp_path)[2]
+    )
 
 
 def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path):

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.trainers.written import content_digest, write_pairs
 from trainers.data.formats import FORMATS, MAX_CHARACTERS
-from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
+from trainers.data.records import Digest, Message, read_written_pairs
 from trainers.data.sources import dataset_spec, iter_pairs, read_pairs, splits_of
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
@@ -523,7 +524,14 @@ def test_ties_are_kept_for_training_where_they_are_asked_for(tmp_path):
 
 
 def test_a_column_about_one_pair_is_not_taken_for_each_of_several_candidates(tmp_path):
-    row = {"prompt": "why?", "chosen": ["yes"], "rejected": ["no", "maybe"], "margin": 2, "rewritten_chosen": "sure", "rewritten_rejected": "nope"}
+    row = {
+        "prompt": "why?",
+        "chosen": ["yes"],
+        "rejected": ["no", "maybe"],
+        "margin": 2,
+        "rewritten_chosen": "sure",
+        "rewritten_rejected": "nope",
+    }
     first, second = read(jsonl(tmp_path / "rows.jsonl", row))
     assert (first.margin, second.rewritten) == (None, None)
     with pytest.raises(DataError, match="margin=margin does not say which of the answers it is about"):

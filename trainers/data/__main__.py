@@ -13,7 +13,8 @@ from typing import Annotated, Any, TextIO, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import FINDINGS, SETS, Audit, AuditSet, Role, audit_sets, originals, set_row
+from trainers.data.audit import FINDINGS, SETS, AuditSet, Role, audit_sets, originals, set_row
+from trainers.data.audit import Audit as Audited
 from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import (
@@ -262,7 +263,7 @@ def _write(lines: TextIO, pair: Pair) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditFlags:
+class Audit:
     """Find what in preference data would mislead: leaks, length shortcuts, identical and cut responses."""
 
     data: tyro.conf.Positional[_Words] = ()
@@ -346,15 +347,10 @@ def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
     from trainers.pairs.templates import load_tokenizer
 
     loaded: Any = load_tokenizer(location)
-
-    def tokenize(text: str) -> Sequence[int]:
-        ids: list[int] = loaded(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    return tokenize
+    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
 
-def _print_audit(audited: Audit, out: Path) -> None:
+def _print_audit(audited: Audited, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -455,20 +451,11 @@ class Rewrite:
             )
 
 
-Subcommand = Union[
-    Annotated[List, tyro.conf.subcommand("list")],
-    Annotated[Show, tyro.conf.subcommand("show")],
-    Annotated[Prepare, tyro.conf.subcommand("prepare")],
-    Annotated[AuditFlags, tyro.conf.subcommand("audit")],
-    Annotated[Rewrite, tyro.conf.subcommand("rewrite")],
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Look at preference data, prepare it for training, audit it, rewrite it."""
 
-    command: tyro.conf.OmitSubcommandPrefixes[Subcommand]
+    command: tyro.conf.OmitSubcommandPrefixes[Union[List, Show, Prepare, Audit, Rewrite]]
 
 
 def run(arguments: Data) -> None:

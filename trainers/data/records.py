@@ -133,14 +133,6 @@ class Digest:
         return self._digest.hexdigest()
 
 
-def content_digest(pairs: Iterable[Pair]) -> str:
-    """Return the digest of all the pairs."""
-    digest = Digest()
-    for pair in pairs:
-        digest.add(pair)
-    return digest.hexdigest()
-
-
 def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
     """Return turns as JSON values: [role, content], or [role, content, fields]."""
     return [[*turn] if turn.fields else [turn.role, turn.content] for turn in messages]
@@ -165,12 +157,6 @@ def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
         for pair in pairs:
             lines.write(json.dumps(_listed(pair), ensure_ascii=False) + "\n")
             yield pair
-
-
-def write_pairs(pairs: Iterable[Pair], file: Path) -> None:
-    """Write all the pairs to `file`, for `read_written_pairs`."""
-    for _ in written(pairs, file):
-        pass
 
 
 def read_written_pairs(file: Path) -> Sequence[Pair]:

@@ -200,8 +200,7 @@ def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[P
             raise DataError(
                 f"a mixture of {size:.0f} pairs has none of a set with a share of {share:g}; raise it."
             )
-        order = random.Random(_COPIES_SEED).sample(range(len(own)), len(own))
-        yield from (own[row] for row in sorted(order[:count]))
+        yield from _drawn(own, count)
 
 
 def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
@@ -209,8 +208,13 @@ def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
         spec, source=added.source, revision=None, keep=(), selection=None, columns=(), augmentation=None
     )
     rows = list(_own_pairs(rewriting, added.split, None, []))
+    return _drawn(rows, round(added.share * len(rows)))
+
+
+def _drawn(rows: Sequence[Pair], count: int) -> list[Pair]:
+    """Return the first `count` rows of a seeded permutation, in the order of the rows."""
     order = random.Random(_COPIES_SEED).sample(range(len(rows)), len(rows))
-    return [rows[row] for row in sorted(order[: round(added.share * len(rows))])]
+    return [rows[row] for row in sorted(order[:count])]
 
 
 def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel: Funnel) -> Iterator[Pair]:

@@ -12,7 +12,8 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_declaration, write_declaration
 from sweeps import domain_shift, margins, persona_prompts, token_overlap
 from tests.sweep_runs import artifacts, run_analysis
-from trainers.data.records import Pair, user_prompt, write_pairs
+from tests.trainers.written import write_pairs
+from trainers.data.records import Pair, user_prompt
 
 SETS = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
 # New responses on training prompts are as hard as on test prompts: what counts for an IM-RM are the responses.
