@@ -270,3 +270,6 @@ def test_a_trial_takes_no_loss_that_it_cannot_have(reward, loss, ties, message):
     train_set = replace(trial().train_set, ties=ties)
     with pytest.raises(SpecError, match=message):
         trial(reward=RewardSpec(kind=reward), loss=loss, train_set=train_set)
+    mixture = replace(train_set, ties=False, mixture=((train_set, 0.5), (trial().train_set, 0.5)))
+    with pytest.raises(SpecError, match=message):
+        trial(reward=RewardSpec(kind=reward), loss=loss, train_set=mixture)
