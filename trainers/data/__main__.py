@@ -1,4 +1,4 @@
-"""`python -m trainers.data list | show | prepare | audit | rewrite`: preference data, looked at and made."""
+"""`python -m trainers.data list | show | prepare | audit | rewrite`: look at preference data, and make it."""
 
 import dataclasses
 import functools
@@ -316,7 +316,7 @@ class Audit:
 
 
 def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
-    """Return the set that NAME=SOURCE or SOURCE names, and what it is called. Raises SpecError, DataError."""
+    """Return the name and the set of NAME=SOURCE or SOURCE. Raises SpecError, DataError."""
     name, equals, source = word.partition("=")
     if not equals or name in SUITES or Path(word).expanduser().exists():
         name, source = "", word
@@ -404,7 +404,7 @@ class Rewrite:
     sample_seed: int = SUBSET_SEED
     """Seed of that draw."""
     estimate: bool = False
-    """Say what it would take, and ask nothing."""
+    """Print the estimated cost and ask nothing."""
 
     def run(self) -> None:
         """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""

@@ -66,9 +66,9 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
 class Format(NamedTuple):
-    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, one of a tie marked so.
+    """A format: the columns of its rows, the first never empty, and how to read one.
 
-    Where it is None, the row itself has prompt, chosen and rejected.
+    `rows` turns a row into one row for each pair, with ties marked; None means that the row is a pair itself.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower or alike; without a `prompt`, answers hold it.
+    """Yield a row for every two answers, the better rated one chosen. Without a `prompt`, the answers contain it.
 
-    The difference of two ratings is the margin, but that of True (it won) and False.
+    The margin is the difference of the ratings, unless these are True (it won) and False.
     """
     asked = {} if prompt is None else {"prompt": prompt}
     answers = [(answer, rating, float(rating)) for answer, rating in rated]
@@ -100,7 +100,7 @@ def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
-    """Return a format of [prompt,] two answers, and what `ratings` rates the two by."""
+    """Return the format with columns for [the prompt,] two answers, and a value that `ratings` turns into their ratings."""
     *asked, first, second, by = columns
 
     def rows(row: Row) -> Iterable[Row]:
@@ -263,12 +263,12 @@ _PLAIN = _asked_by("prompt")
 
 
 def format_of(row: Row, spec: DatasetSpec) -> Format:
-    """Return how the rows of a split are read whose first row this is."""
+    """Return the format of a split from its first row."""
     return _format_of(_named(row, spec))
 
 
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
-    """Return the pairs of a row, of ties where the set keeps them; `read_as` is its split's format. Raises DataError."""
+    """Return the pairs of a row in its split's format `read_as`; ties only if the set keeps them. Raises DataError."""
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
@@ -363,7 +363,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
-    """Return the pair of a row of prompt, chosen and rejected, whose columns messages name as they are `called`."""
+    """Return the pair of a row of prompt, chosen and rejected; messages use the user's names of columns, `called`."""
     columns = called.get("chosen", "chosen"), called.get("rejected", "rejected")
     said = [row[side] for side in _SIDES]
     before: Turns = ()

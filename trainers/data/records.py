@@ -122,7 +122,7 @@ class Digest:
         self.rows = self.without_margin = self.without_rewriting = 0
 
     def add(self, pair: Pair) -> None:
-        """Take the next pair in."""
+        """Add the next pair."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
         self.without_margin += pair.margin is None
@@ -139,7 +139,7 @@ def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values: what most pairs lack stands at the end, up to the last that is there."""
+    """Return the pair as JSON values. Fields that most pairs lack come last and end with the last one that is set."""
     more: list[Any] = [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
     more += [pair.margin, pair.candidates, pair.rewritten, pair.tie or None]
     there = [number for number, value in enumerate(more, 1) if value not in ([], "", None)]

@@ -190,9 +190,9 @@ def iter_pairs(
 
 
 def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
-    """Yield the largest mixture of sets of pairs in these shares: of each set the first of a seeded permutation, in order.
+    """Yield the largest mixture of the sets in these shares, by a seeded draw from each, in the order of its rows.
 
-    Raises DataError where it has no pair of one of them.
+    Raises DataError where a set would have no pair in it.
     """
     size = min(len(own) / share for share, own in zip(shares, rows, strict=True))
     for share, own in zip(shares, rows, strict=True):
@@ -478,7 +478,7 @@ def _fetched(name: str, split: str) -> Path:
 
 
 def fetch(url: str, file: Path, *, what: str) -> Path:
-    """Download `url` to `file` where that is not there, and return it. Raises DataError, which says what to do by hand.
+    """Download `url` to `file` unless it is there, and return it. Raises DataError, which says how to do it by hand.
 
     The digest of the first download is kept beside the file; other bytes are refused from then on.
     """

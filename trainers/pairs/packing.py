@@ -55,11 +55,11 @@ def split_step(
     forward_tokens: int,
     padded: bool = False,
 ) -> list[list[list[int]]]:
-    """Return [rank][forward] → positions: as few forwards as hold the step, none over `forward_tokens`, of even size.
+    """Return [rank][forward] → positions: the fewest forwards of at most `forward_tokens`, filled evenly.
 
-    A pair that is longer is a forward by itself. The longest pair goes first, always into the forward with the fewest
-    tokens. Every rank gets as many forwards, so that collectives match; one may be empty. A `padded` pair takes as
-    much as the longest one beside it.
+    A longer pair is a forward by itself. Pairs are taken longest first, each into the forward with the fewest tokens.
+    Every rank gets the same number of forwards, so that collectives match; one may be empty. With `padded`, a pair
+    costs as much as the longest one in its forward.
     """
     longest_first = sorted(step, key=lambda position: (-costs[position], position))
     least = sum(min(costs[position], forward_tokens) for position in step) / (world_size * forward_tokens)
@@ -73,8 +73,8 @@ def split_step(
             tokens[lightest] = width * len(groups[lightest]) if padded else tokens[lightest] + costs[position]
         if all(len(group) < 2 or size <= forward_tokens for group, size in zip(groups, tokens, strict=True)):
             break
-    # Ranks wait for each other in each lap, so forwards of one size run together; every second lap runs backwards, so
-    # that no rank always gets the longer one.
+    # Ranks wait for each other in each lap, so forwards of similar size run together. Every second lap is reversed, so
+    # that no rank always gets the longest one.
     order = sorted(range(len(groups)), key=lambda number: (-tokens[number], number))
     rounds = [order[start : start + world_size] for start in range(0, len(order), world_size)]
     rounds = [lap if number % 2 == 0 else lap[::-1] for number, lap in enumerate(rounds)]
