@@ -4,6 +4,7 @@ import array
 import hashlib
 import json
 import mmap
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,11 +171,7 @@ class _WrittenPairs(Sequence[Pair]):
         if file.stat().st_size:
             with file.open("rb") as stream:
                 self._lines = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._ends = array.array("Q")
-        end = self._lines.find(b"\n")
-        while end >= 0:
-            self._ends.append(end)
-            end = self._lines.find(b"\n", end + 1)
+        self._ends = array.array("Q", (found.start() for found in re.finditer(b"\n", self._lines)))
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -76,7 +76,7 @@ class Asking:
     output_price: float = 0.0
     """Price of a million tokens that the model writes."""
     max_cost: float | None = None
-    """Start nothing that is estimated to cost more, earlier runs counted, and stop before it could be exceeded."""
+    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
 
     def require_valid(self) -> None:
         """Raise SpecError where no model can be asked so."""
