@@ -346,7 +346,7 @@ def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
     from trainers.pairs.templates import load_tokenizer
 
     loaded: Any = load_tokenizer(location)
-    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
 
 
 def _print_audit(audited: Audited, out: Path) -> None:
