@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from benchmarks.turns import OURS, Job, Turns
+from benchmarks.turns import COMPILED, OURS, Job, Turns
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models.layouts import layout_of
 from trainers.models.loading import DTYPES, device, initialise_head, load_model
@@ -42,7 +42,7 @@ def contend(job: Job, turns: Turns) -> None:
     if job.contender.startswith("trl"):
         _train_trl(job, turns)
         return
-    contender = (Ours if job.contender == OURS else Naive)(job)
+    contender = (Ours if job.contender in (OURS, COMPILED) else Naive)(job)
     turns.ready(contender.model, contender.prepass_s)
     run: Run = contender.step if job.task == "train" else contender.mean_margin
     with process_group():
@@ -85,7 +85,9 @@ class Ours:
             precision=job.precision,
             reward=reward,
             optim=OptimSpec(lr=LEARNING_RATE, effective_batch=job.batch),
-            placement=Placement(forward_tokens=2 * sum(pair.tokens for pair in pairs)),
+            placement=Placement(
+                forward_tokens=2 * sum(pair.tokens for pair in pairs), compile=job.contender == COMPILED
+            ),
             seed=HEAD_SEED,
             pairs=pairs,
             reference=reference,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
@@ -54,11 +54,17 @@ def draw(model: Path, data: Path, *, split: str, count: int, seed: int) -> Drawn
     return found
 
 
+def random_model(folder: Path, config: dict[str, Any]) -> None:
+    """Write a model of random weights and the tiny world's tokenizer into `folder`."""
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(**config, pad_token_id=0)
+    AutoModelForCausalLM.from_config(made, dtype=torch.float32).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+
+
 def random_draw(folder: Path, config: dict[str, Any], lengths: tuple[int, int, int], count: int) -> Drawn:
     """A llama of random weights, written into `folder`, and pairs of about so many random words a part."""
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(pad_token_id=0, tie_word_embeddings=True, **config)).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    random_model(folder, {"model_type": "llama", "tie_word_embeddings": True, **config})
     random = np.random.default_rng(0)
 
     def text(tokens: int) -> str:

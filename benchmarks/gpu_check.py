@@ -64,6 +64,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Losses of ten steps of fp32 training may differ by this much between devices.
 LOSS_TOLERANCE = 1e-4
+# Of a training that is also stopped and resumed.
+RESUMED = ("--zero-stage=3", "--checkpointing")
 
 
 class WrongNumber(Exception):
@@ -288,21 +290,30 @@ def training(check: Check) -> Figures:
                 right = _losses(folder, model, reward, cpu=True)
                 for flags in _layouts(check, model):
                     losses = _losses(folder, model, reward, *flags, cpu=check.cpu)
-                    error = max(abs(a - b) for a, b in zip(losses, right, strict=True))
                     name = " ".join((model, reward, *flags))
-                    if not error <= LOSS_TOLERANCE:
-                        raise WrongNumber(f"the losses of {name} differ by {error:.1e} from the CPU's")
-                    found[name] = {"largest difference of a loss": error}
+                    found[name] = _alike(name, losses, right, LOSS_TOLERANCE)
+                    if flags == RESUMED:
+                        again = _losses(folder, model, reward, *flags, cpu=check.cpu, stop=True)
+                        # On a card sums of log-probabilities are added in any order.
+                        tolerance = 0.0 if check.cpu else LOSS_TOLERANCE / 100
+                        found[f"{name}, resumed"] = _alike(f"{name}, resumed", again, losses, tolerance)
     return found
+
+
+def _alike(name: str, losses: Sequence[float], right: Sequence[float], tolerance: float) -> Figures:
+    error = max(abs(mine - other) for mine, other in zip(losses, right, strict=True))
+    if not error <= tolerance:
+        raise WrongNumber(f"the losses of {name} differ by {error:.1e} from what they have to be")
+    return {"largest difference of a loss": error}
 
 
 def _layouts(check: Check, model: str) -> list[tuple[str, ...]]:
     """The flags of the trainings that have to agree: every ZeRO stage for the first model, one for the others."""
     if check.cpu:
-        return [("--zero-stage=3", "--checkpointing")]
+        return [RESUMED]
     if model != "llama-64":
         return [("--zero-stage=0",)]
-    return [*((f"--zero-stage={stage}",) for stage in range(4)), ("--zero-stage=3", "--checkpointing")]
+    return [*((f"--zero-stage={stage}",) for stage in range(4)), RESUMED]
 
 
 @contextlib.contextmanager
@@ -325,8 +336,8 @@ def _tiny_world(models: Sequence[str]) -> Iterator[Path]:
         yield folder
 
 
-def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool) -> list[float]:
-    """The losses of ten steps of eight pairs."""
+def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool, stop: bool = False) -> list[float]:
+    """The losses of ten steps of eight pairs; where it is to stop, in two runs, the second from a checkpoint on."""
     from pyarrow import parquet
 
     with tempfile.TemporaryDirectory() as out:
@@ -336,6 +347,14 @@ def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool) -> lis
         words += f" --out {out}/trained --effective-batch=8 --epochs=1 --lr=1e-4"
         command = [sys.executable, *words.split(), *more]
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if cpu else {})}
+        if stop:
+            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as first:
+                assert first.stderr is not None
+                for line in first.stderr:
+                    if line.startswith("step 5/"):
+                        first.send_signal(signal.SIGTERM)
+            if not list(Path(out).glob("trained/checkpoints/*.json")):
+                raise WrongNumber(f"stopped after five steps, {' '.join(command[2:])} left no checkpoint")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise WrongNumber(f"{' '.join(command[2:])} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -390,7 +409,7 @@ def _on_the_card(check: Check) -> set[str]:
 
 
 def throughput(check: Check) -> Figures:
-    """An optimiser step at the shape of Llama-3.2-1B: ours against the naive recipe and TRL, speed and memory.
+    """An optimiser step at the shape of Llama-3.2-1B, and of a part of the 8B: ours, the naive recipe, TRL; speed, memory.
 
     `mfu` is the share of the card's dense peak rate that the operations of the definition take: recomputation and padding
     do not count. `planned GB` is what `plan` would reserve.
@@ -399,44 +418,80 @@ def throughput(check: Check) -> Figures:
     from transformers import LlamaConfig
 
     from benchmarks.data import random_draw
-    from benchmarks.turns import OURS, Job, measure, ratio_to_ours
+    from benchmarks.turns import COMPILED, OURS, Job, measure, ratio_to_ours
     from orchestrator.spec.catalog import ARCHITECTURES
     from trainers.models.architecture import of_config
 
-    contenders = (OURS, "naive", *(["trl"] if _is_installed("trl") and not check.cpu else []))
+    contenders = [OURS, "naive"]
+    if not check.cpu:
+        contenders += [COMPILED, *(["trl"] if _is_installed("trl") else [])]
     precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
-    shapes = ARCHITECTURES["meta-llama/Llama-3.2-1B"]
-    config = {
-        "vocab_size": 512 if check.cpu else shapes.vocabulary,
-        "hidden_size": 32 if check.cpu else shapes.hidden,
-        "intermediate_size": 64 if check.cpu else shapes.intermediate,
-        "num_hidden_layers": 2 if check.cpu else shapes.layers,
-        "num_attention_heads": 4 if check.cpu else shapes.heads,
-        "num_key_value_heads": 2 if check.cpu else shapes.key_heads,
-        "max_position_embeddings": 4096,
-    }
+    small, large = (ARCHITECTURES[f"meta-llama/Llama-3.{name}"] for name in ("2-1B", "1-8B-Instruct"))
+    cells = [("1B", small, *cell, contenders) for cell in itertools.product(precisions, ("ex_rm", "im_rm"))]
+    # Eight of its 32 layers: 45 GB of weights, gradients and moments.
+    if not check.cpu and torch.cuda.mem_get_info()[1] > 75e9:
+        cells.append(("8B cut to 8 layers", replace(large, layers=8), "bf16", "im_rm", [OURS]))
     found: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        lengths = (9, 7, 5) if check.cpu else PAIR
-        drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
-        shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
-        for precision, kind in itertools.product(precisions, ("ex_rm", "im_rm")):
-            options = {"task": "train", "kind": kind, "drawn": drawn, "precision": precision, "batch": batch}
-            measured = measure([Job(contender=one, **options) for one in contenders], repetitions)
+    for name, shapes, precision, kind, names in cells:
+        config = {
+            "vocab_size": 512 if check.cpu else shapes.vocabulary,
+            "hidden_size": 32 if check.cpu else shapes.hidden,
+            "intermediate_size": 64 if check.cpu else shapes.intermediate,
+            "num_hidden_layers": 2 if check.cpu else shapes.layers,
+            "num_attention_heads": 4 if check.cpu else shapes.heads,
+            "num_key_value_heads": 2 if check.cpu else shapes.key_heads,
+            "max_position_embeddings": 4096,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            lengths = (9, 7, 5) if check.cpu else PAIR
+            drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
+            jobs = [
+                Job(contender=one, task="train", kind=kind, drawn=drawn, precision=precision, batch=batch)
+                for one in names
+            ]
+            measured = measure(jobs, repetitions)
             seconds = {one: turns.seconds() for one, turns in measured.items()}
             values = [turns.value for turns in measured.values()]
             # Contenders that compute the same step agree on its loss, within the precision.
             if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
-                raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
+                raise WrongNumber(f"{name} {precision} {kind}: the contenders' losses are {values}")
             own = statistics.median(seconds[OURS])
-            found[f"{precision} {kind}"] = {
+            shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
+            found[f"{name} {precision} {kind}"] = {
                 "pairs/s": batch / own,
                 "peak GB": measured[OURS].peak_bytes / 1e9,
-                **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
+                **{f"times {one}": ratio_to_ours(seconds, one) for one in names[1:]},
                 **_planned(shapes, kind, precision, batch, own, check),
+                **_profiled(jobs[0], check),
             }
     return found
+
+
+def _profiled(job: Any, check: Check) -> Figures:
+    """How many kernels (on a CPU operations) a step of ours runs, and how much of its time the card waits for them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks.contenders import Ours
+    from trainers.train.engine import process_group
+
+    activity, kind = ProfilerActivity.CUDA, DeviceType.CUDA
+    if check.cpu:
+        activity, kind = ProfilerActivity.CPU, DeviceType.CPU
+    with process_group():
+        ours = Ours(job)
+        ours.step(job.pairs_of(0))
+        began = time.perf_counter()
+        with profile(activities=[activity]) as profiled:
+            # It ends by reading the loss from the card.
+            ours.step(job.pairs_of(1))
+            seconds = time.perf_counter() - began
+    kernels = [event for event in profiled.events() if event.device_type == kind]
+    figures: Figures = {"kernels a step": len(kernels)}
+    if not check.cpu:
+        figures["idle share"] = 1 - sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / seconds
+    return figures
 
 
 def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:
@@ -547,4 +602,6 @@ def one_step(name: str, device: str) -> None:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still ends its step.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main(tyro.cli(Check))

@@ -140,11 +140,13 @@ def predict(case: Case) -> float:
 
 def measure(number: int) -> float:
     """GB that the larger rank's peak lies above its baseline."""
+    from benchmarks.data import random_model
+
     case, environment = CASES[number], {**os.environ, **_ENVIRONMENT}
     config = MODELS[case.model]
     with tempfile.TemporaryDirectory() as folder:
-        _build(config, Path(folder) / "model")
-        _build({**config, **_SMALL}, Path(folder) / "small")
+        random_model(Path(folder) / "model", config)
+        random_model(Path(folder) / "small", {**config, **_SMALL})
         launcher = [sys.executable]
         if (ranks := case.placement.world_size) > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -153,18 +155,6 @@ def measure(number: int) -> float:
         if done.returncode != 0:
             raise RuntimeError(done.stderr[-4000:])
         return max(float(file.read_text()) for file in Path(folder).glob("rank*.peak"))
-
-
-def _build(config: dict[str, Any], folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from trainers.models.tiny import build_tokenizer
-
-    torch.manual_seed(0)
-    made = AutoConfig.for_model(**config, pad_token_id=0)
-    AutoModelForCausalLM.from_config(made, dtype=torch.float32).save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
 
 
 def rank(case: Case, folder: Path) -> None:

@@ -25,7 +25,7 @@ from trainers.pairs.tokens import TokenPair
 from trainers.specs import Precision
 
 Kind = Literal["ex_rm", "im_rm"]
-OURS = "ours"
+OURS, COMPILED = "ours", "ours, layers compiled"
 EFFECTIVE_BATCH = 4
 _PROCESSES = multiprocessing.get_context("spawn")
 

@@ -74,8 +74,8 @@ class DeclaredSweep:
         goes on from there.
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
-        work = commands.ready(session, _whole_grid, again=retry)
-        written = commands.carry_out(session, work)
+        for grid in commands.rounds(session, _whole_grid):
+            written = commands.carry_out(session, commands.ready(session, grid, again=retry))
         commands.evict_weights(session, written.results)
         results = SweepResults(session)
         session.say(repr(results))
@@ -217,6 +217,20 @@ class SweepResults:
         folder = self._written() / "figures"
         self._require("figure", name, sorted(file.stem for file in folder.glob("*.svg")))
         return FigureFiles(svg=folder / f"{name}.svg", png=folder / f"{name}.png")
+
+    def best_of_n(self) -> "pd.DataFrame":
+        """Return best of n by each reward, as sweeps/best_of_n.py found it: a row for each cell, set of candidates and n.
+
+        Raises SpecError where that has not been run of this sweep.
+        """
+        import pandas as pd
+
+        named = (item.partition("/") for item in self._declaration.artifacts)
+        for key in (key for kind, _, key in named if kind == "analyse" and self._store.complete(kind, key)):
+            file = self._store.read("analyse", key) / "best_of.parquet"
+            if file.is_file():
+                return pd.read_parquet(file)
+        raise SpecError(f"{self.name} has no best of n; run `rmsweep best_of_n` with the sweep's own flags.")
 
     def report(self) -> Path:
         """Write the report where it is not up to date, and return its page."""

@@ -9,36 +9,36 @@ python sweeps/domain_shift.py                       of the sweep full_grid in th
 python sweeps/domain_shift.py --sweep NAME
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report.analysis_files import Rows
-from orchestrator.report.comparison import Analysis, Controlled, controlled
+from orchestrator.report.comparison import CONTROLS, Analysis, has, over_sets
 from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.house_style import GREY, dots, name_rows, panels
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import FEATURES, Found, Study, differences
+from orchestrator.report.studies import FEATURES, Findings, Study, differences
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
 
 
-def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
+def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """Controls, regressions, what they advise, and the pairs themselves."""
     analysis = Analysis(results)
-    controls, (pairs, regressions, lacking) = controlled(analysis), differences(analysis, inputs.store)
+    controls, (pairs, regressions, lacking) = control_rows(analysis), differences(analysis, inputs.store)
     if not pairs:
         raise DataError(
             "no model and seed of this sweep has learned with two reward types; train both, or look at its report."
         )
-    advice = preference(controls)
+    advice = preference(analysis)
     said = (
         [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
     )
-    return Found(
+    return Findings(
         said=[*said, f"{PREFERENCE}. {advice}"],
         tables=(_control_table(controls), _regression_table(regressions)),
         results={"preference": advice, "controls": controls, "regressions": regressions},
@@ -47,7 +47,39 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
     )
 
 
-def _control_table(controls: Sequence[Controlled]) -> Table:
+def control_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Return each difference of accuracy: as it is, at matched lengths, and on pairs not seen in training.
+
+    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
+    pairs that all leaked.
+    """
+    rows = []
+    for scope, other in itertools.product(analysis.categories(), analysis.others):
+        if (plain := analysis.difference(scope, "accuracy", other=other)) is None:
+            continue
+        controls = [analysis.control(scope, metric, other=other) for metric in CONTROLS]
+        length, leak_free = (found.estimate if found else None for found in controls)
+        trial, unseen = analysis.compared(scope, other)[0], None
+        if has(trial, scope, "n_leak_free"):
+            unseen = round(over_sets(trial, scope, "n_leak_free") * len(scope.sets))
+        rows.append(
+            {
+                "train_set": scope.train_set,
+                "category": scope.category,
+                "sets": scope.sets,
+                "baseline": analysis.baseline,
+                "other": other,
+                "pairs": plain.pairs,
+                "plain": plain.estimate,
+                "length": length,
+                "unseen": unseen,
+                "leak_free": leak_free,
+            }
+        )
+    return rows
+
+
+def _control_table(controls: Rows) -> Table:
     return Table(
         name="controls",
         title="Difference of accuracy and its controls",
@@ -61,7 +93,7 @@ def _control_table(controls: Sequence[Controlled]) -> Table:
             "unseen": "pairs not seen",
             "leak_free": "on those",
         },
-        rows=[{field.name: getattr(item, field.name) for field in fields(item)} for item in controls],
+        rows=controls,
         forms=dict.fromkeys(("plain", "length", "leak_free"), "+.3f"),
     )
 

@@ -77,7 +77,8 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Answers of the trained model and of the base model, judged by the exact parser."""
     from trainers.data.records import read_written_pairs
-    from trainers.theory.answers import Weights, verified
+    from trainers.models.generation import Weights
+    from trainers.theory.answers import verified
 
     (training,), pairs = stage.reads, inputs.pairs["prompts"]
     assert isinstance(training, TrainStage)

@@ -22,7 +22,7 @@ from orchestrator.report.analysis_files import Rows
 from orchestrator.report.house_style import legend, panels, points
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import over_seeds
-from orchestrator.report.studies import Found, Study, learned_cells, right_by_prompt, titled
+from orchestrator.report.studies import Findings, Study, learned_cells, right_by_prompt, titled
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.stages import AnalysisInputs
 from sweeps.persona import ON_TRAINING_PROMPTS
@@ -37,7 +37,7 @@ CELLS = {
 CONTRAST = "prompts_over_responses"
 
 
-def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
+def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """A two by two table for every model, reward type and rewriting."""
     rows: list[dict[str, Any]] = []
     for labels, trials in learned_cells(results):
@@ -58,7 +58,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
             "no trial of this sweep has learned and was evaluated on training and test prompts with original and "
             "rewritten responses; run sweeps/persona.py."
         )
-    return Found(
+    return Findings(
         said=list(map(_sentence, rows)),
         tables=(_table(rows),),
         results={"cells": rows},

@@ -20,7 +20,7 @@ from orchestrator.cli.analyses import Analyses, AnalysisOptions
 from orchestrator.cli.main import main
 from orchestrator.cli.options import Plan
 from orchestrator.cli.session import Session
-from orchestrator.report.rewritten_sets import RULES, VERSION, Request, Rewriting, write_set
+from orchestrator.report.rewritten_sets import RULES, VERSION, RewritingRequest, RewrittenSet, write_set
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import AnalyseStage
 from trainers.data.records import read_written_pairs
@@ -38,7 +38,7 @@ class RewriteOptions(AnalysisOptions):
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "tiny_world"
     """A known name, a file, a folder or a hub id."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    request: tyro.conf.OmitArgPrefixes[Request] = field(default_factory=Request)
+    request: tyro.conf.OmitArgPrefixes[RewritingRequest] = field(default_factory=RewritingRequest)
     into: Annotated[tuple[str, ...], tyro.conf.arg(metavar="paraphrase|LANGUAGE")] = (PARAPHRASE,)
     """paraphrase, or languages: french, spanish, german, …; one set of each."""
     prompt: Path | None = None
@@ -75,7 +75,7 @@ def declare(options: RewriteOptions, session: Session) -> Sequence[AnalyseStage]
             analysis=clean_name(name),
             version=VERSION,
             compute=write_set,
-            parameters=Rewriting(request=request, dataset=rows.digest, into=name, task=task, rules=rules),
+            parameters=RewrittenSet(request=request, dataset=rows.digest, into=name, task=task, rules=rules),
         )
         for name, task in zip(into, tasks, strict=True)
     ]

@@ -17,7 +17,7 @@ from orchestrator.report.analysis_files import Rows, draw_lines
 from orchestrator.report.comparison import set_outcomes
 from orchestrator.report.house_style import legend
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import Found, Study, by_nearness, titled
+from orchestrator.report.studies import Findings, Study, by_nearness, titled
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
@@ -28,7 +28,7 @@ CAUTION = (
 )
 
 
-def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
+def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """Accuracy by tenths of both measures, each set's and all sets' together."""
     from trainers.theory.representations import nearness
 
@@ -46,7 +46,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Found:
     pairs, deciles, relations = by_nearness(outcomes, near, list(MEASURES))
     flat = [(row["set"], MEASURES[row["measure"]]) for row in relations if not row["varies"]]
     told = "; ".join(": ".join(place) for place in dict.fromkeys(flat))
-    return Found(
+    return Findings(
         said=[
             CAUTION,
             *([f"The same for every pair, so that nothing can be told by it: {told}."] if flat else []),

@@ -46,9 +46,16 @@ RUN_HERE = {
 }
 # Page → how a command begins → why no test runs it.
 NOT_RUN = {
+    "best_of_n.md": {
+        "python sweeps/best_of_n.py": "minutes; tests/cli/test_best_of_n_sweep.py runs it at its smallest",
+    },
     "audit.md": {
         "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
         "python -m trainers.data audit ultrafeedback": "tests/trainers/test_audit.py asserts the same findings in process",
+    },
+    "design.md": {
+        "python sweeps/full_grid.py run": "minutes; tests/cli/test_design.py runs --until and --budget at their smallest",
+        "python sweeps/full_grid.py plan": "tests/cli/test_design.py plans a design and a rule",
     },
     "suites.md": {
         ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
@@ -71,8 +78,7 @@ NOT_RUN = {
         "--train-set persona": "the line before goes on",
         "sweeps/full_grid.py --profile laptop": "minutes; test_readme.py runs the sweep at its smallest",
         "sweeps/persona.py --profile laptop": "minutes; tests/cli/test_persona_sweep.py runs it at its smallest",
-        "sweeps/full_grid.py --name best_of_grid": "minutes; as the others of this sweep",
-        "--eval-sets tiny_world": "the line before goes on",
+        "sweeps/best_of_n.py --profile laptop": "minutes; tests/cli/test_best_of_n_sweep.py runs it at its smallest",
     },
 }
 

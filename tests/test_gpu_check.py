@@ -14,7 +14,9 @@ def test_every_step_runs_on_the_cpu_and_is_right(tmp_path):
     found = json.loads(out.read_text())
     assert found.keys() == {"date", "device", *gpu_check.STEPS}
     assert found["kernels"]["Gemma-2-2B, window, fp32"]["relative error"] < 2e-5
-    assert found["throughput"]["fp32 im_rm"]["times naive"] > 0
+    assert found["training"]["llama-64 im_rm --zero-stage=3 --checkpointing, resumed"]
+    assert found["throughput"]["1B fp32 im_rm"]["times naive"] > 0
+    assert found["throughput"]["1B fp32 im_rm"]["kernels a step"] > 0
 
 
 def test_a_wrong_number_is_named(monkeypatch):

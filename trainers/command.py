@@ -27,7 +27,6 @@ from trainers.data.audit import token_findings
 from trainers.data.sources import Reading, chosen_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
-from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
 from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust, clean_name
 
@@ -36,6 +35,9 @@ UNREAD = 1
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
 Takes = Literal["nothing", "one", "several", "subcommand"]
+
+if typing.TYPE_CHECKING:
+    from trainers.pairs.tokens import TokenPair
 
 READABLE = "rmsweep-readable"
 _SIGNS = str.maketrans(
@@ -314,8 +316,11 @@ class OnPairs(TemplateFlags):
         )
         return model.to(device)
 
-    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> list[TokenPair]:
+    def tokenize(self, rows: Sequence[Any], location: str, model: str) -> "list[TokenPair]":
         """Return the drawn pairs as tokens of the `model` at `location`, and print what was left out or looks wrong."""
+        # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
+        from trainers.pairs.tokens import tokenize_pairs
+
         draw = DrawSpec(
             max_pairs=self.max_pairs,
             seed=self.seed,

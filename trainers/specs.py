@@ -27,6 +27,7 @@ Reasoning = Literal["score", "keep", "drop"]
 Output = Literal["head", "unembedding", "both"]
 # What is tokenised: the prompt and the response, or the question whether the response is correct.
 Rendering = Literal["response", "verification"]
+Engine = Literal["transformers", "vllm"]
 
 # The metadata of a field that came after keys were first used: a key leaves it out where it is at its default.
 ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
@@ -337,12 +338,36 @@ class ValidationSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSpec:
+    """How a policy answers a prompt: every token may be drawn, by its probability at the temperature."""
+
+    samples: int = 64
+    """Answers drawn to each prompt."""
+    temperature: float = 1.0
+    """Temperature of the draws."""
+    max_new_tokens: int = 256
+    """Tokens after which an answer is cut."""
+    sampling_seed: int = 0
+    """Seed of the draws."""
+    engine: Engine = "transformers"
+    """What draws: transformers, or vllm, which draws others of the same distribution and must be installed."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples >= 2, f"--samples {self.samples}: at least 2, to choose among.")
+        _require(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            f"--temperature {self.temperature}: above 0; at 0 all answers to a prompt are one.",
+        )
+        _require(self.max_new_tokens >= 1, f"--max-new-tokens {self.max_new_tokens}: at least 1.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """How a training is divided over devices; not part of any key, since results agree within 1e-5 in fp32.
 
     A step's pairs are split into as few forwards as hold at most `forward_tokens` tokens each; a longer pair is one by
     itself. `checkpointing` recomputes activations in the backward pass; `offload_optimizer` keeps the optimiser's
-    state in the host's memory.
+    state in the host's memory; `compile` fuses what a layer computes beside its attention.
     """
 
     world_size: int = 1
@@ -350,6 +375,7 @@ class Placement:
     forward_tokens: int
     checkpointing: bool = False
     offload_optimizer: bool = False
+    compile: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
@@ -360,3 +386,5 @@ class Placement:
         )
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
+        whole = self.zero_stage < 3 or not self.compile
+        _require(whole, "layers are compiled with ZeRO 0, 1 or 2: 3 gathers weights in their midst.")

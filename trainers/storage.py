@@ -99,10 +99,11 @@ class ObjectPath:
                 return False
         return True
 
-    def upload(self, file: Path) -> None:
-        """Put a file's content: at once, also where it goes up in parts."""
+    def upload(self, file: Path) -> str | None:
+        """Put a file's content, at once, also where it goes up in parts; return what names it in a listing (`e_tags`)."""
         with self.asked("written") as (obstore, client):
-            obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
+            put = obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
+        return put["e_tag"]
 
     def download(self, file: Path) -> str:
         """Write the object into a file and return its SHA-256."""
@@ -309,9 +310,9 @@ def cache_of(root: ObjectPath) -> Path:
     return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
-def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> None:
-    """Put the files `names` of a folder below `target`. Raises Unreachable; what is up by then stays."""
-    at_once(lambda name: (target / name).upload(folder / name), names)
+def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> list[str | None]:
+    """Put the files `names` of a folder below `target`, and return their ETags. Raises Unreachable; what is up by then stays."""
+    return at_once(lambda name: (target / name).upload(folder / name), names)
 
 
 def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ Interfaces of libraries that this package uses though they are private:
     transformers 5.23
       masking_utils.causal_mask_function     recognised, so that plain causal attention takes the fast kernel (attention)
       config._attn_implementation            no public name for the attention that a model runs with (layouts)
+      model._from_config                     builds a class of ours without weights; Auto classes do it publicly (loading)
       model._supports_attention_backend      whether a model's attention can be replaced at all (layouts)
       layer._gradient_checkpointing_func     wrapped, so that a recomputed layer stays in evaluation mode (engine)
       model._auto_class, custom_object_save  trusted code is saved with its weights, without what save_pretrained refuses (saving)
@@ -26,3 +27,4 @@ CONVERT = 2
 REFERENCE = 1
 TRAIN = 2
 EVALUATE = 2
+SAMPLE = 1

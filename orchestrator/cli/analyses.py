@@ -200,7 +200,7 @@ def _artifacts(stage: Stage | AnalyseStage) -> Iterator[str]:
     """Yield the names of a stage's artifact and of all that it is made from."""
     yield f"{stage.kind}/{stage.key}"
     if isinstance(stage, PrepareStage):
-        yield f"dataset/{stage.split.digest}"
+        yield f"{stage.split.kind}/{stage.split.digest}"
     for need in stage.needs:
         yield from _artifacts(need)
 

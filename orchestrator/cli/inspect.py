@@ -305,6 +305,7 @@ def sync(session: Session) -> int:
 
 def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
     """Name the damaged logs of complete trainings, for whose sake nothing is trained again."""
+    session.store.look(train=keys)
     for key in keys:
         error = damage(session.store, "train", key, "log.parquet")
         if error is not None:

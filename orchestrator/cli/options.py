@@ -202,6 +202,10 @@ class Options(ReadingOptions, CommonOptions):
     """Run a part of the grid, by model, reward, train, seed or any axis."""
     max_trials: Annotated[int | None, flag("N")] = None
     """Run the first N trials of the grid."""
+    until: Annotated[float | None, flag("X")] = None
+    """Run the grid, then add seeds and evaluation pairs until half of the 95 % interval of each difference is X or less."""
+    budget: Annotated[str | None, flag("40gpuh|2cpuh|'$200'")] = None
+    """Run the grid seed by seed, then add what narrows the differences most, until the sweep has cost this much."""
     extend: bool = False
     """Add this grid to the trials that the sweep of this name already has."""
     replace: bool = False

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
+from orchestrator.cli.design import Growth, design_lines, grows
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
@@ -71,7 +72,7 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
     else:
         wanted = with_analyses(declare(resolved), session, resolved.plans)
         adds = options.extend or _narrowed(session)
-        declaration = adopt(wanted, store, adds=adds, replaces=options.replace)
+        declaration = adopt(wanted, store, adds=adds, replaces=options.replace, grows=grows(session))
         say_damaged_logs(session, [item.key for item in resolved.plans])
     missing = missing_trials(resolved.plans, store)
     notes = read_state(session.sweep_name, store).trials
@@ -205,13 +206,42 @@ def carry_out(session: Session, work: Ready) -> Written:
     return written
 
 
+def rounds(session: Session, build: Build) -> Iterator[Build]:
+    """Yield the grid; under --until or --budget what it grows to, each time from what is complete by then. Raises SweepError."""
+    if not grows(session):
+        yield build
+        return
+    for sweep in _growth(session, _sweep(session, build), fetch=True).rounds(session.say):
+
+        def grown(selection: Selection, sweep: Sweep = sweep) -> Sweep:
+            return sweep
+
+        yield grown
+
+
+def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
+    return Growth(
+        base=sweep,
+        store=session.store,
+        nodes=capacity(session),
+        resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
+        until=session.options.until,
+        budget=session.options.budget,
+    )
+
+
 def run(session: Session, build: Build, *, again: bool = False) -> int:
     """Run what is missing, or `again` what has failed, and what follows: report, analyses, eviction, holes."""
-    work = ready(session, build, again=again)
+    grids = rounds(session, build)
+    work = ready(session, next(grids), again=again)
     # Each failure is said when it comes.
     told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
+        for grid in grids:
+            work = ready(session, grid)
+            told += [item.key for item in work.todo]
+            written = carry_out(session, work)
         print_report(session, written)
         computed = run_follow_up(session, work.declaration, work.resolved.plans)
         show_analyses(session, work.declaration)
@@ -254,8 +284,11 @@ def plan_only(session: Session, build: Build) -> Outlook:
     if price is not None and not 0 <= price < math.inf:
         raise SpecError(f"--price {price}: give $ per GPU-hour, 0 or more.")
     sweep = _sweep(session, build)
-    resolved = _resolve(session, sweep, fetch=False)
-    found = outlook(resolved, capacity(session), session.store, price=price)
+    growth = _growth(session, sweep, fetch=False)
+    resolved = growth.grid
+    found = outlook(resolved, growth.nodes, session.store, price=price)
+    told = growth.outlook()
+    forecast = [growth.forecast()] if grows(session) else []
     long, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
@@ -268,7 +301,13 @@ def plan_only(session: Session, build: Build) -> Outlook:
             for item in resolved.plans
         ]
         left_out = [dataclasses.asdict(item) for item in long]
-        said = {"categories": _categories(resolved), "too_long": left_out, "refused": refused}
+        said = {
+            "categories": _categories(resolved),
+            "too_long": left_out,
+            "refused": refused,
+            "design": told,
+            "rule": forecast,
+        }
         dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
     session.say_left_out(resolved.left_out)
@@ -276,6 +315,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     for train_set, evaluated in _categories(resolved).items():
         by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
         session.say(f"trained on {train_set}, evaluated on {', '.join(by_category)}")
+    session.say(*design_lines(told), *forecast)
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
     session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
@@ -500,5 +540,5 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
 
 def _set_aside_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
     """Make damaged scores count as missing; but for this the report would be the first to read them."""
-    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.evaluations]
+    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.scored]
     session.warn(*(f"damaged: {error}; it is made again" for error in gc.set_aside(session.store, scores)))

@@ -23,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.plan.durations import time_left_s
-from orchestrator.report.tables import what_differs
 from orchestrator.run.events import Completed, Event, Failed, Notice, Retried, RowsLogged
 from orchestrator.spec.redaction import RedactingFormatter, scrub
 from orchestrator.store.records import TrialNote
@@ -171,6 +170,9 @@ class Progress:
         complete: int,
         starting: str = "starting",
     ) -> None:
+        # With it comes Arrow, which no other command waits for.
+        from orchestrator.report.tables import what_differs
+
         self._console = console
         self._names = names
         self._short = {key: differs or same for key, (differs, same) in what_differs(names).items()}

@@ -95,7 +95,8 @@ _GROUP = re.compile(r"(?P<nodes>[^x]+)x(?P<gpus>[^x]+)x(?P<kind>[^@]+)(?:@(?P<pr
 class Node:
     """A machine with whole CPUs and GPUs: in a capacity all that it has, in a gate's state those that are free.
 
-    `gpu_kind` is the label of a GpuKind, "" where it is not known; `price` is in $ per GPU-hour where it was given.
+    `gpu_kind` is the label of a GpuKind, "" where it is not known; `price` is in $ per GPU-hour where it was given;
+    `host_gb` is the memory beside the CPUs, infinite where nobody says.
     """
 
     id: str
@@ -105,6 +106,7 @@ class Node:
     gpu_kind: str = ""
     price: float | None = None
     head: bool = False
+    host_gb: float = math.inf
 
     @property
     def kind(self) -> GpuKind | None:
@@ -137,7 +139,8 @@ def local_capacity() -> tuple[Node, ...]:
         default=(DEFAULT_GPU_GB, ""),
     )
     cpus = len(os.sched_getaffinity(0))
-    return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label),)
+    host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)
 
 
 def shown_gpus(listed: int, visible: str | None) -> int:
@@ -165,6 +168,12 @@ def gpu_kind(text: str) -> GpuKind | None:
     alike = [kind for kind in GPU_KINDS if kind.name == match["name"]]
     gb = float(match["gb"] or alike[0].gb)
     return min(alike, key=lambda kind: abs(kind.gb - gb))._replace(gb=gb) if gb > 0 else None
+
+
+def host_gb(resources: Mapping[str, Any]) -> float:
+    """Return the GB that Ray's resources give a node's tasks and its objects; infinite where they say nothing."""
+    given = [resources.get(name) for name in ("memory", "object_store_memory")]
+    return sum(value for value in given if isinstance(value, int | float)) / 1e9 or math.inf
 
 
 def kind_in(resources: Iterable[str]) -> GpuKind | None:
@@ -268,7 +277,9 @@ def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
             f"{at} has {gpus} GPUs of no known kind: give resources a field accelerator_type:H100 (one of "
             f"{_NAMES.replace('|', ', ')}), or node_config an InstanceType that is known ({', '.join(list(INSTANCES)[:4])}, …)."
         )
-    return workers, Node(id="", cpus=cpus, gpus=gpus, gpu_gb=kind.gb, gpu_kind=kind.label)
+    return workers, Node(
+        id="", cpus=cpus, gpus=gpus, gpu_gb=kind.gb, gpu_kind=kind.label, host_gb=host_gb(resources)
+    )
 
 
 def _count(value: Any, at: str) -> int:

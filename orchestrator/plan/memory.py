@@ -82,7 +82,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU."""
+    """GB of one rank, by what takes them. `unmeasured` is a margin, 0 on a CPU; `host` is beside a GPU's, and not in the total."""
 
     weights: float
     masters: float
@@ -93,6 +93,7 @@ class Footprint:
     gathered: float = 0.0
     buckets: float = 0.0
     unmeasured: float = 0.0
+    host: float = 0.0
 
     @property
     def state(self) -> float:
@@ -128,6 +129,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
         weights=width * everything / (placement.world_size if stage == 3 else 1) / GB,
         masters=4 * part / GB if copied and not hosted else 0.0,
         optimizer=0.0 if hosted else _moments_bytes(training.optim) * part / GB,
+        host=(4 + _moments_bytes(training.optim) + 4 * (stage >= 2)) * part / GB if hosted else 0.0,
     )
 
     # Gradients are summed and sent in fp32 whatever the weights are (trainers/train/engine.py). Half precision is run by

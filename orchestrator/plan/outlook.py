@@ -95,7 +95,7 @@ def outlook(
     resolved: ResolvedSweep, nodes: Sequence[Node], store: Store, *, price: float | None = None
 ) -> Outlook:
     """Lay out on those nodes what is missing of the sweep. Nothing is fetched but a model's config."""
-    gpus, gpu_gb = placement.gpus_of(nodes)
+    gpus, gpu_gb, _ = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
     known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
     named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
@@ -141,7 +141,7 @@ def outlook(
     schedule = list(jobs.values())
     hours = sum(job.request.width * job.takes_s for job in schedule) / 3600
     makespan_h = _played_s(schedule, nodes) / 3600
-    per_hour, price_is = _price(nodes, price)
+    per_hour, price_is = price_of(nodes, price)
     return Outlook(
         sweep=resolved.sweep.name,
         cluster=hardware.describe(nodes),
@@ -218,7 +218,7 @@ def _add_jobs(
         seconds = times.train_s(item, placed)
         add(request := Request.of("train", item.key, placed, seconds), waits, item.key)
         waits.append(request.id)
-    if unscored := [stage.prepared for stage in item.evaluations if stage in missing]:
+    if unscored := [stage.prepared for stage in item.scored if stage in missing]:
         seconds = times.scoring_s(item, unscored, placed)
         add(Request.of("evaluate", item.key, placed, seconds), waits, item.key)
 
@@ -233,7 +233,7 @@ def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     return makespan_s(simulate(jobs, nodes, window(sum(node.gpus or node.cpus for node in nodes))))
 
 
-def _price(nodes: Sequence[Node], given: float | None) -> tuple[float | None, str]:
+def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float | None, str]:
     """$ per GPU-hour, the mean over the cluster's GPUs, and where it is from."""
     kinds = [(node, kind) for node in nodes if (kind := node.kind) is not None]
     if not kinds:

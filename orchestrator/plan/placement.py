@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from orchestrator.plan.hardware import GPU_KINDS, Node
 from orchestrator.plan.memory import PairTokens, Training, footprint
@@ -39,8 +40,8 @@ def place(
     `architecture` is that of a model that the catalog does not know; a model of unknown size gets one GPU, and no
     forward that is longer than the longest pair. Raises PlanError; SpecError for tf32 without a GPU.
     """
-    gpus, gpu_gb = gpus_of(capacity)
-    if not gpus:
+    gpus = gpus_of(capacity)
+    if not gpus.number:
         _refuse_tf32([trial])
         return _place_on_cpus(trial, capacity, rules)
     training = training_of(trial, architecture)
@@ -48,9 +49,9 @@ def place(
         return Placement(
             forward_tokens=int(_longest_pair(trial.model, trial.train_draw).total), device="cuda"
         )
-    found = fitting(training, gpus, gpu_gb)
+    found = fitting(training, gpus)
     if found is None:
-        raise PlanError(_why_not(trial, training, gpus, gpu_gb))
+        raise PlanError(_why_not(trial, training, gpus))
     return found
 
 
@@ -83,25 +84,39 @@ def _longest_pair(model: ModelSpec, draw: DrawSpec) -> PairTokens:
     return PairTokens(prompt=prompt, chosen=response, rejected=response)
 
 
-def gpus_of(capacity: Iterable[Node]) -> tuple[int, float]:
-    """Count the GPUs, and find the GB of the smallest; (0, 0) where there are none."""
+class Gpus(NamedTuple):
+    """How many GPUs there are, the GB of the smallest, and the least GB of host memory that comes to one; 0 where there are none."""
+
+    number: int
+    gb: float
+    host_gb: float = math.inf
+
+
+def gpus_of(capacity: Iterable[Node]) -> Gpus:
+    """Return the GPUs of all nodes, each taken to be as the smallest."""
     nodes = [node for node in capacity if node.gpus]
-    return sum(node.gpus for node in nodes), min((node.gpu_gb for node in nodes), default=0.0)
+    return Gpus(
+        number=sum(node.gpus for node in nodes),
+        gb=min((node.gpu_gb for node in nodes), default=0.0),
+        host_gb=min((node.host_gb / node.gpus for node in nodes), default=0.0),
+    )
 
 
 @functools.lru_cache(maxsize=4096)
-def fitting(training: Training, gpus: int, gpu_gb: float) -> Placement | None:
-    """Place a training on that many GPUs of that size; None where it fits on none."""
-    for least in _candidates(training, gpus):
+def fitting(training: Training, gpus: Gpus) -> Placement | None:
+    """Place a training on these GPUs; None where it does not fit on them."""
+    for least in _candidates(training, gpus.number):
 
         def gb(tokens: int, least: Placement = least) -> float:
             return footprint(training, replace(least, forward_tokens=tokens)).total
 
-        if gb(least.forward_tokens) <= gpu_gb:
+        if footprint(training, least).host > gpus.host_gb:
+            continue
+        if gb(least.forward_tokens) <= gpus.gb:
             # A step in one forward has no gradients of earlier ones: it may fit where a little less does not.
             most = least.forward_tokens * math.ceil(training.optim.effective_batch / least.world_size)
             sizes = range(least.forward_tokens, most, _TOKENS_STEP)
-            largest = most if gb(most) <= gpu_gb else sizes[bisect.bisect(sizes, gpu_gb, key=gb) - 1]
+            largest = most if gb(most) <= gpus.gb else sizes[bisect.bisect(sizes, gpus.gb, key=gb) - 1]
             return replace(least, forward_tokens=largest)
     return None
 
@@ -125,21 +140,24 @@ def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
                 )
 
 
-def _why_not(trial: TrialSpec, training: Training, gpus: int, gpu_gb: float) -> str:
-    """Say why a training fits nowhere on that many GPUs of that size, and what would make it fit."""
-    used = (footprint(training, placed) for placed in _candidates(training, gpus))
+def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
+    """Say why a training does not fit on these GPUs, and what would make it fit."""
+    count, gpu_gb, host_gb = gpus
+    used = (footprint(training, placed) for placed in _candidates(training, count))
     least = min(used, key=lambda found: found.total)
     ways = []
     most = training.optim.effective_batch
-    wider = next((n for n in range(gpus + 1, most + 1) if fitting(training, n, gpu_gb)), None)
+    wider = next((n for n in range(count + 1, most + 1) if fitting(training, gpus._replace(number=n))), None)
     if wider is not None:
         ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
     larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
-    found = next((kind for kind in larger if fitting(training, gpus, kind.gb)), None)
+    found = next((kind for kind in larger if fitting(training, gpus._replace(gb=kind.gb))), None)
     if found is not None:
-        ways.append(f"on {gpus} × {found.label}")
+        ways.append(f"on {count} × {found.label}")
+    if least.host > host_gb:
+        ways.append(f"with {least.host:.0f} GB of host memory a GPU for the optimiser, not {host_gb:.0f}")
     return (
-        f"{trial.model.name} · {trial.reward.name} needs {least.total:.0f} GB on each of at most {gpus} GPUs of "
+        f"{trial.model.name} · {trial.reward.name} needs {least.total:.0f} GB on each of at most {count} GPUs of "
         f"{gpu_gb:g} GB even with recomputed activations and an offloaded optimiser ({least.state:.0f} GB of training "
         f"state, {least.activations:.0f} GB of activations of a pair of {training.pair.total:.0f} tokens, "
         f"{least.unmeasured:.0f} GB of margin). It would fit "
@@ -149,10 +167,10 @@ def _why_not(trial: TrialSpec, training: Training, gpus: int, gpu_gb: float) -> 
 
 def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
     """Whether each model can be trained on the GPUs by the paper's recipe, by either of the paper's reward types."""
-    gpus, gpu_gb = gpus_of(capacity)
-    return gpus > 0 and all(
+    gpus = gpus_of(capacity)
+    return gpus.number > 0 and all(
         shapes is not None
-        and fitting(_training(model, shapes, reward, OptimSpec(), DrawSpec()), gpus, gpu_gb) is not None
+        and fitting(_training(model, shapes, reward, OptimSpec(), DrawSpec()), gpus) is not None
         for model in models
         for shapes in [catalog.architecture(model)]
         for reward in (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=1.0))
@@ -161,7 +179,7 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
     """Raises PlanError with every line of `misfits`; SpecError for tf32 without a GPU."""
-    if not gpus_of(capacity)[0]:
+    if not gpus_of(capacity).number:
         _refuse_tf32(trials)
     lines = misfits(trials, capacity)
     if lines:
@@ -179,8 +197,8 @@ def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
 
 def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
     """Say why the models of known size that fit nowhere do not, one line for each model and reward type."""
-    gpus, gpu_gb = gpus_of(capacity)
-    if not gpus:
+    gpus = gpus_of(capacity)
+    if not gpus.number:
         large = dict.fromkeys(
             f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
             for trial in trials
@@ -189,9 +207,7 @@ def misfits(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> list[str]:
         return [f"0 GPUs are here, and these models need some: {', '.join(large)}."] if large else []
     trainings = [(trial, training) for trial in trials if (training := training_of(trial)) is not None]
     lines = [
-        _why_not(trial, training, gpus, gpu_gb)
-        for trial, training in trainings
-        if fitting(training, gpus, gpu_gb) is None
+        _why_not(trial, training, gpus) for trial, training in trainings if fitting(training, gpus) is None
     ]
     return list(dict.fromkeys(lines))
 

@@ -30,10 +30,10 @@ def write_analysis(
     rows: Mapping[str, Rows] | None = None,
     figures: Mapping[str, Callable[[], Any]] | None = None,
 ) -> None:
-    """Write what an analysis has found into its folder, and `results` into its manifest as well.
+    """Write the findings of an analysis into its folder, and `results` into its manifest as well.
 
-    `results` may hold dataclasses, such as estimates. `rows` and `figures` are by the name of their file; a figure is what its
-    function draws, None where there is nothing to draw.
+    `results` may hold dataclasses, such as estimates. `rows` and `figures` are by file name; a figure's function returns None if
+    there is nothing to draw.
     """
     text = json.dumps(results, indent=1, ensure_ascii=False, default=asdict)
     (attempt.directory / "results.json").write_text(text)

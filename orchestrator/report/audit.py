@@ -1,7 +1,7 @@
-"""Audits of the data in the store: computed once per content, kept in <storage>/audits/ by content key.
+"""Audits of the data in the store: computed once per content, stored in <storage>/audits/ by content key.
 
-The audit of a set depends on its rows alone, and the overlap of two sets on the rows of both, so sweeps on the same data
-share them. A damaged file is made again.
+The audit of a set depends only on its rows, and the overlap of two sets on the rows of both, so sweeps on the same data
+share them. A damaged file is computed again.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from orchestrator.store.records import Declaration
 from trainers.data import audit, overlaps
 from trainers.storage import SEAL, replace, seal
 
-# What this process has read or computed, by root and key: a grid asks for each overlap once per trial.
+# Records that this process has read or computed, by root and key: a grid asks for each overlap once per trial.
 _known: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
-    """Return the audit of the rows that a sweep trains and is evaluated on; sets whose rows are not in the store are left out."""
+    """Return the audit of a sweep's training and evaluation sets, without those whose rows are not in the store."""
     # Names and digests: what trains, and by each what is evaluated after it.
     asked: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
     for trial in declaration.trials:
@@ -52,7 +52,7 @@ def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
 
 
 def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
-    """Return the digests of the splits whose responses an evaluation set rewrites; none where no trial declares that."""
+    """Return the digests of the splits whose responses an evaluation set rewrites, if a trial declares that."""
     found: set[str] = set()
     for trial in declaration.trials:
         if any(
@@ -67,8 +67,8 @@ def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
 
 
 def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Finding]:
-    """Yield what was found in the sets as models read them: once for all models that read a set alike."""
-    # Tokenising is no business of planning.
+    """Yield the findings in tokenised sets, once for all models with the same finding."""
+    # Planning does not need the tokenisers that this import loads.
     from trainers.pairs.tokens import read_counts
 
     models: dict[tuple[str, str], list[str]] = {}
@@ -85,9 +85,7 @@ def _token_findings(declaration: Declaration, store: Store) -> Iterator[audit.Fi
             for finding in audit.token_findings(name, counts, info["pairs"]):
                 found.setdefault(finding, []).extend(readers)
     for finding, readers in found.items():
-        yield dataclasses.replace(
-            finding, where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}"
-        )
+        yield finding._replace(where=f"{finding.where}, read by {', '.join(dict.fromkeys(readers))}")
 
 
 def leaked_rows(store: Store, train_digest: str, eval_digest: str) -> NDArray[np.int64] | None:

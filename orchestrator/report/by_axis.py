@@ -1,6 +1,6 @@
-"""What the values of an axis come to: accuracy by category at each value, and which is the best on held-out training pairs.
+"""Accuracy at each value of an axis, and which value is the best on held-out training pairs.
 
-A trial that does not read the axis stands at every value.
+A trial that does not read the axis is shown at every value.
 """
 
 import re
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def axes_of(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
-    """Return the values of each axis that has several, numbers in their order."""
+    """Return the values of each axis that has several values; numbers are sorted."""
     found: dict[str, dict[str, None]] = {}
     for trial in trials:
         for axis, value in trial.axes.items():
@@ -40,9 +40,9 @@ def _is_number(value: str) -> bool:
 
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
-    """Yield a table for each axis: accuracy by training set, category, reward type and value, and differences at a value."""
+    """Yield a table for each axis: accuracies and differences by training set, category, reward type and value."""
     for axis, values in axes_of([result.record for result in analysis.results]).items():
-        at = {value: Analysis([*_at(analysis.results, axis, value)]) for value in values}
+        at = {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
         records = [result.record for result in analysis.results]
         first = [_reward(record, axis) for record in records if record.reward == analysis.baseline]
         kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
@@ -81,8 +81,8 @@ def axis_tables(analysis: Analysis) -> Iterator[Table]:
         )
 
 
-def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
-    """Yield the trials at a value, by reward types that do not name it."""
+def at_value(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
+    """Yield the trials at a value; their reward types no longer name the axis."""
     for result in results:
         record = result.record
         if axis not in record.axes or shown(record.axes[axis]) == value:
@@ -90,7 +90,7 @@ def _at(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[Trial
 
 
 def _reward(record: TrialRecord, axis: str) -> str:
-    """Return the reward type's name without the axis: those of all axes stand at its end."""
+    """Return the reward type's name without the axis; axes stand at the end of the name."""
     named = {name: in_a_name(name, value) for name, value in record.axes.items()}
     plain = record.reward.removesuffix("".join(named.values()))
     return plain + "".join(text for name, text in named.items() if name != axis)
@@ -113,7 +113,7 @@ def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str
 
 
 def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
-    """Say which value ranks most held-out training pairs right, over the models and seeds that have all values."""
+    """Say which value ranks the most held-out training pairs right, over the models and seeds that have all values."""
     found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
     for value, here in at.items():
         for result in here.results:
@@ -133,7 +133,7 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
 
 
 def draw_axis(table: Table) -> "Figure | None":
-    """Draw accuracy against a numeric axis, a panel per training set and category; None where it is not numeric."""
+    """Draw accuracy against a numeric axis, a panel per training set and category; None for other axes."""
     axis = table.names[3]
     found = {str(row[axis]) for row in table.rows}
     if not all(map(_is_number, found)) or not any("accuracy" in row for row in table.rows):

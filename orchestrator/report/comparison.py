@@ -1,9 +1,8 @@
-"""What reward types are worth and how far they are apart, with uncertainty: by category, set and model; and pair by pair.
+"""Means and differences of reward types with their uncertainty: by category, set and model, and pair by pair.
 
-Only trials that learned count, and where a scope's sets are all evaluated; a difference is *baseline − other*, over the cells of
-model and seed that have both types. Nothing is filled in. `Analysis` asks what other models, seeds and test pairs would say.
-`SetOutcomes` and `regression` ask what the difference of a pair goes with, given the trainings that there are: retraining adds
-no pairs, so there a pair is the unit.
+A trial counts if it learned and was evaluated on all sets of a scope. A difference is *baseline − other*, over the cells of
+model and seed that have both types. Missing values are never filled in. The intervals of `Analysis` cover other models, seeds and
+test pairs. `SetOutcomes` and `regression` relate the difference on each pair to the pair's features, for the given trainings.
 
 Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, B draws, K terms of a regression.
 """
@@ -26,22 +25,22 @@ from orchestrator.report.statistics import (
     generator,
     pair_counts,
 )
-from orchestrator.report.tables import reward_title
+from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
-# From so many models on, an interval is over models too.
+# With this many models or more, an interval covers other models too.
 MODELS_NEEDED = 4
-# Numbers held at once while single pairs are left out: 32 MB.
+# Numbers in memory at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
 # Draws whose normal equations are worse conditioned are left out.
 _SINGULAR = 1e10
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
-# Accuracies without the help of length and of leaks.
+# Accuracies that neither length nor leaks can help.
 CONTROLS = {LENGTH_CONTROLLED: "length-controlled", LEAK_FREE: "leak-free"}
-# Of these categories a set's pairs are those of the training set, in its own words or others.
+# Sets of these categories hold the training set's pairs, as they are or reworded.
 _OF_TRAINING_SET = ("in-distribution", "token-level shift")
 
 
@@ -105,7 +104,7 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError where pairs do not make the metric."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError for a metric that is not a mean over pairs."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
     means: dict[str, Floats] = {
@@ -137,7 +136,7 @@ class Mean:
     """A metric of one reward type, or a difference: the mean over a scope's sets, then over seeds, then over models.
 
     `cells` are the trials of each model and seed, whose values are added with `signs`: (1,) of one type, (1, −1) of a
-    difference. `groups` says which sets share their pairs. What takes time is computed when it is first asked for.
+    difference. `groups` says which sets share their pairs. Slow values are computed on first use.
     """
 
     scope: Scope
@@ -205,7 +204,7 @@ class Mean:
 
     @property
     def at_chance(self) -> bool:
-        """Whether this is an accuracy on new pairs of the training set's own kind, and no better than a coin's."""
+        """Whether this is an in-distribution accuracy that is no better than chance."""
         return (
             (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
             and self.value <= chance_bound(self.pairs)
@@ -213,27 +212,27 @@ class Mean:
 
     @property
     def over_models(self) -> bool:
-        """Whether the interval says what other models would do, not other trainings of these models alone."""
+        """Whether the interval covers other models, not only other trainings of these models."""
         return len(self.cells) >= MODELS_NEEDED
 
     @property
     def over(self) -> str:
-        """What the interval is over: `6 models, 3 seeds, 200 pairs`."""
+        """Say what the interval covers: `6 models, 3 seeds, 200 pairs`."""
         models, seeds, pairs = (
-            _count(number, noun)
+            number_of(number, noun)
             for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
         )
         if self.prompts < self.pairs:
-            pairs += f" of {_count(self.prompts, 'prompt')}"
+            pairs += f" of {number_of(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
-        if self._spread.trainings:
+        if self.spread.trainings:
             return f"{seeds}, {pairs} of {own}"
         return f"{pairs} of one training of {own}"
 
     @cached_property
-    def _columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
+    def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
         """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
@@ -254,8 +253,9 @@ class Mean:
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
     @cached_property
-    def _spread(self) -> statistics.Spread:
-        by_model, groups_U = self._columns
+    def spread(self) -> statistics.Spread:
+        """The variance of the value, and its degrees of freedom."""
+        by_model, groups_U = self.columns
         if self.over_models:
             by_model = [np.stack([columns.mean(axis=1) for columns in by_model], axis=1)]
         return statistics.crossed(by_model, groups_U)
@@ -266,35 +266,38 @@ class Mean:
         if self.metric.startswith("accuracy"):
             # A difference of two differences may be as large as 2.
             scale, floor = max(1, len(self.signs) // 2), 1 - min(2, len(self.signs))
-            spread = replace(self._spread, variance=self._spread.variance / scale**2)
+            spread = replace(self.spread, variance=self.spread.variance / scale**2)
             found = statistics.bounded_interval(self.value / scale, spread, self.prompts, floor=floor)
             found = replace(found, value=self.value, low=found.low * scale, high=found.high * scale)
         else:
-            found = statistics.unbounded_interval(self.value, self._spread)
-        told = len(self.signs) > 1 and self._spread.trainings > 0
+            found = statistics.unbounded_interval(self.value, self.spread)
+        told = len(self.signs) > 1 and self.spread.trainings > 0
         return replace(found, std=self.std, p=found.p if told else None)
 
     @cached_property
     def p_pairs(self) -> float:
         """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
-        by_model, _ = self._columns
+        by_model, _ = self.columns
         mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
         return statistics.permutation_p(np.round(mean_U, 12))
 
 
 class Analysis:
-    """Any mean and difference of a sweep's results, which are those on the pairs that all models have.
+    """Computes means and differences of a sweep's results, which must be on the pairs that all models have.
 
-    Differences are `baseline` − each of `others`, the other reward types; the baseline is the first of the sweep where none is
-    given. Raises KeyError where the sweep has no such type.
+    Differences are `baseline` − each of `others`, the other reward types. The default baseline is the sweep's first type.
+    Raises KeyError if the sweep has no such type.
     """
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
+        self._of: dict[tuple[str, str], list[TrialResult]] = {}
+        for result in results:
+            self._of.setdefault((result.record.train_set, result.record.model), []).append(result)
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
-        self._added: dict[tuple[str, str], Floats] = {}
+        self._added: dict[tuple[str, str, str], Floats] = {}
         self.train_sets = _unique(result.record.train_set for result in results)
         self.models = _unique(result.record.model for result in results)
         found = _unique(result.record.reward for result in results)
@@ -343,7 +346,7 @@ class Analysis:
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
     def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
-        """Return the difference from each other type in each category, those on training pairs left out."""
+        """Return the difference from each other type in each category except training pairs."""
         return {
             (scope, other): found
             for scope in self.categories()
@@ -354,22 +357,20 @@ class Analysis:
 
     @cached_property
     def holm(self) -> dict[tuple[Scope, str], float]:
-        """The p of each of `differences`, corrected for their number; of pairs alone where one training can give none."""
+        """Return the p of each of `differences`, corrected for their number; where there is one training of each type, `p_pairs`."""
         found = self.differences()
         plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
         return dict(zip(found, statistics.holm(plain), strict=True))
 
     def control(self, scope: Scope, metric: str, *, other: str | None = None) -> Mean | None:
-        """Return the difference of one of CONTROLS; None where not all trials have it that the plain difference is of."""
+        """Return the difference in one of CONTROLS; None unless all trials of the plain difference have that metric."""
         found, plain = (self.difference(scope, name, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 
     def _over_models(
         self, scope: Scope, metric: str, models: tuple[str, ...], kinds: tuple[str, ...]
     ) -> Mean | None:
-        found = {
-            model: seeds for model in models if (seeds := cells(self.results, scope, model, kinds, metric))
-        }
+        found = {model: seeds for model in models if (seeds := self._cells(scope, model, kinds, metric))}
         if not found:
             return None
         return Mean(
@@ -383,19 +384,25 @@ class Analysis:
 
     def added(self, item: EvaluationResult, metric: str) -> Floats:
         """Return what each pair adds to a metric of an evaluation, computed once."""
-        place = (item.key, metric)
+        # Two stores that are compared may hold different scores under one key.
+        place = (item.key, item.attempt, metric)
         if place not in self._added:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
+    def _cells(
+        self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
+    ) -> dict[int, tuple[TrialResult, ...]]:
+        return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
+
     def complete_models(self, scope: Scope) -> list[str]:
-        """Return the models that have every reward type declared for them; a type that no model has yet does not count."""
+        """Return the models with results of every reward type declared for them; types without any results do not count."""
         declared = {
             (item.record.model, item.record.reward)
             for item in self.results
             if item.record.train_set == scope.train_set
         }
-        counts = {(model, kind) for model, kind in declared if cells(self.results, scope, model, (kind,))}
+        counts = {(model, kind) for model, kind in declared if self._cells(scope, model, (kind,))}
         known = {kind for _, kind in counts}
         lacking = {model for model, kind in declared - counts if kind in known}
         whole = {model for model, _ in counts} - lacking
@@ -405,7 +412,7 @@ class Analysis:
         return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
 
     def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
-        """Count the cells of model, seed and set in which the baseline's accuracy is ahead of the other's."""
+        """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
         if not self.others:
             return statistics.win_rate([])
         gaps = [
@@ -431,55 +438,7 @@ class Analysis:
 
     def cells_of(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
         """Yield one trial of each type by model and seed, where all types count."""
-        return (cell for model in self.models for cell in cells(self.results, scope, model, kinds).values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controlled:
-    """Baseline − other of accuracy over the sets of a category: as it is, at matched lengths, and on pairs not seen in training.
-
-    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
-    pairs that all leaked. `pairs` counts those of the largest set, `unseen` those of all sets that training has not seen.
-    """
-
-    baseline: str
-    other: str
-    train_set: str
-    category: Category
-    sets: tuple[str, ...]
-    pairs: int
-    unseen: int | None
-    plain: Estimate
-    length: Estimate | None
-    leak_free: Estimate | None
-
-
-def controlled(analysis: Analysis) -> list[Controlled]:
-    """Return one per training set, category and other type in which both types are compared."""
-    return [
-        _controlled(analysis, scope, other, plain)
-        for scope in analysis.categories()
-        for other in analysis.others
-        if (plain := analysis.difference(scope, "accuracy", other=other))
-    ]
-
-
-def _controlled(analysis: Analysis, scope: Scope, other: str, plain: Mean) -> Controlled:
-    length, leak_free = (analysis.control(scope, metric, other=other) for metric in CONTROLS)
-    trial = analysis.compared(scope, other)[0]
-    unseen = [_metric(trial, name, "n_leak_free") for name in scope.sets if has(trial, scope, "n_leak_free")]
-    return Controlled(
-        baseline=analysis.baseline,
-        other=other,
-        train_set=scope.train_set,
-        category=scope.category,
-        sets=scope.sets,
-        pairs=plain.pairs,
-        unseen=round(sum(unseen)) if unseen else None,
-        plain=plain.estimate,
-        length=length.estimate if length else None,
-        leak_free=leak_free.estimate if leak_free else None,
-    )
+        return (cell for model in self.models for cell in self._cells(scope, model, kinds).values())
 
 
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
@@ -498,17 +457,13 @@ def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SetOutcomes:
     """How the reward types of one training set rank each of the P pairs of a set: means over seeds, then models.
 
-    `index` are their rows in the source split. `right` is by reward type the share of cells that rank the pair right;
-    `margin` the mean margin in standard deviations of the set's rewards; `longer` by how many tokens chosen is longer; `leaked`
-    is None where training rows are not known.
+    `index` holds the pairs' rows in the source split. By reward type, `right` is the share of cells that rank the pair right and
+    `margin` the mean margin in standard deviations of the set's rewards. `longer` says by how many tokens chosen is longer.
+    `leaked` is None if the training rows are unknown.
     """
 
     train_set: str
@@ -539,12 +494,12 @@ class SetOutcomes:
 def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str]) -> list[SetOutcomes]:
     """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
 
-    `results` are those on the pairs that all models have.
+    `results` must be on the pairs that all models have.
     """
     found = []
     models = _unique(result.record.model for result in results)
     for scope in category_scopes(results) if kinds else ():
-        # A category is the mean of all its sets, over the same cells.
+        # All sets of a category are averaged over the same cells.
         by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
         found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]
     return found
@@ -563,7 +518,7 @@ def _outcomes(
     every = [item for side in sides for items in side for item in items]
 
     def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Over seeds, then over models, which all have the same pairs; in the order of their rows."""
+        """Average over seeds, then over models, in the order of the pairs' rows."""
         found: Floats = np.mean(
             [
                 np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
@@ -607,7 +562,7 @@ def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
 
 
 def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Floats]:
-    """Draw pairs of each set with replacement: counts [B, P], alike for a set and its rewritings."""
+    """Draw pairs of each set with replacement: counts [B, P], the same for a set and its rewritings."""
     names = [item.train_set if item.category in _OF_TRAINING_SET else item.dataset for item in outcomes]
     counts = {}
     for name in dict.fromkeys(names):
@@ -622,19 +577,18 @@ def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
-    """Least squares of a number that each pair has: its change by one standard deviation of each feature.
+    """A least-squares fit of one value per pair: its change by one standard deviation of each feature.
 
-    `left_out` are features that do not vary, or that others say already. `explained` is R².
+    A feature that does not vary, or that others imply, has no coefficient. `explained` is R².
     """
 
     coefficients: dict[str, Estimate]
-    left_out: tuple[str, ...]
     explained: float
     pairs: int
 
 
 def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floats) -> Regression | None:
-    """Fit an intercept and standardised features in every draw; None where there are no more pairs than terms."""
+    """Fit an intercept and standardised features in every draw; None if there are no more pairs than terms."""
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
         spread = float(feature_P.std())
@@ -655,14 +609,13 @@ def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floa
             name: statistics.estimate(float(value_K[number]), draws_BK[:, number])
             for number, name in enumerate(terms)
         },
-        left_out=tuple(name for name in features if name not in terms),
         explained=1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0,
         pairs=len(values_P),
     )
 
 
 def _least_squares(values_P: Floats, terms_PK: Floats, weights_BP: Floats) -> Floats:
-    """Return the coefficients under each row of weights, [B, K]; not a number where a row does not determine them."""
+    """Return the coefficients under each row of weights, [B, K]; NaN where a row does not determine them."""
     normal_BKK = np.einsum("bp,pk,pl->bkl", weights_BP, terms_PK, terms_PK, optimize=True)
     right_BK = weights_BP @ (terms_PK * values_P[:, None])
     sound_B = np.linalg.cond(normal_BKK) < _SINGULAR

@@ -1,21 +1,30 @@
-"""The sentences of a report, computed from its numbers: what is concluded, and when to prefer which reward type.
+"""The sentences of a report, computed from its numbers: the conclusions, and when to prefer which reward type.
 
-It begins with three: who is ahead where and by how much; how surely; what could be fooling us.
+Three conclusions come first: who is ahead where and by how much, how sure that is, and what could be fooling us.
 """
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report import published
-from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Controlled, Mean, Scope
+from orchestrator.report.comparison import (
+    CONTROLS,
+    LEAK_FREE,
+    LENGTH_CONTROLLED,
+    MODELS_NEEDED,
+    Analysis,
+    Mean,
+    Scope,
+)
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import interval, reward_title
+from orchestrator.report.tables import interval, number_of, reward_title
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
-# A control that moves a difference by less than this says nothing new.
+# A control is mentioned if it moves a difference by at least this much.
 MOVED = 0.02
-# Reward types that the conclusions tell of, beside the baseline; a table has all.
+# The conclusions name this many reward types beside the baseline; a table has all.
 TOLD = 3
 Known = dict[tuple[Scope, str], Mean]
 
@@ -32,16 +41,16 @@ def conclusions(analysis: Analysis, audit: Audit | None = None) -> tuple[str, st
 
 
 def _best(known: Known) -> Known:
-    """Leave the differences from the TOLD reward types that are best on the mean of all categories."""
-    ahead: dict[str, float] = {}
+    """Keep the differences from the TOLD reward types that are best on the mean of their categories."""
+    behind: dict[str, list[float]] = {}
     for (_, other), item in known.items():
-        ahead[other] = ahead.get(other, 0.0) + item.value
-    best = sorted(ahead, key=lambda other: ahead[other])[:TOLD]
+        behind.setdefault(other, []).append(item.value)
+    best = sorted(behind, key=lambda other: statistics.fmean(behind[other]))[:TOLD]
     return {place: item for place, item in known.items() if place[1] in best}
 
 
 def _answer(analysis: Analysis, told: Known, known: Known) -> str:
-    """Say where each type is ahead, by how much, and where that cannot be told; what intervals are over is said once."""
+    """Say where each type is ahead and by how much, and where no difference can be told."""
     over = list(dict.fromkeys(item.over for item in told.values()))
     parts = []
     for other in analysis.others:
@@ -82,7 +91,7 @@ def _verdicts(found: dict[Scope, Mean], baseline: str, other: str, *, alone: boo
 
 
 def _support(analysis: Analysis, told: Known, known: Known) -> str:
-    """Say the win-rates, how much there is to go by, what correction leaves, and whether the signs are the paper's."""
+    """Give win-rates, the amount of data, what correction for comparisons leaves, and agreement with the paper's signs."""
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
@@ -95,7 +104,7 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     if apart and len(known) > 1:
         left = sum(analysis.holm[place] < 0.05 for place in apart)
         parts.append(
-            f"corrected for {len(known)} comparisons (Holm), {left} of {_count(len(apart), 'lead')} "
+            f"corrected for {len(known)} comparisons (Holm), {left} of {number_of(len(apart), 'lead')} "
             f"{'stands' if left == 1 else 'stand'} at 5 %"
         )
     size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
@@ -107,13 +116,13 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     ]
     if signs:
         parts.append(
-            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {_count(len(signs), 'categor', 'y', 'ies')}"
+            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {number_of(len(signs), 'category', 'categories')}"
         )
     return _sentence("; ".join(parts))
 
 
 def _size(counted: Sequence[TrialResult]) -> str:
-    """Say how much there is to go by, and what cannot be said of other seeds and models."""
+    """Give the amount of data, and what it cannot say about other seeds and models."""
     if not counted:
         return "No trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
@@ -121,7 +130,7 @@ def _size(counted: Sequence[TrialResult]) -> str:
     pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
     few = pairs[0]
     span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
-    text = f"This rests on {_count(models, 'model')}, {_count(seeds, 'seed')} and {span} test pairs a set, "
+    text = f"This rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
     text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
     if seeds == 1:
         text += ", and one seed says nothing about others"
@@ -151,10 +160,7 @@ def _doubts(analysis: Analysis, known: Known, audit: Audit | None) -> str:
 def _holes(analysis: Analysis) -> Iterator[str]:
     missing = sum(not result.complete for result in analysis.results)
     if missing:
-        yield (
-            f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and nothing stands in "
-            "for them"
-        )
+        yield f"the sweep is incomplete, {missing} of {len(analysis.results)} trials are missing and not imputed"
     if any(
         result.train_left_out or any(item.left_out for item in result.evaluations)
         for result in analysis.results
@@ -164,11 +170,11 @@ def _holes(analysis: Analysis) -> Iterator[str]:
     if unlearned:
         kinds = _listed(sorted({reward_title(result.record.reward) for result in unlearned}))
         enter = "enters" if len(unlearned) == 1 else "enter"
-        yield f"{_count(len(unlearned), 'trial')} ({kinds}) did not learn their training pairs and {enter} no mean"
+        yield f"{number_of(len(unlearned), 'trial')} ({kinds}) did not learn their training pairs and {enter} no mean"
 
 
 def _chance(analysis: Analysis) -> Iterator[str]:
-    """Say which cells fit their training pairs and are at chance on new ones of the same kind."""
+    """Say which cells fit their training pairs but are at chance in-distribution."""
     found = [
         f"{model} as {reward_title(kind)} on {scope.train_set} ({mean.value:.3f})"
         for scope in analysis.categories()
@@ -183,7 +189,7 @@ def _chance(analysis: Analysis) -> Iterator[str]:
 
 
 def _lengths(known: Known, audit: Audit | None) -> Iterator[str]:
-    """Say where length alone ranks pairs right, in the measures of the audit; sets of equal numbers together."""
+    """Say where length alone ranks pairs right, by the audit; sets with equal numbers share a sentence."""
     compared = {f"{name}/test" for scope, _ in known for name in scope.sets}
     found: dict[str, list[str]] = {}
     for finding in audit.findings if audit else ():
@@ -194,7 +200,7 @@ def _lengths(known: Known, audit: Audit | None) -> Iterator[str]:
 
 
 def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
-    """Say where length or leaks account for some of a difference, and where that was not measured."""
+    """Say where length or leaks explain part of a difference, and where that was not measured."""
     for metric, title in CONTROLS.items():
         found = {(scope, other): analysis.control(scope, metric, other=other) for scope, other in known}
         lacking = [
@@ -213,7 +219,7 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
 
 
 def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
-    """Say where two sets of a category answer differently, each surely."""
+    """Say where two sets of a category have significant differences of opposite sign."""
     for scope, other in known:
         found = {
             name: item
@@ -230,7 +236,7 @@ def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
 
 
 def _uncompared(analysis: Analysis) -> str:
-    """Say how each type does by itself, why there is nothing to compare, and what to try."""
+    """Give each type's own accuracy, why nothing can be compared, and what to try."""
     parts = []
     for scope in analysis.categories():
         for kind in analysis.rewards if scope.category != "training pairs" else ():
@@ -263,40 +269,47 @@ def _why_nothing(analysis: Analysis) -> str:
 
 
 def _recipe(result: TrialResult) -> tuple[str, str]:
-    """How long and how fast a trial was trained, as far as its declaration says."""
+    """Return a trial's number of steps and its learning rate, as text, as far as its declaration has them."""
     said = result.record.parameters
     epochs, batch = said.get("epochs"), said.get("effective_batch")
     length = "its training"
     if epochs and batch and result.train_pairs:
-        length = _count(epochs * -(-result.train_pairs // batch), "step")
+        length = number_of(epochs * -(-result.train_pairs // batch), "step")
     elif epochs:
-        length = _count(epochs, "epoch")
+        length = number_of(epochs, "epoch")
     return length, f" at lr {said['lr']:g}" if said.get("lr") else ""
 
 
-def preference(found: Sequence[Controlled]) -> str:
-    """Say when to prefer which reward type: what the difference and its controls advise, and what is not known."""
-    asked = [item for item in found if item.category != "training pairs"]
-    if not asked:
+def preference(analysis: Analysis) -> str:
+    """Say when to prefer which reward type, by the differences and their controls."""
+    found = analysis.differences()
+    if not found:
         return "Nothing can be advised: no model and seed has learned with two reward types and was evaluated with both."
-    return " ".join(map(_advice, asked)) + " Brackets are the 95 % intervals of the conclusion."
+    advice = (_advice(analysis, scope, other, item.estimate) for (scope, other), item in found.items())
+    return " ".join(advice) + " Brackets are the 95 % intervals of the conclusion."
 
 
-def _advice(item: Controlled) -> str:
-    """Say which reward type leads, and whether the lead stays once length and leaks are controlled for."""
-    where, plain = f"Trained on {item.train_set}, {_under(item.category)}", item.plain
-    title = f"{reward_title(item.baseline)} − {reward_title(item.other)}"
-    controls = {"at matched lengths": item.length, "on pairs that training has not seen": item.leak_free}
+def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> str:
+    """Say which reward type leads, and whether it still leads when length and leaks are controlled for."""
+    where, title = f"Trained on {scope.train_set}, {_under(scope.category)}", analysis.title(other)
+    asked = {LENGTH_CONTROLLED: "at matched lengths", LEAK_FREE: "on pairs that training has not seen"}
+    controls = {said: analysis.control(scope, metric, other=other) for metric, said in asked.items()}
+
+    def leader(value: float) -> str:
+        return reward_title(analysis.baseline if value > 0 else other)
+
     if plain.excludes_zero:
-        said = [f"{control} {_survives(value, plain)}" for control, value in controls.items()]
-        return f"{where}: prefer {_ahead(item, plain)} ({title} {interval(plain)}); {', '.join(said)}."
+        said = [
+            f"{control} {_survives(item.estimate if item else None, plain)}"
+            for control, item in controls.items()
+        ]
+        return f"{where}: prefer {leader(plain.value)} ({title} {interval(plain)}); {', '.join(said)}."
     shown = [
-        f"{control} {_ahead(item, value)} leads ({interval(value)})"
-        for control, value in controls.items()
-        if value is not None and value.excludes_zero
+        f"; {control} {leader(item.value)} leads ({interval(item.estimate)})"
+        for control, item in controls.items()
+        if item and item.estimate.excludes_zero
     ]
-    masked = f"; {', '.join(shown)}" if shown else ""
-    return f"{where}: neither is to be preferred ({title} {interval(plain)}){masked}."
+    return f"{where}: neither is to be preferred ({title} {interval(plain)}){''.join(shown)}."
 
 
 def _survives(value: Estimate | None, plain: Estimate) -> str:
@@ -309,20 +322,12 @@ def _survives(value: Estimate | None, plain: Estimate) -> str:
     return f"the other one leads ({interval(value)}), so the lead is not one of quality"
 
 
-def _ahead(item: Controlled, value: Estimate) -> str:
-    return reward_title(item.baseline if value.value > 0 else item.other)
-
-
 def _under(category: str) -> str:
     return category if category == "in-distribution" else f"under {category}"
 
 
 def _listed(items: Sequence[str], word: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
-
-
-def _count(number: int, noun: str, one: str = "", many: str = "s") -> str:
-    return f"{number} {noun}{one if number == 1 else many}"
 
 
 def _sentence(text: str) -> str:

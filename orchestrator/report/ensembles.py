@@ -1,4 +1,4 @@
-"""The seeds of a model, reward type and training set as one reward model: from the stored scores, nothing is scored again."""
+"""Ensembles: the mean reward of all seeds of a model, reward type and training set, from the stored scores."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from trainers.evaluate.metrics import accuracy, ensemble
 
 
 def ensemble_table(results: Sequence[TrialResult]) -> Table:
-    """Return for each evaluation set the accuracy of the mean of all seeds' rewards beside that of the seeds alone.
+    """Return for each evaluation set the accuracy of the seeds' mean reward, beside the accuracy of single seeds.
 
-    A trial at chance enters no mean; where fewer than two seeds are left, there is no row.
+    Trials that did not learn are left out; a row needs two seeds.
     """
     rows: list[dict[str, Value]] = []
     for trials in by_seeds([item for item in on_common_pairs(results) if item.learned]):

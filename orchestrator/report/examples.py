@@ -1,7 +1,7 @@
-"""Examples to look at: each test pair in words, with what every reward type makes of it.
+"""Example pairs for the report: the text of each test pair, with the margin that each reward type gives it.
 
-A pair's margin is the mean over the models and seeds that have every type, in standard deviations of the set's rewards; `right` is
-the share of them that rank it right.
+A margin is the mean over the models and seeds that have every type, in standard deviations of the set's rewards; `right` is
+the share of these trainings that rank the pair right.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import Store
 from trainers.data.records import Pair
 
-# What a page shows of a sweep, and of one text.
+# Pairs that a page shows, and letters of each text.
 SHOWN = 200
 LETTERS = 1200
 
 
 def pair_rows(analysis: Analysis, store: Store) -> list[dict[str, Any]]:
-    """Return one row per training set, evaluation set and pair; texts are None where the store lacks them."""
+    """Return one row per training set, evaluation set and pair; texts that the store lacks are None."""
     return [
         row
         for item in set_outcomes(analysis.results, analysis.rewards)
@@ -45,7 +45,7 @@ def _rows(item: SetOutcomes, texts: Sequence[Pair]) -> Iterator[dict[str, Any]]:
 
 
 def shown(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dict[str, Any]]:
-    """Return at most SHOWN rows in words, as many of each set: those that the types disagree on most, in both directions."""
+    """Return at most SHOWN rows with texts, equally many of each set: those with the largest disagreement in either direction."""
     sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["prompt"] is not None:
@@ -55,24 +55,22 @@ def shown(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dic
     chosen = []
     for items in sets.values():
         items.sort(key=lambda row: row["disagreement"])
-        # Both ends, and where all agree those that are surest.
+        # Take both ends; where all types agree, these are the pairs with the largest margins.
         ends = (
             items if len(items) <= each else [*items[: each // 2], *items[len(items) - (each - each // 2) :]]
         )
         chosen += ends
     for row in chosen:
-        row |= {name: _cut(row[name]) for name in ("prompt", "chosen", "rejected")}
+        for name in ("prompt", "chosen", "rejected"):
+            if len(row[name]) > LETTERS:
+                row[name] = f"{row[name][:LETTERS]} […]"
     return sorted(chosen, key=lambda row: -row["disagreement"])
 
 
 def _order(row: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, float]:
-    """Return by what a page sorts: by how much the first type is ahead of the others, and how sure all are."""
+    """Return the sort keys of the page: the lead of the first type over the others, and the mean absolute margin."""
     right, margin = ([float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin"))
     first = right[0] - float(np.mean(right[1:])) if len(rewards) > 1 else right[0] - 0.5
     lead = margin[0] - float(np.mean(margin[1:])) if len(rewards) > 1 else margin[0]
-    # Margins decide among pairs that as many trainings rank right.
+    # Margins break ties between pairs that equally many trainings rank right.
     return {"disagreement": first + 1e-3 * float(np.tanh(lead)), "confidence": float(np.mean(np.abs(margin)))}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LETTERS else f"{text[:LETTERS]} […]"

@@ -26,6 +26,7 @@ from orchestrator.report.house_style import (
     whiskers,
     wrapped,
 )
+from orchestrator.report.scaling import draw_scaling
 from orchestrator.report.statistics import Calibration, Estimate, Floats
 from orchestrator.report.tables import MEAN, Table, reward_title
 from orchestrator.store.records import CATEGORIES
@@ -392,6 +393,12 @@ def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = 
         ("margins", "Margins", margins, lambda: _margins(analysis)),
         ("reliability", "Reliability", sure, lambda: reliability(analysis)),
         *((item.name, item.title, item.note, partial(draw_axis, item)) for item in by_axis),
+        (
+            "scaling",
+            "Over size",
+            "Fitted lines with 95 % intervals; a point is a model.",
+            lambda: draw_scaling(analysis),
+        ),
         ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
     )
     for name, title, caption, draw in wanted:

@@ -25,12 +25,13 @@ from pyarrow import parquet
 from orchestrator.report import examples
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axes_of, axis_tables
-from orchestrator.report.comparison import Analysis, controlled
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
-from orchestrator.report.figures import Curves, every_figure
+from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
+    SCORES,
     TrialResult,
     TrialState,
     curve_rows,
@@ -57,11 +58,6 @@ _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
 # Opens a progress bar of that label; what it yields is told how many are done of how many.
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
-
-@contextlib.contextmanager
-def no_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    yield lambda done, total: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +90,7 @@ class Page:
 def write_full_report(
     declaration: Declaration,
     store: Store,
-    bar: Bar = no_bar,
+    bar: Bar = lambda label: contextlib.nullcontext(lambda done, total: None),
     *,
     anew: bool = False,
     baseline: str | None = None,
@@ -113,11 +109,12 @@ def write_full_report(
     files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
     if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
         return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
+    store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    shown_below = {"suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
+    shown_below = {"power", "scaling", "suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
     written = write_report(
         declaration,
         store,
@@ -252,9 +249,10 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    figures = []
+    figures, records = [], [result.record for result in results]
+    curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
     with bar("figures") as step:
-        for figure in every_figure(analysis, _curves(results, store), by_axis):
+        for figure in every_figure(analysis, curves, by_axis):
             figures.append(figure)
             step(len(figures), 8)
     command = report_command(state, sweep)
@@ -284,16 +282,9 @@ def _page(
                 ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
-            Section(title=PREFERENCE, anchor="prefer", text=preference(controlled(analysis))),
+            Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
         ),
     )
-
-
-def _curves(results: Sequence[TrialResult], store: Store) -> Curves:
-    return {
-        (item.train_set, item.model, item.reward, item.seed): curve_rows(store, item.key)
-        for item in (result.record for result in results)
-    }
 
 
 def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
@@ -302,8 +293,8 @@ def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
     if missing := sum(not result.complete for result in results):
         said.insert(
             0,
-            f"Incomplete: {missing} of {len(results)} trials are missing. Nothing stands in for them; what is missing is listed "
-            "at the end.",
+            f"Incomplete: {missing} of {len(results)} trials are missing and are not imputed. The end of the "
+            "page lists them.",
         )
     return " ".join(said)
 
@@ -364,6 +355,8 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
     costs = [float(str(row["cost"])) for row in rows if "cost" in row]
     if costs:
         note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
+    elif price is not None:
+        note += f" No stage has used a GPU, so at $ {price:g} per GPU-hour there is no cost."
     return Table(
         name="time",
         title="Time and cost" if costs else "Time",
@@ -399,7 +392,7 @@ def _trials_table(results: Sequence[TrialResult]) -> Table:
         name="trials",
         title="Trials",
         note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
-        "says nothing of new pairs. What was not learned enters no mean.",
+        "says nothing about new pairs. Trials that did not learn enter no mean.",
         columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb artifact",
         titles={
             "train_accuracy": "training accuracy",
@@ -437,7 +430,7 @@ def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
     return Table(
         name="holes",
         title="What is missing",
-        note="Nothing is filled in for it: every number above is of what is there.",
+        note="Missing results are not imputed: every number above is of the complete ones.",
         columns="trial lacks cause",
         rows=rows,
     )

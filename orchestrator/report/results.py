@@ -1,6 +1,6 @@
-"""What the store holds of each trial, and on which pairs models are compared: the source of every table.
+"""The results of trials, read from the store, and the pairs on which models are compared: the source of every table.
 
-A model's tokenizer decides which pairs are over the length limits, so models may have scored different pairs of one set.
+A model's tokenizer decides which pairs are over the length limits, so models may have scored different pairs of a set.
 """
 
 import functools
@@ -35,7 +35,7 @@ from trainers.evaluate.scores import SUITE_SCORE, PairScores, read_pair_scores
 from trainers.specs import given_name
 from trainers.storage import Location, matching
 
-# What is shown of a training's log, and of how many of its steps.
+# The columns of a training's log that are shown, and at how many steps.
 CURVES = ("loss", "accuracy", "margin", "grad_norm", "lr")
 CURVE_POINTS = 100
 
@@ -46,10 +46,9 @@ SCORES = "scores.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(EvaluationRecord):
-    """A finished evaluation, as its manifest tells it. `finished` is a Unix time.
+    """A finished evaluation, by its manifest. `finished` is a Unix time.
 
-    `left_out` counts the pairs over the length limits; `weights` is the digest of the training's weights that were scored,
-    where it is known.
+    `left_out` counts the pairs over the length limits; `weights` is the digest of the weights that were scored, if it is known.
     """
 
     finished: float
@@ -60,9 +59,9 @@ class Evaluated(EvaluationRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult(Evaluated):
-    """A finished evaluation with its scores, of which its metrics are computed anew.
+    """A finished evaluation with its scores and the metrics that are computed from them.
 
-    `leaked` are the pairs that training has seen, None where that is not known.
+    `leaked` marks the pairs that training has seen; None if that is unknown.
     """
 
     metrics: dict[str, float]
@@ -72,10 +71,10 @@ class EvaluationResult(Evaluated):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialState:
-    """A trial and what the store has of it, by the manifests. Times are Unix times, None where nothing is there.
+    """A trial and what the store has of it, by the manifests. Times are Unix times.
 
-    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits,
-    `validation_accuracy` is that on held-out training pairs after the last epoch.
+    Damaged artifacts count as missing, and `faults` names them. `train_left_out` counts the pairs over the length limits;
+    `validation_accuracy` is the accuracy on held-out training pairs after the last epoch.
     """
 
     record: TrialRecord
@@ -89,6 +88,7 @@ class TrialState:
     faults: tuple[str, ...] = ()
     train_left_out: int = 0
     validation_accuracy: float | None = None
+    answered: bool = True
 
     @property
     def finished(self) -> float:
@@ -96,7 +96,8 @@ class TrialState:
 
     @property
     def complete(self) -> bool:
-        return self.trained and len(self.evaluations) == len(self.record.evaluations)
+        """Trained, and evaluated on every declared set and on all answers."""
+        return self.trained and self.answered and len(self.evaluations) == len(self.record.evaluations)
 
     @property
     def learned(self) -> bool:
@@ -122,7 +123,7 @@ class TrialResult(TrialState):
         return tuple(item for item in self.evaluations if item.epoch == last)
 
     def category_accuracy(self) -> dict[Category, float]:
-        """Mean accuracy after the last epoch over the sets of each category whose declared sets are all evaluated."""
+        """Return the mean accuracy after the last epoch of each category whose declared sets are all evaluated."""
         found: dict[Category, float] = {}
         last, final = self.last_epoch, self.final
         for category in CATEGORIES:
@@ -134,15 +135,16 @@ class TrialResult(TrialState):
 
 
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
-    """Return what the store has of each trial; scores are compared with their digests, not read."""
+    """Return what the store has of each trial, without reading scores."""
 
     @functools.cache
     def too_long(prepared: str) -> int:
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
-    evaluations = [item.key for record in records for item in record.evaluations]
-    store.look(train=[record.key for record in records], evaluate=evaluations)
+    scored = [*(item.key for record in records for item in record.evaluations)]
+    scored += [key for record in records for key in record.answers]
+    store.look(train=[record.key for record in records], evaluate=scored)
     return [_trial_state(record, store, too_long) for record in records]
 
 
@@ -150,13 +152,9 @@ def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
     return with_scores(trial_states(declaration.trials, store), store)
 
 
-def trial_result(record: TrialRecord, store: Store) -> TrialResult:
-    return with_scores(trial_states([record], store), store)[0]
-
-
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
-    """The trials with the scores of their evaluations; what has them is taken as it is."""
-    # Seeds, models and reward types share their splits.
+    """Return the trials with the scores of their evaluations; trials that have them are returned as they are."""
+    # Seeds, models and reward types share splits.
     leaked = functools.cache(functools.partial(leaked_rows, store))
     return [
         state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
@@ -169,16 +167,13 @@ Leaked = Callable[[str, str], NDArray[np.int64] | None]
 def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult:
     scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
     if None in scored:
-        # Another driver has scored it anew since its state was read.
+        # Another driver has scored it again since its state was read.
         return _with_scores(trial_states([state.record], store)[0], store, leaked)
-    return TrialResult(
-        **{item.name: getattr(state, item.name) for item in fields(state) if item.name != "evaluations"},
-        evaluations=tuple(item for item in scored if item),
-    )
+    return TrialResult(**{**_fields(state), "evaluations": tuple(item for item in scored if item)})
 
 
 def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], int]) -> TrialState:
-    """Read one trial; `too_long` counts the pairs that the length limits took from a prepared set."""
+    """Read one trial; `too_long` counts the pairs of a prepared set that are over the length limits."""
     manifest, evaluations, faults = None, list[Evaluated](), list[str]()
     try:
         manifest = store.manifest("train", record.key)
@@ -186,12 +181,21 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = store.found("evaluate", wanted.key, SCORES)
+            found = store.sound("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
-            evaluations += [_evaluated(wanted, found[0], too_long)] if found else []
-    # Where it was scored with several weights, only the scores of those that it has now count.
+            if found:
+                evaluations.append(
+                    Evaluated(
+                        **_fields(wanted),
+                        finished=_committed(found),
+                        attempt=found["attempt"],
+                        left_out=too_long(found["inputs"].get("data", "")),
+                        weights=found["info"].get("weights"),
+                    )
+                )
+    # If it was scored with several weights, only the scores of its present weights count.
     mixed = len({item.weights for item in evaluations} - {None}) > 1
     weights = store.sound_manifest(WEIGHTS, record.key) if mixed else None
     now = weights and weights_digest(weights)
@@ -211,23 +215,16 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults=tuple(faults),
         train_left_out=too_long(manifest["inputs"].get("data", "")) if manifest else 0,
         validation_accuracy=next(iter(info.get("validation_accuracy", ())[-1:]), None),
+        answered=all(store.complete("evaluate", key) for key in record.answers),
     )
 
 
-def _evaluated(
-    wanted: EvaluationRecord, manifest: dict[str, Any], too_long: Callable[[str], int]
-) -> Evaluated:
-    return Evaluated(
-        **{item.name: getattr(wanted, item.name) for item in fields(wanted)},
-        finished=_committed(manifest),
-        attempt=manifest["attempt"],
-        left_out=too_long(manifest["inputs"].get("data", "")),
-        weights=manifest["info"].get("weights"),
-    )
+def _fields(item: EvaluationRecord | TrialState) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
 def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leaked) -> EvaluationResult | None:
-    """Read the scores of an evaluation; None where they are not those of its attempt any more."""
+    """Read the scores of an evaluation; None if another attempt has replaced them."""
     try:
         found = store.found("evaluate", item.key, SCORES)
     except Damaged:
@@ -237,12 +234,7 @@ def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leake
     scores = read_pair_scores(found[1] / SCORES)
     rows = leaked_of(record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
-    return EvaluationResult(
-        **{name.name: getattr(item, name.name) for name in fields(item)},
-        metrics=_metrics(scores, leaked),
-        scores=scores,
-        leaked=leaked,
-    )
+    return EvaluationResult(**_fields(item), metrics=_metrics(scores, leaked), scores=scores, leaked=leaked)
 
 
 def _metrics(scores: PairScores, leaked: NDArray[np.bool_] | None) -> dict[str, float]:
@@ -258,7 +250,7 @@ def _committed(manifest: dict[str, Any]) -> float:
 
 
 def of_other_weights(datasets: Sequence[str]) -> str:
-    """Say that scores on these sets do not count, as other weights were scored."""
+    """Say that scores on these sets do not count, because they are of other weights."""
     sets = ", ".join(dict.fromkeys(datasets))
     return f"the scores on {sets} are of earlier weights: it was trained again since, and its weights differ in their last bits"
 
@@ -315,7 +307,7 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
 def curve_rows(store: Store, key: str) -> list[dict[str, Any]]:
     """Return at most CURVE_POINTS rows of a training's log, or of its last complete checkpoint while it is running.
 
-    None where the log is damaged: nothing is trained again for the sake of its curve.
+    A damaged log gives no rows, as nothing is trained again for a curve.
     """
     if store.complete("train", key):
         try:
@@ -331,7 +323,7 @@ def curve_rows(store: Store, key: str) -> list[dict[str, Any]]:
 def thinned(rows: Sequence[dict[str, Any]], total: int, points: int) -> list[dict[str, Any]]:
     """Return the rows of at most `points` steps, evenly spread from 1 to `total`.
 
-    The steps depend on `total` and `points` alone, so that what is shown early is shown at the end as well.
+    The steps depend only on `total` and `points`, so the points of an unfinished curve are all in the finished one.
     """
     if total <= points:
         return list(rows)
@@ -340,14 +332,14 @@ def thinned(rows: Sequence[dict[str, Any]], total: int, points: int) -> list[dic
 
 
 def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows and the total number of steps of the newest checkpoint; other and half-written files do not count."""
+    """Return the rows and the total number of steps of the newest checkpoint; skip other and half-written files."""
     best: tuple[int, list[dict[str, Any]], int] = (0, [], 0)
     for file in matching(folder, "*.json"):
         try:
             marker = json.loads(file.read_text())
             step, total = int(marker["step"]), int(marker["total"])
             rows = [_curve_row(row) for row in marker["log"]]
-        # A training that goes on removes and replaces its markers meanwhile.
+        # A running training removes and replaces its markers.
         except (OSError, ValueError, KeyError, TypeError):
             continue
         best = max(best, (step, rows, total), key=lambda item: item[0])
@@ -355,13 +347,13 @@ def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
 
 
 def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a curve needs of a row of a log. Raises KeyError, ValueError or TypeError where it is none."""
+    """Return a log row's values for a curve. Raises KeyError, ValueError or TypeError for anything else."""
     values = {name: float(row.get(name, math.nan)) for name in CURVES}
     return {"step": int(row["step"]), "time": float(row["time"]), **values}
 
 
 def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
-    """Group the trials that differ in their seed alone: by training set, model and reward type."""
+    """Group the trials that differ only in their seed: by training set, model and reward type."""
     found: dict[tuple[str, str, str], list[TrialResult]] = {}
     for item in results:
         record = item.record
@@ -370,7 +362,7 @@ def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
 
 
 def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estimate:
-    """Return the mean accuracy of trainings that differ in their seed, all evaluated on one set, with its 95 % interval."""
+    """Return the mean accuracy over seeds on one set, with its 95 % interval."""
     scores = [
         read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
     ]
@@ -378,9 +370,9 @@ def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estima
 
 
 def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Return the results with each set's numbers over the pairs that all trials on the same training set have scored.
+    """Restrict each set to the pairs that all trials on the same training set have scored, and compute its metrics there.
 
-    A set without such a pair is left out of all results.
+    A set without a common pair is left out of all results.
     """
     placed = [
         [(item, (result.record.train_set, item.dataset, item.dataset_digest)) for item in result.evaluations]
@@ -408,22 +400,22 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
     if kept.all():
         return item
     arrays = {name: getattr(item.scores, name)[kept] for name in ("chosen", "rejected", "index", "longer")}
-    # A suite's numbers stay those of all its prompts that the model scored.
+    # A suite's own numbers stay over all prompts that the model scored.
     prompts = None if item.scores.prompts is None else item.scores.prompts[kept]
     scores = PairScores(**arrays, suite=item.scores.suite, prompts=prompts)
     leaked = None if item.leaked is None else item.leaked[kept]
     return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
 
 
-# A model's pairs of a set; how many more were left out for length; on how many models are compared.
+# The pairs of a set that a model has, those left out for length, and those on which models are compared.
 _Use = tuple[int, int, int]
 _LEFT_OUT = "left out for length"
 
 
 def left_out_lines(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> list[str]:
-    """Say for each set how many pairs each model lacks, and on how many all models are compared.
+    """Say for each set how many pairs each model lacks, and on how many pairs models are compared.
 
-    `compared` are the results on common pairs. Nothing is said of sets of which all models have the same pairs, and all.
+    `compared` are the results on common pairs. Sets of which every model has every pair are not mentioned.
     """
     sets: dict[tuple[str, str], dict[str, _Use]] = {}
     for result, shared in zip(results, compared, strict=True):
@@ -440,7 +432,7 @@ def left_out_lines(results: Sequence[TrialResult], compared: Sequence[TrialResul
         if any(left_out or pairs != shared for pairs, left_out, shared in uses.values()):
             place = f"evaluated on {evaluated}" if evaluated else f"trained on {train_set}"
             trained_on.setdefault(f"{_LEFT_OUT}, {place}{_left_out(uses)}", []).append(train_set)
-    # What is evaluated after every training set alike is said once.
+    # A line that holds after every training set is given once.
     several = len({result.record.train_set for result in results}) > 1
     return [
         f"{line} (trained on {', '.join(names)})"
@@ -467,15 +459,15 @@ def _left_out(uses: Mapping[str, _Use]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class ScoredTrials:
     """The input of an analysis of a sweep's scores: its complete trials, and how many others are missing."""
 
     trials: tuple[TrialRecord, ...]
     missing: int
 
 
-def scored(store: Store, sweep: str) -> Scored:
-    """Return the sweep's complete trials. Raises SpecError where there is none."""
+def scored(store: Store, sweep: str) -> ScoredTrials:
+    """Return the sweep's complete trials. Raises SpecError if there is none."""
     name = given_name("--sweep", sweep)
     if name not in declared_sweeps(store):
         known = ", ".join(declared_sweeps(store)) or "none"
@@ -483,21 +475,21 @@ def scored(store: Store, sweep: str) -> Scored:
             f"--sweep {sweep}: {store.root} knows no sweep of that name (it knows {known}); run it first."
         )
     trials = read_declaration(name, store).trials
-    # What a result was trained with is in its key.
+    # The key of a trial covers its parameters.
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))
     if not complete:
         raise SpecError(f"--sweep {sweep}: none of its {len(trials)} trials is complete; run it first.")
-    return Scored(trials=complete, missing=len(trials) - len(complete))
+    return ScoredTrials(trials=complete, missing=len(trials) - len(complete))
 
 
-def results_of(parameters: Scored, store: Store) -> tuple[list[TrialResult], str]:
-    """Return the trials with their scores on the pairs that all of them have, and sentences on how much was read."""
+def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult], str]:
+    """Return the trials with their scores on the pairs that all of them have, and sentences about the data."""
     models, seeds = (
         sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
     )
     said = [f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."]
     if parameters.missing:
-        said.append(f"Missing: {parameters.missing} trials, and nothing stands in for them.")
+        said.append(f"Missing: {parameters.missing} trials; they are not imputed.")
     results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
     if lacking := [
         f"{item.record.name}: {'; '.join(item.faults) or 'missing'}" for item in results if not item.complete

@@ -1,4 +1,4 @@
-"""A rewritten data set as an artifact: what is asked for, and its files. `sweeps/rewrite.py` is the command."""
+"""A rewritten data set as an artifact: the request and the files. `sweeps/rewrite.py` is the command."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ RULES = "rules:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is rewritten, and who is asked how often."""
+class RewritingRequest:
+    """The pairs to rewrite, the model that rewrites them, and its limits."""
 
     split: str = "test"
     """The split to rewrite."""
@@ -40,17 +40,17 @@ class Request:
 
     @property
     def asking(self) -> rewriting.Asking | None:
-        """How the model is asked; None where it is rules."""
+        """Return how the model is asked; None for rules."""
         if self.model.startswith(RULES):
             return None
         return rewriting.Asking(model=self.model, max_tokens=self.max_tokens, attempts=self.attempts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rewriting:
-    """What a rewritten set depends on: the digest of its rows, and a model's task or the digest of the rules."""
+class RewrittenSet:
+    """Everything a rewritten set depends on: the digest of its rows, and a model's task or the digest of the rules."""
 
-    request: Request
+    request: RewritingRequest
     dataset: str
     into: str
     task: rewriting.Task | None
@@ -58,8 +58,8 @@ class Rewriting:
 
 
 def write_set(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the rewritten pairs, what each is like, and what has no usable rewriting."""
-    parameters: Rewriting = stage.parameters
+    """Write the rewritten pairs, their properties, and the responses without a usable rewriting."""
+    parameters: RewrittenSet = stage.parameters
     request, folder = parameters.request, attempt.directory
     file = f"{clean_name(request.split)}.jsonl"
     rows = read_written_pairs(inputs.store.read("dataset", parameters.dataset) / "pairs.jsonl")
@@ -90,8 +90,8 @@ def write_set(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> 
     write_analysis(attempt, f"{parameters.into} by {request.model}", paragraphs, results=results)
 
 
-def _rewritten(parameters: Rewriting, texts: Sequence[str], inputs: AnalysisInputs) -> rewriting.Outcome:
-    """Rewrite by rule, or by a model, whose every answer to this prompt is kept: more rows and attempts go on from it."""
+def _rewritten(parameters: RewrittenSet, texts: Sequence[str], inputs: AnalysisInputs) -> rewriting.Outcome:
+    """Rewrite by rules or by a model, whose answers are all kept, so that a later request for more reuses them."""
     asking, task = parameters.request.asking, parameters.task
     if asking is None or task is None:
         return rewriting.rewrite_by_rules(texts, parameters.request.model.removeprefix(RULES))

@@ -1,6 +1,6 @@
 """Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration, best of n.
 
-Pure numpy; scipy is imported where it is used. What each number means: docs/report.md.
+Pure numpy; scipy is imported on use. docs/report.md explains each number.
 Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, B draws of the bootstrap, C candidates of
 a prompt.
 """
@@ -8,13 +8,14 @@ a prompt.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import comb
+from functools import cache
+from math import comb, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data.records import Pair
+from trainers.data.records import Message, Pair
 from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
@@ -25,15 +26,14 @@ LEVEL = 0.95
 PERMUTATIONS = 1999
 TIE = 0.01
 BINS = 10
-TENTHS = 10
 _NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number, its 95 % interval, and the sample standard deviation over seeds where there are two or more.
+    """A number, its 95 % interval, and the sample standard deviation over two or more seeds.
 
-    `p` is that of no difference, two-sided, where there are trainings to tell: below 0.05 where the interval excludes 0.
+    `p` is the two-sided p of no difference, if there are several trainings; it is below 0.05 if the interval excludes 0.
     """
 
     value: float
@@ -61,13 +61,13 @@ class WinRate:
 
     @property
     def share(self) -> float:
-        """Share of cells in which the first is ahead; 0 where there is no cell."""
+        """Return the share of cells in which the first is ahead; 0 without cells."""
         return self.ahead / self.cells if self.cells else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Does σ(|margin|) say how often a pair is ranked right? The curve has one point per bin of as many pairs."""
+    """How well σ(|margin|) predicts that a pair is ranked right. The curve has one point per bin; bins are equally large."""
 
     confidence: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -77,7 +77,7 @@ class Calibration:
 
 
 def generator(*name: str) -> np.random.Generator:
-    """Return a random generator that depends on a name alone, so that the draws of one set do not depend on another."""
+    """Return a random generator seeded by a name, so that the draws of one set do not depend on another."""
     return np.random.default_rng(list(hashlib.sha256("/".join(name).encode()).digest()))
 
 
@@ -87,13 +87,13 @@ def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
 
 
 def jackknifed(value: float, without_P: Floats) -> Floats:
-    """Return what each pair adds to `value`, [P], by what the number is `without_P` each: they sum to the value (nearly)."""
+    """Return what each pair adds to `value`, [P], from the value without each pair; the sum is nearly the value."""
     pairs = len(without_P)
     return (value + (pairs - 1) * (value - without_P)) / pairs
 
 
 def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-    """Return the different units of pairs, [U], and what each adds, [U]; their numbers of pairs alone make no difference."""
+    """Return the distinct units of pairs, [U], and what each adds, [U], corrected for their numbers of pairs."""
     units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
     even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
     return units_U, np.bincount(at_P, added_P) + even_U
@@ -113,7 +113,7 @@ def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The variance of a mean, and its degrees of freedom; `trainings` of them are of trainings, 0 where there is one each."""
+    """The variance of a mean and its degrees of freedom; `trainings` counts those of trainings, 0 if there is one of each."""
 
     variance: float
     degrees: float
@@ -127,37 +127,37 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     one of several fixed models. `groups_U` numbers the set of a pair. The variance is that of the trainings' means,
     which a Student-t takes, plus that of pairs, less what both hold, and no less than either; its degrees of freedom are Satterthwaite's (1946).
     """
-    pairs_G = np.bincount(groups_U)
-    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
-
-    def of_pairs(values_UK: Floats) -> float:
-        """Return the variance of the sum over pairs, added over columns."""
-        centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
-        return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
-
     mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
-    pair_degrees = max(1, len(groups_U) - len(pairs_G))
-    pairs, trainings = of_pairs(mean_U1), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    pair_degrees = max(1, len(groups_U) - len(np.unique(groups_U)))
+    pairs, trainings = of_pairs(mean_U1, groups_U), sum(values_UK.shape[1] - 1 for values_UK in strata)
     if not trainings:
         return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
     each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
     deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
     between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
-    both = each * sum(map(of_pairs, deviations))
-    # Of three means of squares one difference may come out too small: the whole is no less than either part.
+    both = each * sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
+    # A difference of mean squares may come out too small: the whole is no less than either part.
     variance = max(between + pairs - both, between, pairs)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
     degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
 
 
+def of_pairs(values_UK: Floats, groups_U: NDArray[np.int64]) -> float:
+    """Return the variance of the sum over pairs, added over columns."""
+    pairs_G = np.bincount(groups_U)
+    factor_U = (pairs_G / np.maximum(1, pairs_G - 1))[groups_U]
+    centre_GK = np.stack([np.bincount(groups_U, column) / pairs_G for column in values_UK.T], axis=1)
+    return float((factor_U[:, None] * (values_UK - centre_GK[groups_U]) ** 2).sum())
+
+
 def _sound(variance: float) -> float:
-    """Return the variance, 0 where it is but the rounding of equal numbers."""
+    """Return the variance; 0 if it is only the rounding of equal numbers."""
     return variance if variance > 1e-20 else 0.0
 
 
 def unbounded_interval(value: float, spread: Spread) -> Estimate:
-    """Return the Student-t interval of a number without bounds, and its p."""
+    """Return the Student-t interval and the p of a number without bounds."""
     from scipy.special import stdtrit
 
     half = float(stdtrit(spread.degrees, (1 + LEVEL) / 2)) * spread.variance**0.5
@@ -165,10 +165,10 @@ def unbounded_interval(value: float, spread: Spread) -> Estimate:
 
 
 def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) -> Estimate:
-    """Return the interval of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs, and its p.
+    """Return the interval and p of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs.
 
-    Student-t, and as wide as that on Fisher's scale, which knows of the bounds, with two pairs added that say nothing
-    (Agresti and Coull 1998). Where nothing varies it is the exact binomial one.
+    A Student-t interval, widened to the one on Fisher's scale, which respects the bounds, with two uninformative pairs added
+    (Agresti and Coull 1998). If nothing varies, it is the exact binomial interval.
     """
     from scipy.special import stdtrit
 
@@ -209,7 +209,7 @@ def _exact(share: float, pairs: int) -> tuple[float, float]:
 
 
 def holm(found: Sequence[float]) -> list[float]:
-    """Return the p values corrected for their number (Holm 1979), in their order."""
+    """Return the p values corrected for their number (Holm 1979), in the same order."""
     order, corrected, highest = np.argsort(found, kind="stable"), [1.0] * len(found), 0.0
     for rank, place in enumerate(order):
         highest = max(highest, min(1.0, (len(found) - rank) * found[place]))
@@ -225,22 +225,29 @@ def estimate(value: float, draws_B: Floats) -> Estimate:
     return Estimate(value=float(value), low=float(low), high=float(high))
 
 
-def over_seeds(values_SU: Floats, less_SU: Floats | None = None) -> Estimate:
-    """Return the mean of accuracies by seed and unit, less that of others on other units of the same seeds."""
+def over_seeds(values_SU: Floats, less_SU: Floats | None = None, *, floor: int | None = 0) -> Estimate:
+    """Return the mean of accuracies by seed and unit, minus that of others on other units of the same seeds.
+
+    Values of at least `floor`: 0, −1 of differences, None of numbers without bounds. Only these two have a p.
+    """
     parts = [values_SU] if less_SU is None else [values_SU, -less_SU]
     units = [part.shape[1] for part in parts]
     columns = np.concatenate([part.T / count for part, count in zip(parts, units, strict=True)])
     by_seed = columns.sum(axis=0)
     spread = crossed([columns], np.repeat(np.arange(len(parts)), units))
     value = round(float(by_seed.mean()), 12)
-    found = bounded_interval(value, spread, min(units), floor=1 - len(parts))
-    return replace(found, p=None, std=float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None)
+    if floor is None:
+        found = unbounded_interval(value, spread)
+    else:
+        found = bounded_interval(value, spread, min(units), floor=floor if less_SU is None else -1)
+    std = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
+    return replace(found, p=None if floor == 0 else found.p, std=std)
 
 
 def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
     """Return the two-sided p of a paired permutation test, which flips the signs of differences and compares their sum.
 
-    Exact where all flips are fewer than `resamples`. The smallest value that n units allow is 2/2ⁿ.
+    Exact if there are fewer than `resamples` flips. The smallest possible p of n units is 2/2ⁿ.
     """
     from scipy.stats import permutation_test
 
@@ -260,7 +267,7 @@ def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
 
 
 def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
-    """Return Spearman's rank correlation; None of fewer than three pairs, or where one of the two does not vary."""
+    """Return Spearman's rank correlation; None for fewer than three pairs, or if one of the two does not vary."""
     from scipy.stats import spearmanr
 
     if len(first_P) < 3 or np.ptp(first_P) == 0 or np.ptp(second_P) == 0:
@@ -268,25 +275,25 @@ def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
     return float(spearmanr(first_P, second_P).statistic)
 
 
-def win_rate(differences: Sequence[float], tie: float = TIE) -> WinRate:
-    """Count the differences of accuracy above and below 0; those within `tie` (0.01: one point) are ties."""
+def win_rate(differences: Sequence[float]) -> WinRate:
+    """Count the differences of accuracy above and below 0; those within one point (`TIE`) are ties."""
     # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
-    ahead = sum(value > tie + 1e-9 for value in differences)
-    behind = sum(value < -tie - 1e-9 for value in differences)
+    ahead = sum(value > TIE + 1e-9 for value in differences)
+    behind = sum(value < -TIE - 1e-9 for value in differences)
     return WinRate(ahead=ahead, ties=len(differences) - ahead - behind, behind=behind)
 
 
-def calibration(margins_P: Floats, bins: int = BINS) -> Calibration:
+def calibration(margins_P: Floats) -> Calibration:
     """Return the reliability of σ(margin), the Bradley–Terry probability of the ranking.
 
-    Which of the two responses is named first is a convention, so the confidence is that in the response ranked
-    higher, σ(|margin|) ≥ ½. Bins hold equally many pairs, since implicit rewards are often all close to ½. Brier is
-    the mean of (1 − σ(margin))²; a coin scores 0.25.
+    The order of the two responses is a convention, so the confidence is that of the higher-ranked response,
+    σ(|margin|) ≥ ½. Bins hold equally many pairs, because implicit rewards are often all close to ½. Brier is
+    the mean of (1 − σ(margin))²; guessing scores 0.25.
     """
     sorted_P = margins_P[np.argsort(np.abs(margins_P), kind="stable")]
     confidence_P = 1.0 / (1.0 + np.exp(-np.abs(sorted_P)))
     right_P = right(sorted_P, np.zeros(len(sorted_P)))
-    filled = [rows for rows in np.array_split(np.arange(len(sorted_P)), bins) if len(rows)]
+    filled = [rows for rows in np.array_split(np.arange(len(sorted_P)), BINS) if len(rows)]
     confidence = tuple(float(confidence_P[rows].mean()) for rows in filled)
     accuracy = tuple(float(right_P[rows].mean()) for rows in filled)
     gaps = [abs(a - c) for a, c in zip(accuracy, confidence, strict=True)]
@@ -315,72 +322,86 @@ def scaled_margins(chosen_P: Floats, rejected_P: Floats) -> Floats:
     return (chosen_P - rejected_P) / spread if spread > 0 else np.zeros(len(chosen_P))
 
 
-def decile_of(values_P: Floats) -> NDArray[np.int64]:
-    """Return the tenth that each pair is in, 0 for the smallest values; equal values are in the tenth of their first."""
-    # By how many pairs have a smaller value, not by quantiles, which may fall between equal values.
-    below_P = np.searchsorted(np.sort(values_P), values_P, side="left")
-    found: NDArray[np.int64] = (below_P * TENTHS) // len(values_P)
-    return found
-
-
 def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
-    """Return for each tenth its number from 1, its range of values, its pairs and their accuracy."""
-    tenth_P, rows = decile_of(values_P), list[dict[str, Any]]()
-    for number in np.unique(tenth_P):
-        here_P = tenth_P == number
-        count = int(here_P.sum())
-        rows.append(
-            {
-                "decile": int(number) + 1,
-                "from": float(values_P[here_P].min()),
-                "to": float(values_P[here_P].max()),
-                "pairs": count,
-                "accuracy": over_seeds(right_P[None, here_P]),
-            }
-        )
-    return rows
+    """Return for each tenth its number from 1, its range of values, its pairs and their accuracy.
+
+    Equal values are all in the tenth of the first of them.
+    """
+    # Rank by the number of smaller values: quantiles may separate equal values.
+    below_P = np.searchsorted(np.sort(values_P), values_P, side="left")
+    tenth_P = below_P * 10 // len(values_P)
+    return [
+        {
+            "decile": int(number) + 1,
+            "from": float(values_P[here_P].min()),
+            "to": float(values_P[here_P].max()),
+            "pairs": int(here_P.sum()),
+            "accuracy": over_seeds(right_P[None, here_P]),
+        }
+        for number in np.unique(tenth_P)
+        for here_P in [tenth_P == number]
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Candidates:
-    """The distinct responses that a set holds of one prompt; `quality` is the share of its pairs in which one is chosen."""
+    """The distinct responses to one prompt; `quality` is the share of a response's pairs in which it is chosen."""
 
     reward: Floats
     quality: Floats
 
 
+Prompt = tuple[Message, ...]
+
+
+def by_response(pairs: Sequence[Pair], scores: PairScores) -> dict[Prompt, dict[str, tuple[float, float]]]:
+    """Return by prompt and response its mean reward and how often it is chosen; `pairs` are the rows of the split."""
+    prompts: dict[Prompt, dict[str, list[tuple[float, float]]]] = {}
+    for row, chosen, rejected in zip(scores.index.tolist(), scores.chosen, scores.rejected, strict=True):
+        pair = pairs[row]
+        said = prompts.setdefault(pair.prompt, {})
+        said.setdefault(pair.chosen, []).append((chosen, 1.0))
+        said.setdefault(pair.rejected, []).append((rejected, 0.0))
+    # One text is scored once per pair, equal up to rounding.
+    return {
+        prompt: {text: tuple(np.mean(found, axis=0).tolist()) for text, found in said.items()}
+        for prompt, said in prompts.items()
+    }
+
+
 def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
     """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
-    prompts: dict[object, dict[str, list[tuple[float, float]]]] = {}
-    for row, chosen, rejected in zip(scores.index, scores.chosen, scores.rejected, strict=True):
-        said = prompts.setdefault(pairs[row].prompt, {})
-        said.setdefault(pairs[row].chosen, []).append((chosen, 1.0))
-        said.setdefault(pairs[row].rejected, []).append((rejected, 0.0))
-    # One text is scored once per pair, equal up to rounding.
-    means = [np.array([np.mean(found, axis=0) for found in said.values()]) for said in prompts.values()]
-    return [
-        Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in (item.T for item in means)
-    ]
+    both = [np.array([*said.values()]).T for said in by_response(pairs, scores).values()]
+    return [Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
 
 
 def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
     """Return the expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
 
     Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
-    the t is then picked as often.
+    the t is equally likely to be picked. The estimator of Nakano et al. (2021) and Gao et al. (2023, arXiv 2210.10760), with ties.
     """
-    every, expected, below = comb(len(reward_C), n), 0.0, 0
-    for value in np.unique(reward_C):
-        here_C = reward_C == value
-        count = int(here_C.sum())
-        share = (comb(below + count, n) - comb(below, n)) / every
-        expected += share * float(quality_C[here_C].mean())
-        below += count
-    return expected
+    _, group_C, count_G = np.unique(reward_C, return_inverse=True, return_counts=True)
+    share_G = np.diff(_share_among(len(reward_C), n)[np.cumsum([0, *count_G])])
+    return float(share_G @ (np.bincount(group_C, quality_C) / count_G))
+
+
+@cache
+def _share_among(candidates: int, n: int) -> Floats:
+    """Return by m = 0, 1, … the share of draws of n candidates that lie entirely among m of them."""
+    return np.array([comb(m, n) / comb(candidates, n) for m in range(candidates + 1)])
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return log n − (n − 1)/n in nats, an upper bound on the KL divergence of best of n from the policy.
+
+    The two differ if answers repeat or their rewards tie (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return log(n) - (n - 1) / n
 
 
 def share_within(found: Sequence[Candidates]) -> float:
-    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 where rewards do not vary."""
+    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 if rewards do not vary."""
     everything = np.concatenate([item.reward for item in found])
     total = float(everything.var() * len(everything))
     within = sum(float(item.reward.var() * len(item.reward)) for item in found)

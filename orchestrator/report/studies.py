@@ -1,7 +1,7 @@
-"""Studies of a finished sweep's scores: the shape that they share, and what each of them computes.
+"""Studies of a finished sweep's scores: their common frame, and the computations of each.
 
-A study reads the complete trials of one sweep, on the pairs that all of them have, computes something of each pair or prompt,
-and shows it as tables and a figure. A file in sweeps/ says what is asked, and how it is shown.
+A study reads the complete trials of one sweep, on the pairs that all of them have, computes values of each pair or prompt,
+and shows them as tables and a figure. A file in sweeps/ defines its question and its presentation.
 Shapes: P pairs, S seeds, Q prompts.
 """
 
@@ -23,7 +23,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import (
-    Scored,
+    ScoredTrials,
     TrialResult,
     by_seeds,
     results_of,
@@ -31,15 +31,10 @@ from orchestrator.report.results import (
     seeds_accuracy,
 )
 from orchestrator.report.statistics import (
-    Candidates,
     Floats,
-    best_of,
     by_decile,
-    over_seeds,
     rank_correlation,
     right,
-    share_within,
-    spreads,
 )
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.datasets import pairs_of
@@ -51,8 +46,8 @@ from trainers.errors import DataError, SpecError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a study has found: sentences, tables, what results.json holds, rows by the name of their file, and its figure."""
+class Findings:
+    """The findings of a study: sentences, tables, the content of results.json, rows by file name, and a figure."""
 
     said: Sequence[str] = ()
     tables: Sequence[Table]
@@ -63,18 +58,18 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A question to the scores of a sweep. Raise `version` when `find` finds something else in the same scores.
+    """A question to the scores of a sweep. Raise `version` when `find` gives other results for the same scores.
 
-    `sweep` is the one that is read where --sweep names none.
+    `sweep` is the default of --sweep.
     """
 
     name: str
     version: int
-    find: Callable[[list[TrialResult], AnalysisInputs], Found]
+    find: Callable[[list[TrialResult], AnalysisInputs], Findings]
     sweep: str = "full_grid"
 
     def compute(self, stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-        """Find, and write it down under sentences on how much was read."""
+        """Compute the findings and write them, below sentences about the data."""
         results, basis = results_of(stage.parameters, inputs.store)
         found = self.find(results, inputs)
         write_analysis(
@@ -94,15 +89,15 @@ def titled(rows: Rows) -> list[dict[str, Any]]:
 
 
 def learned_cells(results: Sequence[TrialResult]) -> Iterator[tuple[dict[str, Any], list[TrialResult]]]:
-    """Yield the trials that have learned and differ in their seed alone, after the labels that rows about them share."""
+    """Yield the learned trials that differ only in their seed, and the labels of their rows."""
     for trials in by_seeds([item for item in results if item.learned]):
         record = trials[0].record
         names = {"train_set": record.train_set, "model": record.model, "reward": record.reward}
         yield {**names, "seeds": len(trials)}, trials
 
 
-def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Scored, Mapping[str, Any]]:
-    """Return a model's complete trials on a training set, and the parameters of the first. Raises SpecError without one."""
+def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[ScoredTrials, Mapping[str, Any]]:
+    """Return a model's complete trials on a training set, and the parameters of the first. Raises SpecError if there is none."""
     complete = scored(store, sweep)
     trials = tuple(item for item in complete.trials if (item.model, item.train_set) == (model, train_set))
     if not trials:
@@ -113,14 +108,14 @@ def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Sco
     return replace(complete, trials=trials), declared[trials[0].name]
 
 
-# Pair by pair: what does the difference of two reward types go with?
+# Pair by pair: which features does the difference of two reward types correlate with?
 
 FEATURES = ("length_difference", "overlap_with_training", "similarity", "leaked")
 Features = Mapping[str, Floats]
 
 
 def pair_features(item: SetOutcomes, store: Store) -> Features:
-    """Return each feature of each pair; those that need rows are left out where the store does not hold them."""
+    """Return each feature of each pair, without those that need rows which the store lacks."""
     found = {"length_difference": item.longer}
     trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
     asked = [texts[row] for row in item.index] if texts else []
@@ -139,7 +134,7 @@ def pair_features(item: SetOutcomes, store: Store) -> Features:
 def by_features(
     outcomes: Sequence[SetOutcomes], features: Mapping[tuple[str, str], Features]
 ) -> list[dict[str, Any]]:
-    """Regress both differences of each category's pairs on the features that all of its sets have, sets told apart."""
+    """Regress both differences of each category's pairs on the features that all of its sets have, with an intercept per set."""
     rows = []
     for found in by_category(outcomes):
         known = [features[item.train_set, item.dataset] for item in found]
@@ -176,9 +171,9 @@ def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
 def differences(
     analysis: Analysis, store: Store
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """Return each pair's differences with its features, their regressions, and which features are not known.
+    """Return each pair's differences with its features, their regressions, and the unknown features.
 
-    Differences are of the baseline from each other reward type.
+    Differences are baseline − each other reward type.
     """
     pairs, regressions = list[dict[str, Any]](), list[dict[str, Any]]()
     features: dict[tuple[str, str], Features] = {}
@@ -208,9 +203,9 @@ Nearness = Mapping[int, Mapping[str, float]]
 def by_nearness(
     outcomes: Sequence[SetOutcomes], near: Mapping[str, Nearness], measures: Sequence[str]
 ) -> tuple[Rows, Rows, Rows]:
-    """Return the pairs, accuracy by tenths of each measure, and its rank correlation, of each set and of all together.
+    """Return the pairs, accuracy by tenths of each measure, and its rank correlation, for each set and all sets together.
 
-    `near` holds by set and row the measures of a pair; only pairs that have them count. Raises DataError without one.
+    `near` holds by set and row the measures of a pair; other pairs do not count. Raises DataError if there are none.
     """
     pairs: list[dict[str, Any]] = [
         {"set": name, "index": index, **near[name][index]}
@@ -231,7 +226,7 @@ def by_nearness(
         here = [row for row in pairs if name in (TOGETHER, row["set"])]
         for measure, kind in itertools.product(measures, kinds):
             labels = {"set": name, "measure": measure, "reward": kind}
-            # Cosines of equal states differ in their last bits.
+            # Cosines of equal states differ only by rounding.
             nearness_P, right_P = (np.round([row[side] for row in here], 9) for side in (measure, kind))
             deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
             relations.append(
@@ -249,58 +244,22 @@ def by_nearness(
 
 
 def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
-    """Return the accuracy on each prompt's pairs, [Q], in the order in which prompts first stand in the set."""
+    """Return the accuracy on each prompt's pairs, [Q], in the order of the prompts' first pairs."""
     result = next(item for item in trial.final if item.dataset == dataset)
     pairs, scores = pairs_of(store, result.dataset_digest), result.scores
-    # Without the rows every pair is taken for a prompt of its own.
+    # Without the rows, every pair counts as a prompt of its own.
     asked = [pairs[row].prompt if pairs else row for row in scores.index]
     numbers: dict[Any, int] = {}
     prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
 
 
-def best_of_curve(seeds: Sequence[Sequence[Candidates]], drawn: Sequence[int]) -> list[dict[str, Any]]:
-    """By n: expected quality of the pick, over prompts and seeds; what chance and the best pick would have."""
-    rows = []
-    for n in drawn:
-        kept = [number for number, item in enumerate(seeds[0]) if len(item.reward) >= n]
-        if not kept:
-            break
-        picked_SQ = np.array(
-            [[best_of(found[q].reward, found[q].quality, n) for q in kept] for found in seeds]
-        )
-        first = [seeds[0][q] for q in kept]
-        rows.append(
-            {
-                "n": n,
-                "prompts": len(kept),
-                "quality": over_seeds(picked_SQ),
-                "chance": float(np.mean([item.quality.mean() for item in first])),
-                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in first])),
-            }
-        )
-    return rows
-
-
-def variance_within(seeds: Sequence[Sequence[Candidates]]) -> dict[str, Any]:
-    """Return how much of a reward's variance lies within prompts, and whether it picks well where it spreads them."""
-    spread_Q = np.mean([spreads(found) for found in seeds], axis=0)
-    picked_Q = np.mean(
-        [[best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in seeds], axis=0
-    )
-    return {
-        "candidates": float(np.mean([len(item.reward) for item in seeds[0]])),
-        "within": float(np.mean([share_within(found) for found in seeds])),
-        "spread_with_pick": rank_correlation(spread_Q, picked_Q),
-    }
-
-
-# Along a value, of a sweep's own evaluations.
+# Along a value: the accuracies of a sweep's own evaluations.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Accuracy along a value: the labels of each evaluation that is read, by `names`; the value is the last of them."""
+    """Accuracy along a value: `places` holds the labels of each evaluation by `names`; the last label is the value."""
 
     title: str
     names: tuple[str, ...]
@@ -314,7 +273,7 @@ def compute_curve(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt)
     found: dict[tuple[Any, ...], list[EvaluateStage]] = {}
     for place, item in zip(asked.places, stage.reads, strict=True):
         assert isinstance(item, EvaluateStage)
-        # Of a training that failed for good there is none; the others are what is said.
+        # A training that failed has no scores; the curve is of the others.
         if inputs.store.complete(item.kind, item.key):
             found.setdefault(place, []).append(item)
     rows: list[dict[str, Any]] = [

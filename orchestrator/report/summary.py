@@ -1,4 +1,4 @@
-"""What a sweep's scores say, as tables and as summary.md: accuracy by category, by epoch, without length and leaks.
+"""The tables of a report and summary.md: accuracy by category, by epoch, and without the help of length and leaks.
 
 A trial whose training accuracy is at chance is shown as not learned and enters no mean.
 """
@@ -18,6 +18,7 @@ from pyarrow import parquet
 from orchestrator.report import published
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
+from orchestrator.report.power import power_table
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
@@ -26,6 +27,7 @@ from orchestrator.report.results import (
     sweep_results,
     trial_rows,
 )
+from orchestrator.report.scaling import scaling_table
 from orchestrator.report.statistics import LEVEL, half_width
 from orchestrator.report.tables import MEAN, Table, Value, mean_label, reward_title, table_of
 from orchestrator.store.artifacts import Store
@@ -65,7 +67,7 @@ def accuracies(analysis: Analysis) -> list[dict[str, Value]]:
 
 
 def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]) -> dict[str, Value] | None:
-    """A model's row: the mean of each reward type, and the trials that are not in it."""
+    """Return a model's row: the mean of each reward type, and how many trials are not in it."""
     line: dict[str, Value] = {"model": model}
     counts = {}
     for kind in kinds:
@@ -92,7 +94,7 @@ def _of_model(analysis: Analysis, scope: Scope, model: str, kinds: Sequence[str]
 
 
 def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
-    """A reward type's mean, how many trials did not learn (their accuracy, where none did), and how many are missing."""
+    """Write a reward type's mean, how many trials did not learn (with their accuracy if none did), and how many are missing."""
     if mean is None:
         text = f"{statistics.fmean(not_learned):.3f} {NOT_LEARNED}"
     else:
@@ -105,7 +107,7 @@ def _text(mean: Mean | None, not_learned: Sequence[float], missing: int) -> str:
 def _gaps(
     analysis: Analysis, scope: Scope, models: list[str] | None, counts: Mapping[str, int], unit: str
 ) -> dict[str, Value]:
-    """Each difference, and over how many seeds or models it is, where a mean beside it is over more."""
+    """Return each difference, with its number of seeds or models if a mean beside it is over more."""
     line: dict[str, Value] = {}
     for other in analysis.others:
         name, gap = (
@@ -142,9 +144,9 @@ def accuracy_numbers(analysis: Analysis) -> Table:
 
 
 def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Table | None:
-    """Return accuracy after each epoch, of the sets that are evaluated after several; None where there is none.
+    """Return accuracy after each epoch, if trials are evaluated after several epochs; else None.
 
-    What did not learn by its last epoch is in no mean. Of `most` epochs, evenly spaced, the first and the last are shown.
+    Trials that did not learn by their last epoch are left out. At most `most` epochs are shown, evenly spaced.
     """
     labels = ("train_set", "model", "reward", "evaluation_set")
     found: dict[tuple[str, ...], dict[int, list[float]]] = {}
@@ -184,10 +186,13 @@ def epoch_table(results: Sequence[TrialResult], most: int | None = None) -> Tabl
 def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     if analysis.others:
         yield differences(analysis)
+        yield power_table(analysis)
         yield win_rates(analysis)
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
+    if (scaling := scaling_table(analysis)).rows:
+        yield scaling
     if any(item.scores.suite for result in analysis.results for item in result.final):
         yield suites(analysis)
     yield calibrations(analysis)
@@ -198,7 +203,7 @@ def _place(scope: Scope) -> dict[str, Value]:
 
 
 def _lines(analysis: Analysis, scope: Scope, metric: str) -> Iterator[tuple[str, dict[str, Mean]]]:
-    """Yield a metric's means by reward type for each model, and for the mean of those that are complete; none that is empty."""
+    """Yield a metric's means by reward type: for each model that has some, then over the complete models."""
     for label in (*analysis.models, None):
         models = [label] if label else None
         found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
@@ -211,7 +216,7 @@ def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
 
 
 def by_category(analysis: Analysis, metric: str) -> Table:
-    """A metric by category and model, and the paper's mean beside ours where the sets correspond."""
+    """Return a metric by category and model, beside the paper's mean if the sets correspond."""
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
         for label, means in _lines(analysis, scope, metric):
@@ -269,9 +274,8 @@ def differences(analysis: Analysis) -> Table:
         name="differences",
         title="Differences, paired by model, seed and pair",
         note=f"Above 0 in accuracy: {reward_title(analysis.baseline)} ranks more pairs right. p: of no difference, by the same "
-        "Student-t as the interval, over what stands beside it; – where there is one training of each type. Holm: p of the "
-        "means, corrected for their number (p (pairs) where there is no other). p (pairs): sign-flip permutation test over test "
-        "pairs, for these trainings.",
+        "Student-t as the interval; – if there is one training of each type. Holm: p of the means, corrected for their number "
+        "(from p (pairs) if there is no other). p (pairs): sign-flip permutation test over test pairs, for these trainings.",
         columns="train_set category difference model accuracy over p p_holm p_pairs loss abs_margin",
         titles={
             "over": "interval and p over",
@@ -306,7 +310,7 @@ def win_rates(analysis: Analysis) -> Table:
 
 
 def by_set(analysis: Analysis) -> Table:
-    """Every evaluation set: accuracies of all kinds, loss and margin, by reward type."""
+    """Return for every evaluation set all accuracies, loss and margin, by reward type."""
     rows: list[dict[str, Value]] = []
     for scope, model, kind in itertools.product(analysis.single_sets(), analysis.models, analysis.rewards):
         means = {name: analysis.mean(scope, model, kind, name) for name in METRIC_TITLES}
@@ -329,8 +333,8 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold (docs/audit.md); – where it was not measured. The last column: half of the 95 % interval that the number of "
-        "pairs alone gives at an accuracy of 0.75.",
+        "not hold (docs/audit.md); – if it was not measured. The last column: half of the 95 % interval at an accuracy of 0.75 "
+        "from the number of pairs alone.",
         columns=f"train_set category evaluation_set model reward accuracy {' '.join(CONTROLS)} loss abs_margin seeds pairs half_width",
         titles={"half_width": "± by pairs"},
         rows=rows,
@@ -338,7 +342,7 @@ def by_set(analysis: Analysis) -> Table:
 
 
 def suites(analysis: Analysis) -> Table:
-    """Each suite's own numbers: its score and the parts of it, or its subsets where it has no other parts."""
+    """Return each suite's own numbers: its score and its parts, or its subsets if it has no other parts."""
     rows: list[dict[str, Value]] = []
     for scope in analysis.single_sets():
         scored = (item for trial in analysis.results for item in trial.final if item.dataset == scope.dataset)
@@ -366,8 +370,8 @@ def suites(analysis: Analysis) -> Table:
     return Table(
         name="suites",
         title="Suites by their own numbers",
-        note="Means over seeds, then models; a tie is no success. A prompt counts where all of its answers are within the length "
-        "limits, so models may be scored on others: then several numbers stand there. Every number: docs/suites.md.",
+        note="Means over seeds, then models; a tie is no success. A prompt counts if all of its answers are within the length "
+        "limits, so models may be scored on different prompts: then there are several numbers. Every number: docs/suites.md.",
         columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
         rows=rows,
     )
@@ -398,7 +402,7 @@ def calibrations(analysis: Analysis) -> Table:
 
 
 def without_length_and_leaks(analysis: Analysis) -> Table:
-    """Accuracies that neither length nor leaks can help, of every evaluation set and reward type."""
+    """Return the accuracies that neither length nor leaks can help, of every evaluation set and reward type."""
     columns = ("accuracy", *CONTROLS, "n", "n_leak_free", "longer_wins")
     rows: list[dict[str, Value]] = []
     for scope, kind in itertools.product(analysis.single_sets(), analysis.rewards):
@@ -415,7 +419,7 @@ def without_length_and_leaks(analysis: Analysis) -> Table:
         name="controlled",
         title="Accuracy without length and leaks",
         note="Means over seeds, then models. Length-controlled: matched strata of the length difference; leak-free: "
-        "pairs that the training split does not hold; longer wins: what length alone reaches, in tokens. "
+        "pairs that the training split does not hold; longer wins: the accuracy of length alone, in tokens. "
         "See docs/audit.md.",
         columns=f"train_set evaluation_set reward {' '.join(columns)} trainings",
         titles={"n": "pairs", "n_leak_free": "leak-free pairs"},
@@ -425,7 +429,7 @@ def without_length_and_leaks(analysis: Analysis) -> Table:
 
 
 def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
-    """Accuracy without length and leaks, the audited sets, and the findings; those with no row are left out."""
+    """Return accuracy without length and leaks, the audited sets, and the findings; without empty tables."""
     found = (
         without_length_and_leaks(analysis),
         table_of(
@@ -448,10 +452,10 @@ def audit_tables(audit: Audit, analysis: Analysis) -> list[Table]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """What a terminal shows of a report. It is kept with the report, so that nothing is read or computed to show it again.
+    """What a terminal shows of a report; stored with the report, so that showing it again computes nothing.
 
-    `tables` are the accuracies and, where there are several epochs, those after each; `accuracies` are the same for
-    programs; `more` are the tables below them in summary.md; `left_out` says which pairs the length limits took.
+    `tables` are the accuracies and, with several epochs, the accuracies after each; `accuracies` are the same numbers for
+    programs; `more` are the tables below them in summary.md; `left_out` names the pairs over the length limits.
     """
 
     tables: tuple[Table, ...] = ()
@@ -470,7 +474,7 @@ class Shown:
 
 
 class Written(NamedTuple):
-    """A report's folder, the trials that it is of, and what a terminal shows of it."""
+    """A report's folder, its trials, and what a terminal shows of it."""
 
     folder: Path
     results: Sequence[TrialState]
@@ -492,7 +496,7 @@ def write_report(
     tables: Sequence[Table] = (),
     ending: str = "",
 ) -> Written:
-    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet; what is given is not read again.
+    """Write summary.md, tables/accuracy.csv, audit.json and trials.parquet.
 
     The summary begins with `conclusions`, holds `tables` below that of accuracies, and ends with `ending`.
     """
@@ -515,7 +519,7 @@ def write_report(
     trials = store.local_sweep_dir(declaration.sweep) / "trials.parquet"
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(trial_rows(results)), sink)
-    # Two drivers that end at once both write it.
+    # Two drivers that end at the same time both write it.
     replace_bytes(trials, sink.getvalue().to_pybytes())
     for written in (folder, trials):
         store.share(written)
@@ -532,7 +536,7 @@ def write_report(
 def _results_section(
     results: Sequence[TrialResult], analysis: Analysis, tables: Sequence[Table]
 ) -> Iterator[str]:
-    """Accuracy by category, more tables, and what is missing."""
+    """Yield the lines about accuracy by category, further tables, and what is missing."""
     complete = sum(result.complete for result in results)
     yield f"{complete} of {len(results)} trials complete. Accuracy by category: mean over a category's sets, then"
     yield "mean ± standard deviation over seeds; a difference is over the seeds and models that have both types."

@@ -1,6 +1,6 @@
-"""A table of a report: its rows, and how they look as CSV, parquet, markdown, HTML and in a terminal.
+"""Tables of a report as CSV, parquet, markdown, HTML and in a terminal.
 
-Also the names that all tables, figures and sentences use for reward types, means and trials.
+Also the names of reward types, means and trials in all tables, figures and sentences.
 """
 
 import itertools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Value = Union[str, int, float, bool, Estimate, None]
 NOTHING = "–"
 MEAN = "mean"
-# Of columns whose title is not their name.
+# Titles of columns that differ from the column's name.
 _TITLES = {
     "train_set": "trained on",
     "evaluation_set": "evaluated on",
@@ -27,18 +27,21 @@ _TITLES = {
     "accuracy_length_controlled": "length-controlled",
     "accuracy_leak_free": "leak-free",
 }
-# In a page longer texts are broken into lines, those of several sentences at a width of their own.
+# A page breaks texts that are longer than a line; texts of several sentences get a wider column.
 _LINE, _LONG = 24, 60
 
 
 def reward_title(reward: str) -> str:
-    """`ex_rm` as the field writes it: EX-RM; `im_rm_no_reference` is IM-RM no reference; other names stay as they are."""
+    """Write `ex_rm` as EX-RM and `im_rm_no_reference` as IM-RM no reference; other names stay as they are."""
     found = re.match(r"[a-z]{2}_g?rm(?=_|$)", reward)
     return found[0].upper().replace("_", "-") + reward[found.end() :].replace("_", " ") if found else reward
 
 
 def what_differs(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Part each trial's name into what the trials differ in and what all of them have; where that cannot be told, all differs."""
+    """Split each trial's name into the parts that differ between trials and the parts that all trials share.
+
+    Names with different numbers of parts count as different as a whole.
+    """
     parts = {key: name.split(" · ") for key, name in names.items()}
     if len(parts) < 2 or len(set(map(len, parts.values()))) > 1:
         return {key: (name, "") for key, name in names.items()}
@@ -51,11 +54,15 @@ def what_differs(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def mean_label(models: Mapping[str, int]) -> str:
-    """Label a mean over models: `mean of 3`, or the number of models of each reward type where these differ."""
+    """Label a mean over models: `mean of 3`, or the number of models of each reward type if these differ."""
     counts = set(models.values())
     if len(counts) == 1:
         return f"{MEAN} of {counts.pop()}"
     return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
+
+
+def number_of(number: int, noun: str, several: str = "") -> str:
+    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
 
 
 def interval(value: Estimate) -> str:
@@ -65,10 +72,10 @@ def interval(value: Estimate) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of values by column name; a value that a row lacks is shown as –. `note` says how the rows came about.
+    """Rows of values by column name; missing values are shown as –. `note` explains how the rows were computed.
 
-    `columns` are their names, parted by spaces; `titles` and `forms` say the title of a column and the format of its
-    numbers where these are not the usual ones.
+    `columns` are the names, separated by spaces; `titles` and `forms` give the title of a column and the format of its
+    numbers if these are not the defaults.
     """
 
     name: str
@@ -87,7 +94,7 @@ class Table:
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
     def text(self, row: Mapping[str, Value], name: str) -> str:
-        """A value as people read it: an estimate with ± its standard deviation over seeds, and its interval."""
+        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval."""
         value, form = row.get(name), self.forms.get(name, ".3f")
         if value is None:
             return NOTHING
@@ -99,7 +106,7 @@ class Table:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
     def line(self, row: Mapping[str, Value], space: str) -> tuple[str, ...]:
-        """A row as people read it; within its interval an estimate has `space`, so that it is not broken there."""
+        """Write a row for people; an estimate has `space` in the place of its spaces, so that it is not broken there."""
         texts = ((row.get(name), self.text(row, name)) for name in self.names)
         return tuple(
             text.replace(" ± ", f"{space or ' '}±{space or ' '}").replace(", ", f",{space}")
@@ -112,7 +119,7 @@ class Table:
         return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
-        """Flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
+        """Return flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
         estimated = {
             name for name in self.names if any(isinstance(row.get(name), Estimate) for row in self.rows)
         }
@@ -152,7 +159,7 @@ class Table:
         return bytes(self.frame().to_parquet(index=False))
 
     def markdown(self) -> str:
-        """The rows for a document; signs that would divide a cell are escaped."""
+        """Write the rows as a markdown table, with | escaped."""
         lines = [tuple(map(self.title_of, self.names)), ("",) * len(self.names), *self.texts()]
         cells = [[text.replace("|", "\\|").replace("\n", " ") for text in line] for line in lines]
         drawn = ["| " + " | ".join(line) + " |" for line in cells]
@@ -160,9 +167,9 @@ class Table:
         return "\n".join(drawn)
 
     def terminal(self, labels: int, merged: int = 0) -> "TerminalTable":
-        """The rows for a terminal: `labels` columns stand left, the others right.
+        """Return the rows for a terminal, the first `labels` columns left-aligned and the others right-aligned.
 
-        The first `merged` columns stand above the next one, as headings of the rows that share them.
+        The first `merged` columns become headings above the rows that share them.
         """
         from rich.table import Table as TerminalTable
 
@@ -171,7 +178,7 @@ class Table:
             [*map(self.title_of, self.names)],
         )
         heads = [" " * depth + title for depth, title in enumerate(titles[: merged + 1])]
-        # A heading is in one piece, however narrow the terminal is.
+        # A heading is never broken, however narrow the terminal is.
         pieces = (
             " " * depth + text for line in self.texts() for depth, text in enumerate(line[: merged + 1])
         )
@@ -191,7 +198,7 @@ class Table:
         return shown
 
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:
-        """Yield the rows for a page, and whether each is a mean over models: CSS class, sort key and text of each value."""
+        """Yield for each row whether it is a mean over models, and the CSS class, sort key and text of its values."""
         classes = {name: self.css(name) for name in self.names}
         for row in self.rows:
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
@@ -208,7 +215,7 @@ class Table:
             )
 
     def css(self, name: str) -> str:
-        """The CSS class of a column: of numbers, of long or longer texts, or none."""
+        """Return the CSS class of a column: number, text (long), wide (longer), or none."""
         values = [value for row in self.rows if (value := row.get(name)) is not None]
         if values and not any(isinstance(value, str | bool) for value in values):
             return "number"
@@ -219,7 +226,7 @@ class Table:
 def table_of(
     header: Sequence[str], rows: Sequence[Sequence[Value]], *, name: str, title: str, note: str
 ) -> Table:
-    """A table of rows without names, under a header of titles."""
+    """Return a table of rows that have titles but no column names."""
     titles = {clean_name(title): title for title in header}
     named = [dict(zip(titles, row, strict=True)) for row in rows]
     return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=named)

@@ -1,4 +1,4 @@
-"""A sweep beside another one: what both have evaluated under the same names, and how far apart it is."""
+"""Comparison of two sweeps: their accuracies on evaluation sets of the same names, and the differences."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """An accuracy of a model, or of the mean of models, by one reward type, or a difference: in both sweeps, and theirs − ours.
+    """An accuracy, or a difference of reward types, of a model or of the mean of models: in both sweeps, and theirs − ours.
 
-    Where both have it, all three are over the models and seeds that both have.
+    If both sweeps have it, all three values are over the models and seeds that both have.
     """
 
     train_set: str
@@ -39,7 +39,7 @@ class _Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What was written: the page, its table, and the sentences that it begins with."""
+    """The page that was written, its table and its conclusions."""
 
     file: Path
     table: Table
@@ -77,7 +77,7 @@ def write_comparison(
     theirs_too = here.baseline in {item.record.reward for item in right}
     sides = (here, Analysis(right, here.baseline if theirs_too else None))
     names = (declaration.sweep, other.sweep)
-    # One sweep in two stores has one name.
+    # The same sweep in two stores has the same name twice.
     if names[0] == names[1]:
         names = (names[0], f"{names[1]} (in {other_store.root.name})")
     rows = list(_rows(*sides))
@@ -111,7 +111,7 @@ def write_comparison(
 
 
 def without_intervals(table: Table) -> Table:
-    """Return the comparison for a terminal, with intervals of the differences alone."""
+    """Return the comparison for a terminal, which has room for the intervals of the differences only."""
     rows = [
         {
             **row,
@@ -123,9 +123,9 @@ def without_intervals(table: Table) -> Table:
 
 
 def _rows(ours: Analysis, theirs: Analysis) -> Iterator[_Row]:
-    """Yield accuracies by category: of each model, and the mean over those of its models that both sweeps have.
+    """Yield accuracies by category, of each model and of the mean over the models that both sweeps have.
 
-    A category that both have is of the sets that both have.
+    Only the sets that both sweeps have count.
     """
     scopes = [
         {(scope.train_set, scope.category): scope for scope in side.categories()} for side in (ours, theirs)
@@ -153,7 +153,7 @@ def _rows(ours: Analysis, theirs: Analysis) -> Iterator[_Row]:
 def _values(
     ours: Analysis, theirs: Analysis, scope: Scope, models: Sequence[str], kinds: tuple[str, ...]
 ) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
-    """Return a number of each side, and theirs − ours, of the models and seeds that both have."""
+    """Return the value of each sweep, and theirs − ours, over the models and seeds that both have."""
     here, there = (
         {model: seeds for model in models if (seeds := cells(side.results, scope, model, kinds))}
         for side in (ours, theirs)
@@ -170,7 +170,7 @@ def _values(
             scope=scope, metric="accuracy", cells=found, signs=signs, groups=groups, added=added
         ).estimate
 
-    # Seeds of other names are paired in their order.
+    # If no seed is in both sweeps, seeds are paired in their order.
     pairs = {
         model: [(seed, seed) for seed in here[model] if seed in there[model]]
         or list(zip(here[model], there[model], strict=False))
@@ -194,12 +194,12 @@ def _note(sides: tuple[Analysis, Analysis]) -> str:
         for side in sides
     )
     other = [name for name in sorted(ours) if theirs.get(name, ours[name]) != ours[name]]
-    note = "– where a sweep has no such number. Numbers that both have are of the sets, models and seeds that both have."
-    return note + (f" Of one name but other pairs: {', '.join(other)}." if other else "")
+    note = "– if a sweep has no such number. Numbers that both sweeps have are over the sets, models and seeds that both have."
+    return note + (f" Sets of the same name with different pairs: {', '.join(other)}." if other else "")
 
 
 def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[str]:
-    """Say which sets are compared on fewer pairs than were scored."""
+    """Name the sets that are compared on fewer pairs than were scored."""
     pairs = {item.dataset: len(item.scores.index) for result in shared for item in result.evaluations}
     fewer = dict.fromkeys(
         item.dataset
@@ -208,7 +208,7 @@ def _fewer(whole: Sequence[TrialResult], shared: Sequence[TrialResult]) -> list[
         if len(item.scores.index) != pairs.get(item.dataset)
     )
     said = ", ".join(f"{name} ({pairs.get(name, 0)})" for name in fewer)
-    return [f"On the pairs that all models of both have: {said}."] if fewer else []
+    return [f"Compared on the pairs that all models of both have: {said}."] if fewer else []
 
 
 def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _conclusions(rows: Sequence[_Row], names: tuple[str, str], missing: str) -> 
 
 
 def _answers(rows: Sequence[_Row]) -> str:
-    """Say whether both sweeps say the same of the differences."""
+    """Say whether the differences of reward types have the same sign in both sweeps."""
     both = {
         f"{row.train_set}: {row.category}, {row.what}": row.here.value * row.there.value
         for row in rows
@@ -249,7 +249,7 @@ def _missing(sides: tuple[Analysis, Analysis], names: tuple[str, str]) -> str:
         for name, side in zip(names, sides, strict=True)
         if (lacking := sum(not result.complete for result in side.results))
     ]
-    return f"Incomplete: {'; '.join(parts)}. Nothing stands in for them." if parts else ""
+    return f"Incomplete: {'; '.join(parts)}. Missing trials are not imputed." if parts else ""
 
 
 def _figure(rows: Sequence[_Row], names: tuple[str, str]) -> "Figure | None":

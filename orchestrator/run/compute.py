@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.run.events import TakeRow
 from orchestrator.spec.stages import (
+    BaseModel,
     ConvertStage,
     EvaluateStage,
     PrepareStage,
     PretrainStage,
     ReferenceStage,
+    SampleStage,
     SharedStage,
     TrainStage,
 )
 from orchestrator.store.artifacts import WEIGHTS, Attempt, Store, weights_digest
-from trainers.data.records import read_written_pairs
+from trainers.data.records import read_written_pairs, write_pairs
 from trainers.errors import DataError
 from trainers.models import tiny
 from trainers.specs import Placement
@@ -30,6 +32,7 @@ from trainers.storage import Location, ObjectPath, remove_tree
 from trainers.train.stopping import StopLeft, never
 
 if TYPE_CHECKING:
+    from trainers.models.generation import Weights
     from trainers.pairs.packing import References
     from trainers.pairs.tokens import TokenPair
     from trainers.train.checkpoints import Checkpoints
@@ -55,10 +58,40 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
         case PretrainStage():
             with store.write(stage.kind, stage.key, name=stage.name) as attempt:
                 tiny.pretrain(stage.model, attempt.directory / "model", report)
+        case SampleStage():
+            _run_sample(stage, store, report)
         case PrepareStage():
             _run_prepare(stage, store, report)
         case ReferenceStage():
             _run_reference(stage, store, report)
+
+
+def _weights(base: BaseModel, store: Store) -> "Weights":
+    from trainers.models.generation import Weights
+
+    return Weights(
+        location=base.found_at(store),
+        revision=base.revision,
+        precision=base.precision,
+        trust=base.trust,
+        template=base.template,
+    )
+
+
+def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
+    """Draw the answers; those that a killed process has drawn are kept beside the checkpoints until all are there."""
+    from trainers.evaluate.sampling import draw_answers, scored_pairs, write_answers
+
+    base, drawn = stage.base, checkpoint_folder(store, f"{stage.kind}-{stage.key}")
+    with store.write(stage.kind, stage.key, model=base.key, prompts=stage.prompts.digest) as attempt:
+        pairs = read_written_pairs(store.read("dataset", stage.prompts.digest) / "pairs.jsonl")
+        answers = draw_answers(
+            _weights(base, store), stage.ends, pairs, stage.draw, stage.sampling, drawn, report
+        )
+        write_answers(answers, attempt.directory / "answers.jsonl")
+        write_pairs(scored_pairs(answers), attempt.directory / "pairs.jsonl")
+        attempt.info.update(name=stage.answers.name, prompts_asked=len(answers))
+    remove_tree(drawn)
 
 
 def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
@@ -70,7 +103,7 @@ def _run_prepare(stage: PrepareStage, store: Store, report: TakeRow) -> None:
     base = stage.base
     inputs = {"dataset": stage.split.digest, "name": stage.split.name, "tokenizer": base.tokenizer_key}
     with store.write(stage.kind, stage.key, **inputs) as attempt:
-        pairs = read_written_pairs(store.read("dataset", stage.split.digest) / "pairs.jsonl")
+        pairs = read_written_pairs(store.read(stage.split.kind, stage.split.digest) / "pairs.jsonl")
         if isinstance(base.origin, PretrainStage):
             tokenizer = choose_template(tiny.build_tokenizer(), base.template)
         else:
@@ -105,23 +138,13 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Ite
 
 def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
     from trainers.evaluate.scoring import compute_reference, write_reference
-    from trainers.models.loading import device, load_model
-    from trainers.pairs.templates import load_tokenizer
     from trainers.pairs.tokens import read_tokens
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
-        location = base.found_at(store)
-        model = load_model(
-            location,
-            tokenizer=load_tokenizer(location, base.revision, base.trust, base.template),
-            output="unembedding",
-            precision=base.precision,
-            revision=base.revision,
-            trust=base.trust,
-        )
+        model = _weights(base, store).model()
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
-        sums = compute_reference(model.to(device()), pairs, report=report)
+        sums = compute_reference(model, pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
 
@@ -135,9 +158,9 @@ class TrainCall:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_folder(store: Store, train_key: str) -> Location:
-    """Return the folder in which a training keeps its checkpoints until it is complete."""
-    return store.root / "checkpoints" / train_key
+def checkpoint_folder(store: Store, name: str) -> Location:
+    """Return the folder in which a training, named by its key, or another stage keeps what it has until it is complete."""
+    return store.root / "checkpoints" / name
 
 
 def _kept(store: Store, train_key: str, every_steps: int | None) -> "Checkpoints":

@@ -60,14 +60,14 @@ def classify(error: BaseException) -> Failure:
     return Failure(cause=type(first).__name__, message=f"{type(first).__name__}: {_first_line(first)}")
 
 
-def damage(error: BaseException) -> Damaged | None:
+def damage_behind(error: BaseException) -> Damaged | None:
     """Return the error's cause where it is a damaged artifact."""
     return next((item for item in _causes(error) if isinstance(item, Damaged)), None)
 
 
 def set_aside_damage(error: BaseException, store: Store) -> None:
     """Where the error is a damaged artifact, make that count as missing and raise Damaged, which says so."""
-    found = damage(error)
+    found = damage_behind(error)
     if found is not None:
         # Nobody reads it again, and whoever asks for it next computes it.
         store.discard(found.stage, found.key, found.attempt)

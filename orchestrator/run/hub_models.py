@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.spec.stages import BaseModel, ReferenceStage, TrainStage, TrialPlan
+from orchestrator.spec.stages import BaseModel, ReferenceStage, SampleStage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 
 # What loading a model reads of its repository. Pickles are left to that: where there are safetensors, nobody wants them.
@@ -22,7 +22,7 @@ def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, st
         stage.base
         for item in todo
         for stage in item.missing(store)
-        if isinstance(stage, TrainStage | ReferenceStage)
+        if isinstance(stage, TrainStage | ReferenceStage | SampleStage)
     }
     for base in sorted(needed, key=lambda base: base.name):
         if base.origin is None and not Path(base.location).is_dir() and not _has_weights(base):

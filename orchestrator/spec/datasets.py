@@ -209,9 +209,9 @@ def _source_key(spec: DatasetSpec, split: str) -> str:
 def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
     """Read the rows of a split from the store; no rows where it lacks them, or where they are damaged."""
     try:
-        if not store.complete("dataset", digest):
-            return ()
-        return read_written_pairs(store.read_file("dataset", digest, "pairs.jsonl"))
+        # Of answers the digest is the key of the stage that drew them.
+        kind = next((kind for kind in ("dataset", "sample") if store.complete(kind, digest)), None)
+        return read_written_pairs(store.read_file(kind, digest, "pairs.jsonl")) if kind else ()
     except StorageError:
         return ()
 

@@ -14,7 +14,7 @@ from orchestrator.spec.axes import AXES, plain, shown
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage, TrialPlan
+from orchestrator.spec.stages import PrepareStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
     Category,
@@ -34,15 +34,17 @@ def declare(resolved: ResolvedSweep) -> Declaration:
     said = cache(redacted)
     stages = [stage for plan in resolved.plans for stage in plan.stages()]
     artifacts = {f"{stage.kind}/{stage.key}" for stage in stages}
-    artifacts |= {f"dataset/{stage.split.digest}" for stage in stages if isinstance(stage, PrepareStage)}
+    splits = [stage.split for stage in stages if isinstance(stage, PrepareStage)]
+    splits += [stage.prompts for stage in stages if isinstance(stage, SampleStage)]
+    artifacts |= {f"{split.kind}/{split.digest}" for split in splits}
     return Declaration(
         sweep=resolved.sweep.name,
-        trials=tuple(_trial(plan, resolved.categories, said) for plan in resolved.plans),
+        trials=tuple(trial_record(plan, resolved.categories, said) for plan in resolved.plans),
         artifacts=tuple(sorted(artifacts)),
     )
 
 
-def _trial(
+def trial_record(
     plan: TrialPlan, categories: Mapping[tuple[str, str], Category], said: Callable[[str], str]
 ) -> TrialRecord:
     spec = plan.spec
@@ -68,6 +70,7 @@ def _trial(
         ),
         prepared=plan.train.prepared.key,
         axes={name: plain(value) for name, value in spec.axes},
+        answers=tuple(stage.key for stage in plan.answers),
     )
 
 
@@ -94,24 +97,30 @@ def _parameters(plan: TrialPlan, said: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def adopt(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopt(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """Write what `adopted` returns. Of drivers that add to one sweep at a time none loses what another added."""
     with alone(store.local_sweep_dir(new.sweep) / "sweep.json"):
-        declaration = adopted(new, store, adds=adds, replaces=replaces)
+        declaration = adopted(new, store, adds=adds, replaces=replaces, grows=grows)
         write_declaration(declaration, store)
     return declaration
 
 
-def adopted(new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False) -> Declaration:
+def adopted(
+    new: Declaration, store: Store, *, adds: bool = False, replaces: bool = False, grows: bool = False
+) -> Declaration:
     """The declaration that the sweep has from now on: `new`, which must hold all that was declared before.
 
-    Where it `adds`, what it lacks stays declared; where it `replaces`, only the artifacts stay. Raises SpecError.
+    Where it `adds`, what it lacks stays declared; where it `grows`, too, but for evaluations on other pairs of the same rows, whose place
+    it takes; where it `replaces`, only the artifacts stay. Raises SpecError.
     """
     if new.sweep not in declared_sweeps(store):
         return new
-    earlier = read_declaration(new.sweep, store)
+    earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
-    clash = list(dict.fromkeys((*_lost(earlier, both), *_of_other_settings(earlier, new))))
+    lacking = () if grows else _lost(earlier, both)
+    clash = list(dict.fromkeys((*lacking, *_of_other_settings(earlier, new))))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
         raise SpecError(_refusal(earlier, new, store, lost, can_extend=not clash))
     if adds and not replaces:
@@ -135,12 +144,12 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
 
 def _of_other_settings(earlier: Declaration, new: Declaration) -> list[str]:
     """Trials of `new` that a mean over seeds or models would mix with earlier trials of other data or settings."""
-    known = _known_settings(earlier)
+    known, rows = _known_settings(earlier), _known_rows(earlier)
     return [
         trial.name
         for trial in new.trials
         if ((others := known.get(_group(trial))) and not any(_alike(other, trial) for other in others))
-        or _of_other_rows(earlier, trial)
+        or _of_other_rows(rows, trial)
     ]
 
 
@@ -161,8 +170,11 @@ def _known_settings(earlier: Declaration) -> dict[tuple[str, str, str], list[dic
     return known
 
 
-def _of_other_rows(earlier: Declaration, trial: TrialRecord) -> bool:
-    rows = {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
+def _known_rows(earlier: Declaration) -> dict[str, str]:
+    return {item.dataset: item.dataset_digest for other in earlier.trials for item in other.evaluations}
+
+
+def _of_other_rows(rows: Mapping[str, str], trial: TrialRecord) -> bool:
     return any(
         rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
     )
@@ -179,7 +191,8 @@ def _as_axes(earlier: Declaration, new: Declaration) -> str:
                 found.setdefault(names.get(name, ""), set()).add(shown(settings.get(name)))
     if "" in found or any(len(values) > 1 for values in found.values()):
         return ""
-    if any(_of_other_rows(earlier, trial) for trial in new.trials):
+    rows = _known_rows(earlier)
+    if any(_of_other_rows(rows, trial) for trial in new.trials):
         return ""
     return " ".join(f"{name}={value}" for name, (value,) in found.items())
 

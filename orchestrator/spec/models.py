@@ -123,6 +123,25 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     return _base(spec, key, tokenizer_key, location=str(path.absolute()))
 
 
+def ending_tokens(base: BaseModel) -> tuple[int, ...]:
+    """Return the tokens that end an answer of a folder's model, which are in no key of it; () of any other model.
+
+    Raises ModelError where the folder has no generation config, or one that names none.
+    """
+    if base.origin is not None or not Path(base.location).is_dir():
+        return ()
+    file = Path(base.location) / "generation_config.json"
+    try:
+        ends = json.loads(file.read_text())["eos_token_id"]
+        return tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"the policy {base.name} does not say what ends an answer: {file} is missing or names no eos_token_id. Give a "
+            "causal language model that was saved with one, or save it: transformers.GenerationConfig(eos_token_id=N)"
+            f".save_pretrained({base.location!r})."
+        ) from error
+
+
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): digest_file(file) for file in files}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.spec.datasets import DatasetReader
-from orchestrator.spec.models import REVISION_LOCK, architecture_of, identify_model
-from orchestrator.spec.stages import Split, TrialPlan, plan_trial
+from orchestrator.spec.models import REVISION_LOCK, architecture_of, ending_tokens, identify_model
+from orchestrator.spec.stages import SampleStage, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Category
@@ -40,15 +40,17 @@ def resolve(
     """
     trials = sweep.trials
     reader = DatasetReader(store, fetch=fetch)
+    asked = {trial.answers for trial in trials if trial.answers}
+    others = {model for item in asked for model in (item.policy, item.gold) if model}
     models = _all(
-        {trial.model for trial in trials},
+        {trial.model for trial in trials} | others,
         lambda model: identify_model(model, store, lock=lock, fetch=fetch),
         ModelError,
     )
     train_sets = {trial.train_set for trial in trials}
     eval_sets = {dataset for trial in trials for dataset in trial.eval_sets}
     wanted = {(dataset, dataset.train_split) for dataset in train_sets}
-    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets}
+    wanted |= {(dataset, dataset.test_split) for dataset in eval_sets | {item.prompts for item in asked}}
     splits = _all(wanted, lambda item: reader.split(*item), DataError)
     train_splits = {dataset: splits[dataset, dataset.train_split] for dataset in train_sets}
     eval_splits = {dataset: splits[dataset, dataset.test_split] for dataset in eval_sets}
@@ -71,12 +73,27 @@ def resolve(
         for train in train_sets
         for evaluated in eval_sets
     }
+
+    def sample(trial: TrialSpec) -> SampleStage | None:
+        if trial.answers is None:
+            return None
+        return SampleStage(
+            base=models[trial.answers.policy],
+            prompts=splits[trial.answers.prompts, trial.answers.prompts.test_split],
+            draw=replace(trial.eval_draw, max_pairs=trial.answers.max_prompts),
+            sampling=trial.answers.sampling,
+            ends=ends[trial.answers.policy],
+        )
+
+    ends = _all({item.policy for item in asked}, lambda model: ending_tokens(models[model]), ModelError)
     plans = tuple(
         plan_trial(
             trial,
             models[trial.model],
             train_splits[trial.train_set],
             [eval_splits[item] for item in trial.eval_sets],
+            sample(trial),
+            models[trial.answers.gold] if trial.answers and trial.answers.gold else None,
         )
         for trial in trials
     )
@@ -168,6 +185,6 @@ def _same_source(left: str, right: str) -> bool:
 def missing_trials(plans: Sequence[TrialPlan], store: Store) -> tuple[TrialPlan, ...]:
     """The trials of which something is left to compute."""
     keys = [plan.key for plan in plans]
-    evaluations = [item.key for plan in plans for item in plan.evaluations]
+    evaluations = [item.key for plan in plans for item in plan.scored]
     store.look(train=keys, weights=keys, evaluate=evaluations)
     return tuple(plan for plan in plans if not plan.complete(store))

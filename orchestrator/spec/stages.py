@@ -1,6 +1,6 @@
 """The stages of a trial, in order, as plain values: what there is to compute, under which key, after what.
 
-    convert, pretrain → prepare → reference → train → evaluate
+    convert, pretrain → sample → prepare → reference → train → evaluate
 
 A TrialPlan holds the stages of one trial; an AnalyseStage reads what trials computed. Each stage is computed once,
 whoever asks (orchestrator/run/compute.py), and is done when its artifact is committed.
@@ -32,6 +32,7 @@ from trainers.specs import (
     OptimSpec,
     Precision,
     Rendering,
+    SamplingSpec,
     Trust,
     ValidationSpec,
 )
@@ -39,7 +40,10 @@ from trainers.specs import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """One split of a data set, known by the digest of its rows; counts those that give no margin or no rewriting."""
+    """One split of a data set, known by the digest of its rows; counts those that give no margin or no rewriting.
+
+    The rows of answers are drawn by the stage `sampled`, and known by its key.
+    """
 
     name: str
     split: str
@@ -47,6 +51,12 @@ class Split:
     rows: int
     without_margin: int = 0
     without_rewriting: int = 0
+    sampled: "SampleStage | None" = None
+
+    @property
+    def kind(self) -> str:
+        """The kind of the artifact that holds its rows."""
+        return "dataset" if self.sampled is None else self.sampled.kind
 
     @property
     def fetched(self) -> bool:
@@ -147,8 +157,53 @@ class PrepareStage(Keyed):
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
-        """The stage that makes the tokenizer; a built-in tokenizer needs none."""
-        return () if isinstance(self.base.origin, PretrainStage) else self.base.needs
+        """The stage that makes the tokenizer, which a built-in one needs not, and the one that draws the rows."""
+        tokenizer = () if isinstance(self.base.origin, PretrainStage) else self.base.needs
+        return (*tokenizer, *filter(None, [self.split.sampled]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleStage(Keyed):
+    """Answers of a policy to the prompts of a split, drawn once for all reward models.
+
+    `draw` says which prompts are asked. `ends` are the tokens that end an answer where the policy's key does not cover them.
+    """
+
+    base: BaseModel
+    prompts: Split
+    draw: DrawSpec
+    sampling: SamplingSpec
+    ends: tuple[int, ...] = ()
+    kind = "sample"
+
+    def _content_key(self) -> str:
+        return content_key(
+            self.kind,
+            versions.SAMPLE,
+            model=self.base.key,
+            precision=self.base.precision,
+            tokenizer=self.base.tokenizer_key,
+            prompts=self.prompts.digest,
+            draw=self.draw,
+            sampling=self.sampling,
+            ends=self.ends,
+        )
+
+    @property
+    def label(self) -> str:
+        return f"sample {self.answers.name}"
+
+    @property
+    def needs(self) -> "tuple[Stage, ...]":
+        return self.base.needs
+
+    @property
+    def answers(self) -> Split:
+        """The answers as rows to score: distinct ones, two a row."""
+        prompts = min(self.prompts.rows, self.draw.max_pairs or self.prompts.rows)
+        rows = prompts * -(-self.sampling.samples // 2)
+        name = f"answers of {self.base.name} to {self.prompts.name}"
+        return Split(name=name, split="answers", digest=self.key, rows=rows, sampled=self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,21 +305,30 @@ class EvaluateStage(Keyed):
         return (*base, self.train, self.prepared, *filter(None, [self.reference]))
 
 
-Stage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage, TrainStage, EvaluateStage]
-SharedStage = Union[ConvertStage, PretrainStage, PrepareStage, ReferenceStage]
+SharedStage = Union[ConvertStage, PretrainStage, SampleStage, PrepareStage, ReferenceStage]
+Stage = Union[SharedStage, TrainStage, EvaluateStage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialPlan:
     """A trial as its stages; its key is that of its training.
 
-    `architecture` is that of its model where it is known, told since a node may not see what the driver sees.
+    `answers` are evaluations, too, of what a policy has answered: no label says which answer is better, so no accuracy is
+    told of them. `gold` is the reward model that may say so. `architecture` is that of its model where it is known, told
+    since a node may not see what the driver sees.
     """
 
     spec: TrialSpec
     train: TrainStage
     evaluations: tuple[EvaluateStage, ...]
+    answers: tuple[EvaluateStage, ...] = ()
+    gold: BaseModel | None = None
     architecture: Architecture | None = None
+
+    @property
+    def scored(self) -> tuple[EvaluateStage, ...]:
+        """Everything that the trained model scores."""
+        return self.evaluations + self.answers
 
     @property
     def key(self) -> str:
@@ -281,8 +345,8 @@ class TrialPlan:
 
     def unscored(self, store: Store) -> list[EvaluateStage]:
         """Evaluations that are missing, or that scored earlier weights."""
-        keys = unscored(store, self.key, [stage.key for stage in self.evaluations])
-        return [stage for stage in self.evaluations if stage.key in keys]
+        keys = unscored(store, self.key, [stage.key for stage in self.scored])
+        return [stage for stage in self.scored if stage.key in keys]
 
     def trains_again_s(self, store: Store) -> float | None:
         """Seconds that training again will take, where evicted weights are needed; None where they are not."""
@@ -296,7 +360,7 @@ class TrialPlan:
 
     def stages(self) -> list[Stage]:
         """Every stage of this trial, in an order in which they can run."""
-        return list(_below([self.train, *self.evaluations], lambda stage: False))
+        return list(_below([self.train, *self.scored], lambda stage: False))
 
 
 def usable(stage: Stage, store: Store) -> bool:
@@ -322,7 +386,12 @@ def _below(stages: Sequence[Stage], done: Callable[[Stage], bool]) -> Iterator[S
 
 
 def plan_trial(
-    spec: TrialSpec, base: BaseModel, train_split: Split, eval_splits: Sequence[Split]
+    spec: TrialSpec,
+    base: BaseModel,
+    train_split: Split,
+    eval_splits: Sequence[Split],
+    sample: SampleStage | None = None,
+    gold: BaseModel | None = None,
 ) -> TrialPlan:
     def prepare(split: Split, draw: DrawSpec) -> PrepareStage:
         return PrepareStage(base=base, split=split, draw=draw, rendering=spec.reward.type.rendering)
@@ -364,7 +433,11 @@ def plan_trial(
         for epoch in (*kept, last)
         for item in eval_sets
     )
-    return TrialPlan(spec=spec, train=train, evaluations=evaluations)
+    answered = [prepare(sample.answers, replace(spec.eval_draw, max_pairs=None))] if sample else []
+    answers = tuple(
+        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=last) for item in answered
+    )
+    return TrialPlan(spec=spec, train=train, evaluations=evaluations, answers=answers, gold=gold)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

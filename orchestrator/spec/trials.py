@@ -22,6 +22,7 @@ from trainers.specs import (
     LossSpec,
     ModelSpec,
     OptimSpec,
+    SamplingSpec,
     ValidationSpec,
 )
 
@@ -33,12 +34,23 @@ ONLY_KEYS = ("model", "reward", "train", "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AnswersSpec:
+    """What a policy answers to the first `max_prompts` test prompts of a set, and the reward model that is gold, if one is."""
+
+    policy: ModelSpec
+    prompts: DatasetSpec
+    sampling: SamplingSpec
+    max_prompts: int | None = None
+    gold: ModelSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
     """One cell: one training with its evaluations.
 
     Weights are kept, and evaluated, after `keep_epochs` (from 1) and after the last. `validation` pairs are held out of
     the training set, and scored after each epoch. `axes` are the values of what varies in the sweep, and `label` is an
-    experiment's own word: they tell trials apart that differ in how they are trained only.
+    experiment's own word: they tell trials apart that differ in how they are trained only. `answers` are scored, too.
     """
 
     model: ModelSpec
@@ -55,6 +67,7 @@ class TrialSpec:
     validation: ValidationSpec | None = None
     loss: LossSpec = BRADLEY_TERRY
     lora: LoraSpec | None = None
+    answers: AnswersSpec | None = None
 
     def __post_init__(self) -> None:
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))

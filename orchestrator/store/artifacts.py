@@ -51,6 +51,9 @@ from trainers.storage import (
 MANIFEST = "manifest.json"
 # The artifact of a training's models, under the key of the training.
 WEIGHTS = "weights"
+# Manifests of a bucket that are remembered, and how many are read one by one before what other machines read is asked for.
+INDEX = "manifests.json"
+MANY = 200
 # How long the listing of a bucket counts. What has come since is asked for one by one; what has gone is found out by its files.
 LOOK_S = 30.0
 
@@ -73,8 +76,10 @@ class Store:
         self._sound: set[Path] = set()
         # What marked the content of a manifest's file when it was read, and the manifest.
         self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
-        # Of a bucket: the texts of manifests that stood when their stage was listed, and until when they are taken to stand.
+        # Of a bucket: the texts of manifests that stood when their stage was listed, what marked the content of all its
+        # objects, and until when they are taken to stand.
         self._standing: dict[Location, str] = {}
+        self._listed: dict[str, dict[ObjectPath, str]] = {}
         self._until: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
@@ -148,18 +153,27 @@ class Store:
         standing: dict[ObjectPath, str] = {}
         for stage, keys in stale.items():
             # A request lists 1,000 objects.
-            found = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
+            found = self._listed[stage] = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
             files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]
             standing |= {file: found[file] for file in files if file in found}
-        index, seen = self.local / "manifests.json", dict[str, tuple[str, str]]()
+        index, seen = self.local / INDEX, dict[str, tuple[str, str]]()
+
+        def unread() -> list[ObjectPath]:
+            return [file for file, e_tag in standing.items() if seen.get(str(file), ("", ""))[0] != e_tag]
+
         with contextlib.suppress(OSError, ValueError):
             seen = json.loads(index.read_bytes())
-        unread = [file for file, e_tag in standing.items() if seen.get(str(file), ("", ""))[0] != e_tag]
-        for file, text in zip(unread, at_once(_text, unread), strict=True):
+        if many := len(unread()) > MANY:
+            with contextlib.suppress(OSError, ValueError):
+                seen |= json.loads((self.root / INDEX).read_bytes())
+        new = unread()
+        for file, text in zip(new, at_once(_text, new), strict=True):
             seen[str(file)] = (standing[file], text)
-        if unread:
+        if new or many:
             with contextlib.suppress(OSError, StorageError):
                 replace(index, json.dumps(seen))
+                if len(new) > MANY:
+                    self.share(index)
         self._standing |= {file: seen[str(file)][1] for file in standing}
         self._until |= dict.fromkeys(stale, time.monotonic() + LOOK_S)
 
@@ -247,6 +261,31 @@ class Store:
         self._sound |= {folder / name for name in unread}
         return manifest, folder
 
+    def sound(self, stage: str, key: str, name: str) -> dict[str, Any] | None:
+        """Return the manifest of an artifact whose file `name` is as it was written; None where there is no artifact.
+
+        In a bucket that was looked at the listing says so, else the file is read. Raises Damaged, StorageError.
+        """
+        manifest, listed = self.manifest(stage, key), self._listed.get(stage, {})
+        if manifest is None:
+            return None
+        e_tag = manifest["files"].get(name, {}).get("e_tag")
+        file: Any = self._folder(stage, key) / manifest["attempt"] / name
+        if time.monotonic() < self._until.get(stage, 0.0) and e_tag and listed.get(file) == e_tag:
+            return manifest
+        found = self.found(stage, key, name)
+        return found and found[0]
+
+    def fetch_ahead(self, stage: str, keys: Sequence[str], name: str) -> None:
+        """Before a file of each artifact is read, fetch them from a bucket, a few at a time; what fails, fails when read."""
+
+        def fetched(key: str) -> None:
+            with contextlib.suppress(StorageError):
+                self.found(stage, key, name)
+
+        if isinstance(self.root, ObjectPath):
+            at_once(fetched, keys)
+
     def forget_fetched(self, stage: str, key: str) -> None:
         """Remove what was fetched of an artifact, to make room; where the store is local nothing was."""
         if isinstance(self.root, ObjectPath):
@@ -289,7 +328,7 @@ class Store:
         """Put the manifest; False where another attempt was committed first."""
         names = files_below(attempt.directory)
         files = {name: attempt.directory / name for name in names}
-        manifest = {
+        manifest: dict[str, Any] = {
             **{"stage": stage, "key": key, "attempt": attempt.directory.name, "inputs": inputs},
             "files": {
                 name: {"size": file.stat().st_size, "sha256": digest_file(file)}
@@ -301,12 +340,14 @@ class Store:
             "versions": versions(),
             "host": f"{platform.machine()}, {os.cpu_count()} cores",
         }
-        text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         folder = self._folder(stage, key)
         if isinstance(folder, ObjectPath):
             # What is up when this fails is left to who holds the lease next, or to gc: a manifest whose answer was
             # lost may name it.
-            upload(attempt.directory, names, folder / attempt.directory.name)
+            e_tags = upload(attempt.directory, names, folder / attempt.directory.name)
+            for name, e_tag in zip(names, e_tags, strict=True):
+                manifest["files"][name]["e_tag"] = e_tag
+        text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         self._forget_look(stage, key)
         if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
             return True

@@ -27,7 +27,7 @@ KeepWeights = Literal["all", "best", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Removable:
     """Something that takes room, and `why` it can go: `path` is relative to the store's root.
 
     It stays where its `owner`, as stage/key, is kept; without one it goes in any case. What is `safe` can go while a
@@ -61,17 +61,17 @@ def kept_artifacts(store: Store, drop: Sequence[str] = (), *, drop_earlier: bool
     )
 
 
-def garbage(store: Store, kept: frozenset[str]) -> list[Found]:
+def garbage(store: Store, kept: frozenset[str]) -> list[Removable]:
     """Return all that can go where the artifacts of `kept` must stay, in the order of its paths. Nothing is changed."""
     return [found for found in listing(store) if found.owner not in kept]
 
 
-def listing(store: Store) -> Iterator[Found]:
+def listing(store: Store) -> Iterator[Removable]:
     """Yield everything in the store that could ever go."""
 
-    def found(kind: str, path: Location, why: str, owner: str = "", *, safe: bool = False) -> Found:
+    def found(kind: str, path: Location, why: str, owner: str = "", *, safe: bool = False) -> Removable:
         name = str(path).removeprefix(f"{store.root}/")
-        return Found(kind=kind, path=name, bytes=_size(path), why=why, owner=owner, safe=safe)  # type: ignore[arg-type]
+        return Removable(kind=kind, path=name, bytes=_size(path), why=why, owner=owner, safe=safe)  # type: ignore[arg-type]
 
     for folder in matching(store.root / "artifacts", "*/*/"):
         stage, key = folder.parent.name, folder.name
@@ -100,12 +100,15 @@ def listing(store: Store) -> Iterator[Found]:
         if _finished(store, folder.name):
             yield found("checkpoint", folder, "its training is complete", safe=True)
         else:
-            yield found("checkpoint", folder, "no kept sweep declares its training", f"train/{folder.name}")
+            # A training's has its key as its name, that of another stage has the stage before it.
+            stage, _, key = folder.name.rpartition("-")
+            owner = f"{stage or 'train'}/{key}"
+            yield found("checkpoint", folder, f"no kept sweep declares its {stage or 'training'}", owner)
     for item in matching(store.root / "scratch", "*"):
         yield found("scratch", item, "scratch of a run that ended")
 
 
-def remove(store: Store, items: Iterable[Found], *, busy: bool) -> list[Found]:
+def remove(store: Store, items: Iterable[Removable], *, busy: bool) -> list[Removable]:
     """Remove what `garbage` listed and return what was removed. Raises StorageError.
 
     While a driver is `busy` on the store, what it may be writing stays: attempts, scratch, and checkpoints of
@@ -207,9 +210,10 @@ def remove_finished_checkpoints(store: Store) -> None:
                 remove_tree(folder)
 
 
-def _finished(store: Store, train_key: str) -> bool:
-    """Return whether nobody goes on from a training's checkpoints; one that runs again since it was evicted does."""
-    return store.complete("train", train_key) and store.complete(WEIGHTS, train_key)
+def _finished(store: Store, name: str) -> bool:
+    """Return whether nobody goes on from what is kept under `name`; a training that runs again since it was evicted does."""
+    stage, _, key = name.rpartition("-")
+    return all(store.complete(kind, key) for kind in ([stage] if stage else ["train", WEIGHTS]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +262,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
     """Return what is wrong with one file of a committed artifact, None where nothing is."""
     try:
-        store.found(stage, key, name)
+        store.sound(stage, key, name)
     except Damaged as error:
         # A manifest that is itself damaged names no attempt; its stage is missing already.
         return error if error.attempt else None

@@ -1,6 +1,6 @@
 """Leases on stages, so that drivers that share a store share its work. They only save work: correctness needs none.
 
-    <storage>/leases/<name>.json      the driver that works on a stage: the first that put its name there
+    <storage>/leases/<name>           the driver that works on a stage: the first that put its name there
     <storage>/drivers/<driver>.json   a counter for all leases of a driver, which it raises every two seconds
 
 A driver is dead when a watcher has seen its counter stand still for 20 seconds of the watcher's own monotonic clock, so
@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from trainers.errors import StorageError, Unreachable
 from trainers.storage import Location, publish, replace
@@ -57,36 +56,35 @@ class Leases:
 
     def take(self, name: str) -> bool:
         """Take the lease on `name`; False where another driver that lives has it. All processes of a driver share its leases."""
-        lease = self._root / "leases" / f"{name}.json"
-        for _ in range(2):
-            if publish(lease, json.dumps({"driver": self.driver})):
-                return True
-            holder = _holder(lease)
-            if holder == self.driver or self.alive(holder):
-                return holder == self.driver
-            # Another one may have taken it over since.
-            if _holder(lease) == holder:
-                lease.unlink(missing_ok=True)
-        return False
+        lease = self._root / "leases" / name
+        if publish(lease, self.driver):
+            return True
+        holder = _holder(lease)
+        if holder == self.driver or self.alive(holder):
+            return holder == self.driver
+        # Another one may have taken it over since.
+        if _holder(lease) == holder:
+            lease.unlink(missing_ok=True)
+        return publish(lease, self.driver)
 
     def release(self, name: str) -> None:
         """Give back what was taken."""
-        lease = self._root / "leases" / f"{name}.json"
+        lease = self._root / "leases" / name
         if _holder(lease) == self.driver:
             lease.unlink(missing_ok=True)
 
     def alive(self, driver: str) -> bool:
         """Return whether a driver lives, as far as this one can know by now."""
         try:
-            record = _read(_file(self._root, driver))
+            record = json.loads(_file(self._root, driver).read_text())
+            if record["machine"] == _machine():
+                return _started(record["pid"]) == record["started"]
+            counter, now = record["counter"], time.monotonic()
         except Unreachable:
             # Nobody's work is taken over because we cannot see.
             return True
-        if not record:
+        except (OSError, ValueError, TypeError, KeyError):
             return False
-        if record.get("machine") == _machine():
-            return _started(int(record["pid"])) == record["started"]
-        counter, now = int(record.get("counter", 0)), time.monotonic()
         if driver not in self._seen or self._seen[driver][0] != counter:
             self._seen[driver] = (counter, now)
         return now - self._seen[driver][1] < self._lease_s
@@ -96,7 +94,7 @@ class Leases:
         for file in (self._root / "drivers").glob("*.json"):
             if not self.alive(file.stem):
                 file.unlink(missing_ok=True)
-        for lease in (self._root / "leases").glob("*.json"):
+        for lease in (self._root / "leases").glob("[!.]*"):
             if not _file(self._root, _holder(lease)).is_file():
                 lease.unlink(missing_ok=True)
 
@@ -148,18 +146,10 @@ def _file(root: Location, driver: str) -> Location:
 
 
 def _holder(lease: Location) -> str:
-    return str(_read(lease).get("driver", ""))
-
-
-def _read(file: Location) -> dict[str, Any]:
-    """Return a record; an empty one where there is none, or none that can be read."""
-    try:
-        loaded = json.loads(file.read_text())
-    except Unreachable:
-        raise
-    except (OSError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+    """Return the driver that a lease names; '' where there is no lease, or none that can be read."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return lease.read_text()
+    return ""
 
 
 def _machine() -> str:

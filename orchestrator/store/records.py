@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from trainers.errors import SpecError
+from trainers.specs import ADDED
 from trainers.storage import replace
 
 # How a training set and an evaluation set are related.
@@ -40,7 +41,8 @@ class EvaluationRecord:
 class TrialRecord:
     """One cell: its labels, every parameter of its spec, and the keys of its artifacts; `prepared` is that of its pairs.
 
-    `axes` are the values of what varies in the sweep, by axis. `reward` holds them, too: trials that share it, the model
+    `answers` are the keys of its evaluations on answers of a policy, which no accuracy is told of. `axes` are the values of
+    what varies in the sweep, by axis. `reward` holds them, too: trials that share it, the model
     and the training set differ in their seed alone.
     """
 
@@ -55,10 +57,11 @@ class TrialRecord:
     evaluations: tuple[EvaluationRecord, ...]
     prepared: str = ""
     axes: dict[str, Any] = field(default_factory=dict)
+    answers: tuple[str, ...] = field(default=(), metadata=ADDED)
 
     def whole(self, store: Store) -> bool:
         """Return whether it is trained, and evaluated on every declared set; no file but the manifests is read."""
-        evaluated = not unscored(store, self.key, [item.key for item in self.evaluations])
+        evaluated = not unscored(store, self.key, [*(item.key for item in self.evaluations), *self.answers])
         return evaluated and store.complete("train", self.key)
 
 
@@ -109,7 +112,11 @@ def read_declaration(sweep: str, store: Store) -> Declaration:
         ) from None
     trials = [
         TrialRecord(
-            **{**trial, "evaluations": tuple(EvaluationRecord(**item) for item in trial["evaluations"])}
+            **{
+                **trial,
+                "evaluations": tuple(EvaluationRecord(**item) for item in trial["evaluations"]),
+                "answers": tuple(trial.get("answers", ())),
+            }
         )
         for trial in loaded["trials"]
     ]

@@ -1,4 +1,4 @@
-"""MLflow's database in the storage folder, where no tracking server is named: made whole, and moved with its folder."""
+"""MLflow's database in the storage folder, for sweeps without a tracking server: how it is made, and moved with its folder."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ def shared_view_tag(sweep: str, view: str) -> str:
 
 
 def default_uri(store: Store) -> str:
-    """Return the URI of the database inside the storage folder. Raises SpecError where the storage is no folder."""
+    """Return the URI of the database inside the storage folder. Raises SpecError if the storage is no folder."""
     if not isinstance(store.root, Path):
         raise SpecError(
             f"--storage {store.root} cannot hold MLflow's database: give a tracking server with --tracking-uri or "
@@ -37,7 +37,7 @@ def _database(uri: str) -> Path | None:
 
 
 def make_database(uri: str) -> None:
-    """Make the database where there is none, whole or not at all: MLflow never takes up a migration that was cut short."""
+    """Make the database, unless it exists, in one step: MLflow cannot continue an interrupted migration."""
     file = _database(uri)
     if file is None or file.exists() or not file.parent.is_dir():
         return
@@ -46,7 +46,7 @@ def make_database(uri: str) -> None:
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
     try:
         MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        # Another driver may have made it meanwhile; and where there are no links, MLflow makes it in its place.
+        # Another driver may have made it meanwhile; without hard links, MLflow makes it in place.
         with contextlib.suppress(OSError):
             os.link(draft, file)
     finally:
@@ -54,14 +54,14 @@ def make_database(uri: str) -> None:
 
 
 def artifacts_beside(uri: str) -> str | None:
-    """Return where the runs of an embedded database keep their files; None for a server."""
+    """Return the URI of the folder with the files of an embedded database's runs; None for a server."""
     if not uri.startswith("sqlite:"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / _ARTIFACTS).as_uri()
 
 
 def follow_storage(uri: str) -> None:
-    """Point the database at the files beside it where both were moved: MLflow keeps absolute paths. Raises OSError."""
+    """Update the absolute paths of run files in a database that was moved with its folder. Raises OSError."""
     file, now = _database(uri), artifacts_beside(uri)
     if file is None or not file.is_file():
         return

@@ -1,7 +1,7 @@
 """The MLflow view of a sweep: one parent run per sweep, one child run per trial, written from artifacts and live rows.
 
-While a sweep runs, one thread of its driver logs what is new. Whatever a server did not take, the end of the run, the next
-command and `sync` log: <storage>/sweeps/<sweep>/mlflow.sha256 says what the last whole view has shown.
+While a sweep runs, one thread of its driver logs what is new. The end of the run, the next command and `sync` log whatever a
+server did not accept: <storage>/sweeps/<sweep>/mlflow.sha256 is the mark of the last complete view.
 """
 
 import contextlib
@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
@@ -31,7 +32,7 @@ Step = Callable[[int, int], None]
 
 
 def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
-    """Whether the view at `uri` was whole, and nothing has come since."""
+    """Whether the view at `uri` is complete and up to date."""
     try:
         return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, store, sweep, results)
     except (OSError, ValueError):
@@ -39,42 +40,38 @@ def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) 
 
 
 def view_mark(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> str:
-    """Return a hash that changes with whatever there is to show of the trials and in the report."""
-    failed, names = _failed(sweep, store), run_names([item.record for item in results])
+    """Return a hash of everything that the view shows of the trials and of the report."""
+    statuses, names = _statuses(sweep, store), run_names([item.record for item in results])
     store.look(weights=list(names))
     marks = [
-        trial_mark(item, _status(item, failed), names[key], weights_place(store, key))
+        trial_mark(item, statuses[key], names[key], weights_place(store, key))
         for item in results
         for key in (item.record.key,)
     ]
     return as_hash([shown_uri(uri), marks, report_mark(store.local_sweep_dir(sweep) / "report")])
 
 
-def _failed(sweep: str, store: Store) -> set[str]:
-    return {key for key, note in read_state(sweep, store).trials.items() if note.state == "failed"}
-
-
-def _status(result: TrialState, failed: set[str]) -> str:
-    """Return the status of a trial that is not complete."""
-    return "FAILED" if result.record.key in failed else "RUNNING"
+def _statuses(sweep: str, store: Store) -> Mapping[str, str]:
+    """Return by key the status of trials that are not complete."""
+    notes = read_state(sweep, store).trials.items()
+    return defaultdict(lambda: "RUNNING", {key: "FAILED" for key, note in notes if note.state == "failed"})
 
 
 def _log_sweep(
-    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step | None = None
+    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step
 ) -> None:
-    """Log what the view lacks of any trial, and the report. `step` asks for a closer look, and is told (done, total)."""
+    """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
     sweep, results = declaration.sweep, written.results
-    failed = _failed(sweep, store)
+    statuses = _statuses(sweep, store)
     started = min((item.started for item in results if item.started), default=None)
-    # By what it has come to, so that a later look at a sweep makes it no longer.
+    # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)
     view = View(uri, store, sweep, started, run_names(declaration.trials))
     for done, result in enumerate(results, 1):
-        view.log_trial(result, _status(result, failed), check=step is not None)
-        if step:
-            step(done, len(results))
+        view.log_trial(result, statuses[result.record.key])
+        step(done, len(results))
     view.log_report(written.folder, status, ended)
-    # On a full disk, the next command looks again.
+    # If the disk is full, the next command compares again.
     with contextlib.suppress(OSError, StorageError):
         replace(store.sweep_dir(sweep) / SHOWN, view_mark(uri, store, sweep, results))
 
@@ -86,9 +83,9 @@ def sync(
     written: Written,
     step: Step = lambda done, total: None,
 ) -> float:
-    """Rebuild the view from the artifacts, as the report has read them; seconds taken. Raises TrackingError.
+    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError.
 
-    `step` is told (done, total) trials.
+    `step` is called with (done, total) trials.
     """
     began = time.perf_counter()
     at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
@@ -105,18 +102,14 @@ def sync(
     return time.perf_counter() - began
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _News:
-    """What is to be logged of a trial: its status, if it has a new one, and shown rows of its training, by step."""
-
-    status: str | None = None
-    rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+# News of a trial to log: its new status, or "", and rows of its training by step.
+_News = tuple[str, Mapping[int, Mapping[str, Any]]]
 
 
 class Tracker:
-    """The one writer of a running sweep: a thread that logs what is new every `every_s`. Calls return at once.
+    """The only writer of a running sweep: a thread that logs what is new every `every_s`. Calls return at once.
 
-    What fails is kept, warned of once, and tried again after `again_s` and by `close`.
+    Failed requests are reported once and tried again after `again_s` and by `close`.
     """
 
     def __init__(
@@ -130,7 +123,7 @@ class Tracker:
         self._view: View | None = None
         self._trouble: str | None = None
         self._closing = self._abandoned = False
-        # Until the end the view is not whole, whatever ends this process.
+        # Until the end the view is incomplete, however this process ends.
         with contextlib.suppress(OSError, StorageError):
             (store.sweep_dir(declaration.sweep) / SHOWN).unlink(missing_ok=True)
         self._changed = threading.Condition()
@@ -138,25 +131,25 @@ class Tracker:
         self._thread.start()
 
     def shows(self, key: str) -> bool:
-        """Whether the trial is one of the sweep's, which have a run each."""
+        """Whether the trial belongs to the sweep, so that it has a run."""
         return key in self._trials
 
     def started(self, key: str) -> None:
-        self._note(key, _News(status="RUNNING"))
+        self._note(key, "RUNNING")
 
     def rows(self, key: str, rows: Rows) -> None:
-        """Note steps of a trial's training; what else it tells is in no curve."""
+        """Note steps of a trial's training; other rows are in no curve."""
         steps = [dict(row) for row in rows if {"step", "time", "total", *CURVES} <= row.keys()]
         if shown := thinned(steps, int(steps[-1]["total"]), CURVE_POINTS) if steps else ():
-            self._note(key, _News(rows={int(row["step"]): row for row in shown}))
+            self._note(key, rows={int(row["step"]): row for row in shown})
 
     def ended(self, key: str, *, failed: bool) -> None:
-        self._note(key, _News(status="FAILED" if failed else "RUNNING"))
+        self._note(key, "FAILED" if failed else "RUNNING")
 
     def close(
         self, written: Written | None = None, *, complete: bool = False, timeout_s: float = 120.0
     ) -> str | None:
-        """Try once more, for at most `timeout_s`; with a report, make the view whole. Why it lacks something, if it does."""
+        """Try once more, for at most `timeout_s`; with a report, complete the view. Return why the view is incomplete, if it is."""
         with self._changed:
             self._closing = True
             self._report = None if written is None else (written, complete)
@@ -167,11 +160,11 @@ class Tracker:
             return f"{shown_uri(self._uri)} did not take everything within {timeout_s:.0f} s"
         return self._trouble if self._news or self._report else None
 
-    def _note(self, key: str, news: _News) -> None:
+    def _note(self, key: str, status: str = "", rows: Mapping[int, Mapping[str, Any]] | None = None) -> None:
         with self._changed:
-            # What is not logged yet stays: the last status, and of a step that a resumed training did again, the first row.
-            old = self._news.get(key, _News())
-            self._news[key] = _News(status=news.status or old.status, rows={**news.rows, **old.rows})
+            # Keep what is not logged yet: the last status, and the first row of a step that a resumed training repeats.
+            old_status, old_rows = self._news.get(key, ("", {}))
+            self._news[key] = (status or old_status, {**(rows or {}), **old_rows})
             self._changed.notify()
 
     def _write(self) -> None:
@@ -186,47 +179,45 @@ class Tracker:
                 return
 
     def _log_all(self) -> bool:
-        """Try once to log all that is new, the report last; return whether everything went well."""
+        """Try once to log all news, then the report; return whether everything succeeded."""
         with self._changed:
             news = [*self._news.items()]
+        steps = [partial(self._tell, key, item) for key, item in news]
+        if self._report is not None:
+            steps.append(partial(self._finish, *self._report))
         well = True
-        for key, item in news:
+        for step in steps:
             if self._abandoned:
                 return False
             try:
-                if self._view is None:
-                    names = run_names(self._declaration.trials)
-                    self._view = View(self._uri, self._store, self._declaration.sweep, None, names)
-                    self._view.begin()
+                step()
             except Exception as error:
+                opened, well = self._view is not None, False
                 self._failed(error)
-                return False
-            try:
-                self._tell(self._view, key, item)
-            except Exception as error:
-                self._failed(error)
-                well = False
-        if self._report is not None and not self._abandoned:
-            try:
-                self._finish(*self._report)
-            except Exception as error:
-                self._failed(error)
-                well = False
+                # A server that cannot be reached is not asked again for every trial.
+                if not opened:
+                    break
         return well
 
-    def _tell(self, view: View, key: str, news: _News) -> None:
-        rows = list(news.rows.values())
-        if news.status or not view.log_rows(key, rows):
-            view.log_trial(trial_states([self._trials[key]], self._store)[0], news.status or "RUNNING", rows)
+    def _tell(self, key: str, news: _News) -> None:
+        if self._view is None:
+            view = View(
+                self._uri, self._store, self._declaration.sweep, None, run_names(self._declaration.trials)
+            )
+            view.begin()
+            self._view = view
+        status, rows = news[0], list(news[1].values())
+        if status or not self._view.log_rows(key, rows):
+            self._view.log_trial(trial_states([self._trials[key]], self._store)[0], status or "RUNNING", rows)
         with self._changed:
-            # What was noted meanwhile is still to be logged.
+            # Newer news stays to be logged.
             if self._news[key] is news:
                 del self._news[key]
 
     def _finish(self, written: Written, complete: bool) -> None:
-        # A view of its own, which finds what late requests have left.
+        # A new view reads what earlier requests have left.
         status = "FINISHED" if complete else "FAILED"
-        _log_sweep(self._uri, self._store, self._declaration, written, status)
+        _log_sweep(self._uri, self._store, self._declaration, written, status, lambda done, total: None)
         self._report = None
 
     def _failed(self, error: Exception) -> None:
@@ -238,7 +229,7 @@ class Tracker:
 
 
 def _cause(error: Exception) -> str:
-    """Return one line, in the system's own words where there are any, which MLflow wraps in three layers of others."""
+    """Return one line: the operating system's error if there is one, which MLflow wraps in three layers, else this error."""
     chain: list[BaseException] = [error]
     while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(deeper)

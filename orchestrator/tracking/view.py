@@ -1,8 +1,8 @@
-"""A sweep's runs on an MLflow server or database: what the run of a trial shows, and how it gets there.
+"""A sweep's runs on an MLflow server or database: their content, and how it is logged.
 
-A run is found by its tags, and a mark among them says what it shows: a run with the right mark is left alone. A step of a
-curve is logged once; every other point carries a time stored in the artifact, and MLflow keeps equal points once. So
-whatever failed, or whose answer was lost, can be logged again.
+A run is found by its tags; a mark among them is a hash of its content, and a run with the right mark is left alone. A step of a
+curve is logged once; every other point carries a time stored in the artifact, and MLflow stores equal points once. So
+a request that failed, or whose answer was lost, can be repeated.
 """
 
 import hashlib
@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 from pyarrow import parquet
 
 from orchestrator.report.page import said_conclusions
-from orchestrator.report.results import CURVES, TrialResult, TrialState, all_scores, curve_rows, with_scores
+from orchestrator.report.results import (
+    CURVES,
+    SCORES,
+    TrialResult,
+    TrialState,
+    all_scores,
+    curve_rows,
+    with_scores,
+)
 from orchestrator.report.tables import what_differs
 from orchestrator.spec.redaction import redacted, take_credentials
 from orchestrator.store.artifacts import WEIGHTS, Store
@@ -37,26 +45,25 @@ MARK_TAG = "rmsweep.digest"
 _KEY_TAG = "rmsweep.key"
 _PARENT_TAG = "mlflow.parentRunId"
 _DESCRIPTION_TAG = "mlflow.note.content"
-# Training, no chat program, for pages that ask. That of MLflow 3.17 goes by its address alone, which `ui` prints.
-# Of a run of this type the page shows the parent with its runs below it, not closed.
+# A run of this type makes MLflow's page show the parent with its runs expanded below it.
 _SHOWN_BELOW = {"mlflow.runType": "evaluation"}
+# The kind of page for training rather than for chat programs; MLflow 3.17 decides by the address that `ui` prints.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-# Of every data set's rows, as MLflow's pages read one.
+# The schema of every data set's rows, for MLflow's pages.
 _COLUMNS = [{"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")]
 _SCHEMA = json.dumps({"mlflow_colspec": _COLUMNS})
 _CHART: dict[str, Any] = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False}
-_CONFIG, _SCORES = "config.json", "scores.parquet"
-# Raised by hand when the same results would give another run, so that `sync` writes the runs that are there anew.
+# Raised by hand when the same results would give another run, so that `sync` writes existing runs again.
 VERSION = 3
-# The most telling first: a run of very many sets gets as many of them as fit.
+# The most important first: a run of very many sets gets as many of them as fit.
 EVALUATION_METRICS = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "loss", "abs_margin")
 MOST_KEYS = 59
 PERFORMANCE = ("tokens_per_s", "pairs_per_s", "step_s", "peak_mem_gb")
-# Parameters of a run cannot change; these are in no key, so they can, and are tags.
+# A run's parameters cannot change. These can, because they are in no key, so they are tags.
 OUTSIDE_KEY = frozenset({"model_source", "model_revision", "max_eval_pairs"})
 # Under MLflow's 1,000 in one request, with room for parameters and tags.
 _BATCH = 850
-# A sweep outlives its server, and what fails is tried again later: MLflow's own patience is many minutes.
+# Failed requests are tried again later, so MLflow's own retries of many minutes are cut short.
 _SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -69,7 +76,7 @@ _SETTINGS = {
 Rows = Sequence[Mapping[str, Any]]
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One value of a metric; `time` is a Unix time in milliseconds."""
 
     name: str
@@ -78,35 +85,35 @@ class Point(NamedTuple):
     step: int
 
 
-def final_points(result: TrialResult) -> list[Point]:
-    """Return the metrics of a trial besides its curves, at most MOST_KEYS with those; none that is not finite."""
+def final_points(result: TrialResult) -> list[MetricPoint]:
+    """Return the finite metrics of a trial besides its curves, at most MOST_KEYS together with those."""
     return [point for point in _points(result) if math.isfinite(point.value)]
 
 
-def _points(result: TrialResult) -> Iterator[Point]:
+def _points(result: TrialResult) -> Iterator[MetricPoint]:
     for name in PERFORMANCE:
         if name in result.perf:
-            yield Point(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
+            yield MetricPoint(f"perf/{name}", result.perf[name], _milliseconds(result.trained_at), 0)
     other = len(CURVES) + len(PERFORMANCE) + len(CATEGORIES)
     sets = {item.dataset for item in result.record.evaluations}
     each = max(1, (MOST_KEYS - other) // max(1, len(sets)))
-    # A step is an epoch, where more than the last is evaluated.
+    # A step is an epoch if several epochs are evaluated.
     by_epoch = any(item.epoch != result.last_epoch for item in result.record.evaluations)
     for item in result.evaluations:
         step = (item.epoch or 0) if by_epoch else 0
-        # A suite's numbers are in the order of their weight: its score, sections, subsets.
+        # A suite's numbers come in order of importance: score, sections, subsets.
         suite = [name for name in item.metrics if name.startswith("suite/")]
         for name in (["accuracy", *suite] if suite else EVALUATION_METRICS)[:each]:
             if name in item.metrics:
                 key = f"eval/{_part(item.dataset)}/{name.replace(' ', '_')}"
-                yield Point(key, item.metrics[name], _milliseconds(item.finished), step)
+                yield MetricPoint(key, item.metrics[name], _milliseconds(item.finished), step)
     for category, accuracy in result.category_accuracy().items():
         finished = max(item.finished for item in result.final if item.category == category)
-        yield Point(_category_metric(category), accuracy, _milliseconds(finished), 0)
+        yield MetricPoint(_category_metric(category), accuracy, _milliseconds(finished), 0)
 
 
 def _part(name: str) -> str:
-    """Return a name as part of a metric's: MLflow takes letters of every script, but no marks; no set has a colon."""
+    """Escape a name as part of a metric's name: MLflow accepts letters of every script but few signs."""
     return re.sub(r"[^\w.-]", lambda mark: f":{ord(mark[0]):x}:", name)
 
 
@@ -114,8 +121,8 @@ def _category_metric(category: str) -> str:
     return f"category/{category.replace(' ', '-')}/accuracy"
 
 
-def _summary_points(trials: Path, time: int) -> list[Point]:
-    """Return the metrics of a whole sweep: how many trials are complete, and the mean accuracies of each reward type, of what learned."""
+def _summary_points(trials: Path, time: int) -> list[MetricPoint]:
+    """Return the metrics of a whole sweep: numbers of trials, and the mean accuracies of each reward type over learned trials."""
     if not trials.is_file():
         return []
     rows = parquet.read_table(trials).to_pandas()
@@ -124,19 +131,19 @@ def _summary_points(trials: Path, time: int) -> list[Point]:
     last = rows[rows.learned & rows.evaluated & (rows.epoch.isna() | (rows.epoch == rows.epochs))]
     for (reward, category), accuracy in last.groupby(["reward", "category"]).accuracy.mean().items():
         values[f"{_category_metric(category)}/{_part(reward)}"] = accuracy
-    return [Point(name, float(value), time, 0) for name, value in values.items()]
+    return [MetricPoint(name, float(value), time, 0) for name, value in values.items()]
 
 
-def _curve_points(row: Mapping[str, Any]) -> Iterator[Point]:
+def _curve_points(row: Mapping[str, Any]) -> Iterator[MetricPoint]:
     for name in CURVES:
         if math.isfinite(row[name]):
-            yield Point(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
+            yield MetricPoint(f"train/{name}", row[name], _milliseconds(row["time"]), int(row["step"]))
 
 
 def _view_states(sweep: str) -> dict[str, str]:
-    """Return by its tag what MLflow's page shows of a sweep, as 3.17 notes it.
+    """Return by tag the settings of MLflow's page for a sweep, in the format of MLflow 3.17.
 
-    Its runs are shown by what they are and how accurate, its charts of each reward type's mean by what it was trained on.
+    The table of runs shows settings and accuracies; the charts show each reward type's mean by training set.
     """
     accuracies = [_category_metric(category) for category in CATEGORIES]
     columns = [f"params.`{name}`" for name in ("model", "reward", "train_set", "seed")]
@@ -168,19 +175,19 @@ def _view_states(sweep: str) -> dict[str, str]:
 
 
 def run_names(trials: Sequence[TrialRecord]) -> dict[str, str]:
-    """Return the names of the trials' runs by key: what the trials differ in stands first, for narrow columns."""
+    """Return the names of the trials' runs by key; the parts that differ come first, because columns are narrow."""
     parted = what_differs({trial.key: trial.name for trial in trials})
     return {key: " · ".join(filter(None, parts)) for key, parts in parted.items()}
 
 
 def weights_place(store: Store, key: str) -> str:
-    """Return where a training's models are; what is said where they are not: not trained yet, or evicted."""
+    """Return where a training's models are; `not kept` if it is not trained yet or its models were evicted."""
     found = store.sound_manifest(WEIGHTS, key)
     return f"{store.root}/artifacts/{WEIGHTS}/{key}/{found['attempt']}" if found else "not kept"
 
 
 def trial_mark(result: TrialState, status: str, name: str, weights: str) -> str:
-    """Return a hash that changes with whatever the run of a trial shows, but for the curve of a training that goes on."""
+    """Return a hash of everything that the run of a trial shows, except the curve of an unfinished training."""
     scored = [(item.dataset, item.epoch, item.finished) for item in result.evaluations]
     shown = [name, weights, asdict(result.record), result.trained_at, scored, result.complete or status]
     return as_hash([VERSION, *shown])
@@ -203,8 +210,8 @@ def _milliseconds(seconds: float) -> int:
 class View:
     """A sweep's runs on one tracking server or database. Methods raise what MLflow raises.
 
-    `started`, a Unix time, is when a sweep began that has no run yet; None for now. `names` are those of runs by key,
-    where they are not their trials'.
+    `started`, a Unix time, is the start of a sweep that has no run yet; None means now. `names` are the names of runs by key,
+    if they differ from their trials'.
     """
 
     def __init__(
@@ -217,7 +224,7 @@ class View:
     ) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        # MLflow prints and logs the addresses that it is given.
+        # MLflow prints and logs addresses, so they must not hold a password.
         plain = take_credentials(uri)
         make_database(plain)
         follow_storage(plain)
@@ -251,7 +258,7 @@ class View:
                     self._client.create_experiment(EXPERIMENT, artifacts_beside(uri), {**_KIND, **views})
                 )
             except MlflowException:
-                # Made by another command, or by the first of two tries whose answer was lost.
+                # Another command has made it, or an earlier try whose answer was lost.
                 found = self._client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
@@ -261,14 +268,10 @@ class View:
         return str(found.experiment_id)
 
     def _find_runs(self, key: str | None = None) -> None:
-        """Find the sweep's runs, or one trial's. Of runs that were created twice, as an answer was lost, the oldest stays."""
+        """Find the sweep's runs, or one trial's. If a lost answer led to two runs of a trial, keep the older one."""
         wanted = f"tags.`rmsweep.sweep` = '{self._sweep}'"
         wanted += "" if key is None else f" and tags.`{_KEY_TAG}` = '{key}'"
-        found, token = [], None
-        while token != "":
-            page = self._client.search_runs([self._experiment], wanted, max_results=200, page_token=token)
-            found += page
-            token = page.token or ""
+        found = self._client.search_runs([self._experiment], wanted, max_results=50_000)
         for run in sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)):
             if self._runs.setdefault(run.data.tags.get(_KEY_TAG, ""), run) is not run:
                 self._client.delete_run(run.info.run_id)
@@ -284,17 +287,14 @@ class View:
         self._set_status(self._runs[""], "RUNNING")
 
     def log_rows(self, key: str, rows: Rows) -> bool:
-        """Log rows of a trial's training; False where the trial has no run yet."""
+        """Log rows of a trial's training; False if the trial has no run yet."""
         if key in self._runs:
             run = self._runs[key]
             self._log_batch(run, self._curve(run, rows), {}, {})
         return key in self._runs
 
-    def log_trial(self, result: TrialState, status: str, live: Rows = (), *, check: bool = False) -> None:
-        """Log what the run of a trial lacks, and give it the `status`, or end it where the trial is complete.
-
-        With `check`, files that somebody removed come back.
-        """
+    def log_trial(self, result: TrialState, status: str, live: Rows = ()) -> None:
+        """Log what the run of a trial lacks, and set its `status`, or end it if the trial is complete."""
         trial = result.record
         name, weights = self._names.get(trial.key, trial.name), weights_place(self._store, trial.key)
         mark = trial_mark(result, status, name, weights)
@@ -306,9 +306,7 @@ class View:
             self._create(trial.key, name, tags, result.started)
         run = self._runs[trial.key]
         whole = run.data.tags.get(MARK_TAG) == mark
-        if whole and check and result.evaluations:
-            whole = self._has_files(run, {_CONFIG, _SCORES})
-        # Of a training that goes on, another driver may have left more in its checkpoint.
+        # The checkpoint of an unfinished training may hold more rows, from another driver.
         rows = live if whole and result.trained else [*curve_rows(self._store, trial.key), *live]
         points = self._curve(run, rows)
         if whole:
@@ -325,7 +323,7 @@ class View:
             tags["rmsweep.weights"] = weights
             parameters = {name: known[name] for name in known.keys() - OUTSIDE_KEY - run.data.params.keys()}
             model = self._model(run, name, known, weights) if result.trained else None
-            # What says that the run is whole comes last.
+            # The mark comes last, because it says that the run is complete.
             (scored,) = with_scores([result], self._store)
             points += final_points(scored)
             self._log_batch(run, points, parameters, {**tags, MARK_TAG: mark}, model)
@@ -335,10 +333,10 @@ class View:
             self._set_status(run, status)
 
     def log_report(self, folder: Path, status: str, ended: float | None) -> None:
-        """Log a report on the parent run, unless it is there, and end that run with `status` at the Unix time `ended`."""
+        """Log a report on the parent run, unless it is there, and end the run with `status` at the Unix time `ended`."""
         mark = report_mark(folder)
         parent = self._runs[""]
-        if parent.data.tags.get(MARK_TAG) != mark or not self._has_files(parent, {"report"}):
+        if parent.data.tags.get(MARK_TAG) != mark:
             self._client.log_artifacts(self._parent, str(folder), "report")
             said = said_conclusions(folder)
             tags = {_DESCRIPTION_TAG: "\n\n".join(said)} if said else {}
@@ -348,7 +346,7 @@ class View:
         self._set_status(parent, status, ended)
 
     def _set_status(self, run: Any, status: str, ended: float | None = None) -> None:
-        """Give a run its status and end, unless it has them; without `ended` it ends now, if it has not ended so before."""
+        """Set a run's status and end, unless it has them; without `ended`, a run that changes its status ends now."""
         end = None if ended is None or status == "RUNNING" else max(run.info.start_time, _milliseconds(ended))
         now = self._statuses.get(run.info.run_id, run.info.status)
         if now == status and end in (None, run.info.end_time):
@@ -359,21 +357,18 @@ class View:
             self._client.set_terminated(run.info.run_id, status, end_time=end)
         self._statuses[run.info.run_id] = status
 
-    def _has_files(self, run: Any, wanted: set[str]) -> bool:
-        return wanted <= {item.path for item in self._client.list_artifacts(run.info.run_id)}
-
     def _log_files(self, run: Any, result: TrialState) -> None:
         config = redacted(json.dumps(asdict(result.record), indent=1, ensure_ascii=False))
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _CONFIG).write_text(config, encoding="utf-8")
-            parquet.write_table(all_scores(result, self._store), Path(folder) / _SCORES)
+            (Path(folder) / "config.json").write_text(config, encoding="utf-8")
+            parquet.write_table(all_scores(result, self._store), Path(folder) / SCORES)
             self._client.log_artifacts(run.info.run_id, folder)
 
-    def _curve(self, run: Any, rows: Rows) -> list[Point]:
-        """Return the points of the rows whose steps the run lacks; each is returned once."""
-        id, points = run.info.run_id, list[Point]()
+    def _curve(self, run: Any, rows: Rows) -> list[MetricPoint]:
+        """Return the points of rows whose steps the run lacks, each only once."""
+        id, points = run.info.run_id, list[MetricPoint]()
         if rows and id not in self._steps:
-            # A step that a resumed training has done again, at another time, is in the curve already.
+            # A resumed training repeats steps at other times; these are in the curve already.
             shown = "train/loss" in run.data.metrics
             history = self._client.get_metric_history(id, "train/loss") if shown else ()
             self._steps[id] = {point.step for point in history}
@@ -384,7 +379,7 @@ class View:
         return points
 
     def _model(self, run: Any, name: str, parameters: Mapping[str, str], weights: str) -> str:
-        """Return the id of the logged model of a trial's run; its weights stay where they are."""
+        """Return the id of the logged model of a trial's run; its weights are not copied."""
         from mlflow.entities import LoggedModelOutput
 
         known, id = self._models, run.info.run_id
@@ -395,7 +390,7 @@ class View:
             return known[id]
         model = self._client.create_logged_model(
             self._experiment,
-            # What a name of a model may not hold.
+            # Signs that a model's name may not hold.
             name=re.sub(r"[/:.%\"']", "-", name),
             source_run_id=id,
             tags={"rmsweep.sweep": self._sweep, "rmsweep.weights": weights},
@@ -410,14 +405,14 @@ class View:
     def _log_batch(
         self,
         run: Any,
-        points: Sequence[Point],
+        points: Sequence[MetricPoint],
         parameters: Mapping[str, str],
         tags: Mapping[str, str],
         model: str | None = None,
     ) -> None:
-        """Log it all in as few requests as there can be, the tags with the last of the points.
+        """Log everything in as few requests as possible, the tags with the last of the points.
 
-        What the evaluations found are metrics of the `model`, too.
+        The metrics of evaluations belong to the `model`, too.
         """
         from mlflow.entities import Metric, Param, RunTag
 

@@ -17,12 +17,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 EPOCHS = 40
+# A gang takes longer over a step.
+GANG_EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
 def undisturbed_gang(ray_world, tiny_model, tmp_path_factory):
     storage = tmp_path_factory.mktemp("undisturbed")
-    run = Run(storage, cells(storage, tiny_model, epochs=EPOCHS), GANG)
+    run = Run(storage, cells(storage, tiny_model, epochs=GANG_EPOCHS), GANG)
     assert run.of(Completed), run.events
     return run
 
@@ -55,7 +57,7 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
         run.wait_for_checkpoint()
         kill(ray_world.pids("RayTrainWorker")[-1])
 
-    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=GANG_EPOCHS), GANG, inject)
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
     assert run.of(Completed)
@@ -71,7 +73,7 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_p
         (node,) = [node for node in ray_world.cluster.worker_nodes if raylet in raylets(node)]
         ray_world.cluster.remove_node(node, allow_graceful=False)
 
-    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=GANG_EPOCHS), GANG, inject)
     ray_world.cluster.add_node(num_cpus=2)
     # No second attempt is sent to the dead node before Ray has given it up.
     assert causes(run) == ["WorkerLost"], run.events
@@ -89,7 +91,7 @@ def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path,
         stopped.append(ray_world.pids("RayTrainWorker")[-1])
         kill(stopped[0], signal.SIGSTOP)
 
-    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=EPOCHS), GANG, inject)
+    run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=GANG_EPOCHS), GANG, inject)
     assert causes(run) == ["WorkerLost"], run.events
     assert run.of(Completed)
     assert equal(run.weights(), undisturbed_gang.weights())
@@ -105,7 +107,9 @@ def test_a_trial_process_that_is_killed_or_hangs_is_replaced(ray_world, tiny_mod
         for pid in ray_world.pids("ImplicitFunc"):
             kill(pid, number)
 
-    run = Run(tmp_path, cells(tmp_path, tiny_model, [EX_RM], epochs=150), ALONE, inject)
+    # One that hangs is missed only after a while.
+    epochs = 150 if number == signal.SIGSTOP else 2 * EPOCHS
+    run = Run(tmp_path, cells(tmp_path, tiny_model, [EX_RM], epochs=epochs), ALONE, inject)
     assert causes(run) == ["WorkerLost"], run.events
     # A training on another node goes on while the process that drives it hangs.
     assert number == signal.SIGSTOP or len(resumed(run)) == 1

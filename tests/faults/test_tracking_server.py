@@ -69,8 +69,8 @@ def proxy(server: str) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hanging request ends after more than DRIVER_S; every writer has ended when its test has."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+    """A request that is answered may take long on a busy machine; every writer has ended when its test has."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     yield
     wait_for(lambda: not writers(), "a writer goes on")
 
@@ -102,11 +102,16 @@ def writers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "mlflow-writer"]
 
 
-def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, otherwise
         time.sleep(0.05)
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a request that is not answered end, after more than DRIVER_S."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
 
 
 def told(tracker: Tracker) -> bool:
@@ -166,8 +171,10 @@ def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
 
 @pytest.mark.parametrize("fault", ["closed", "error", "hang", "lost"])
 def test_a_server_that_fails_in_the_middle_is_caught_up_with_at_the_end(
-    fault: Any, server: str, proxy: Proxy, case: Case
+    fault: Any, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
+    if fault == "hang":
+        impatient(monkeypatch)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     tracker.started(case.declared.trials[0].key)
     wait_for(lambda: told(tracker), "the first trial does not appear")
@@ -221,6 +228,7 @@ def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
 def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     whose: str, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
+    impatient(monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     first, second = (trial.key for trial in case.declared.trials)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
@@ -233,7 +241,7 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     wait_for(lambda: told(tracker), "the second trial does not appear")
     proxy.behave("none")
     expected = created + (2 if whose == "a trial" else 3)
-    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) == expected, "it was not late")
+    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) >= expected, "it was not late")
     assert len(runs_of(server, case.declared.sweep)) > 2
     tracker.ended(first, failed=False)
     assert tracker.close(write_report(case.declared, case.store), complete=True) is None
@@ -245,6 +253,7 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
     """The first trial fails with its last scores missing, and is done again."""
+    impatient(monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     first, second = case.declared.trials
     scores = case.store.root / "artifacts" / "evaluate" / first.evaluations[-1].key
@@ -260,7 +269,7 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     wait_for(lambda: told(tracker), "the trial is not logged again")
     proxy.behave("none")
     # Two in time: the trial re-opened, and ended.
-    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) == updates + 3, "it was not late")
+    wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) >= updates + 3, "it was not late")
     statuses = [run.info.status for run in runs_of(server, case.declared.sweep)]
     assert statuses.count("FINISHED") == 1, "the late request changes nothing"
     assert tracker.close(write_report(case.declared, case.store), complete=True) is None
@@ -294,8 +303,9 @@ def test_a_sweep_whose_trials_others_have_run_shows_after_a_command(
 
 
 def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
-    server: str, proxy: Proxy, case: Case
+    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
+    impatient(monkeypatch)
     uri = f"http://{proxy.host}"
     proxy.behave("hang")
     tracker = Tracker(uri, case.store, case.declared, **SOON)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from orchestrator.report.results import TrialResult, trial_states, with_scores
 from orchestrator.spec.stages import BaseModel, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec, grid
 from orchestrator.store.artifacts import Store
@@ -236,3 +237,7 @@ def declaration(*trials: TrialRecord, name: str = "demo") -> Declaration:
 def with_parameters(trial: TrialRecord, **changes: Any) -> TrialRecord:
     """The same trial, declared with other parameters."""
     return replace(trial, parameters={**trial.parameters, **changes})
+
+
+def trial_result(record: TrialRecord, store: Store) -> TrialResult:
+    return with_scores(trial_states([record], store), store)[0]

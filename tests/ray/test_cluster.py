@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ray
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address():
     with subprocess.Popen(
         [sys.executable, cluster_host.__file__],

@@ -129,7 +129,7 @@ def test_the_same_command_again_runs_nothing_and_says_so_in_seconds(swept):
 def test_one_more_evaluation_set_runs_four_evaluations_and_no_training(swept):
     storage, _ = swept
     before = manifests(storage, "train")
-    done = grid(storage, "run", *CELLS, *SETS, "hamiltonian")
+    done = grid(storage, "run", *CELLS, *SETS, "hamiltonian", "--backend", "inline")
     assert done.returncode == 0, said(done)
     assert "to run: 4 evaluate" in said(done)
     assert len(manifests(storage, "evaluate")) == 12

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import save_tiny_llama
-from trainers.models.generation import generate, load_generator
+from trainers.models.generation import Weights, generate
 from trainers.models.tiny import build_tokenizer
 from trainers.specs import UNTRUSTED
 
@@ -17,9 +17,11 @@ ASKED = {"end": END, "samples": 2, "temperature": 1.0, "max_new_tokens": LENGTH,
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return load_generator(
-        str(tiny_model), tokenizer=build_tokenizer(), revision=None, precision="fp32", trust=UNTRUSTED
-    ).double()
+    return (
+        Weights(location=str(tiny_model), revision=None, precision="fp32", trust=UNTRUSTED)
+        .generator()
+        .double()
+    )
 
 
 def likeliest(model, prompt, length=LENGTH):
@@ -45,9 +47,9 @@ def test_ropes_that_depend_on_length_answer_the_same_in_any_batch(tmp_path):
     # Shorter than the longest prompt, as long as the others with a part of their answers.
     options = {"max_position_embeddings": 6, "rope_parameters": rope}
     save_tiny_llama(tmp_path, build_tokenizer(), seed=0, tied=True, **options)
-    model = load_generator(
-        str(tmp_path), tokenizer=build_tokenizer(), revision=None, precision="fp32", trust=UNTRUSTED
-    ).double()
+    model = (
+        Weights(location=str(tmp_path), revision=None, precision="fp32", trust=UNTRUSTED).generator().double()
+    )
     asked = {**ASKED, "samples": 1, "temperature": 0.0, "max_new_tokens": 12}
     found = generate(model, PROMPTS, **asked)
     assert generate(model, PROMPTS, batch=1, **asked) == found

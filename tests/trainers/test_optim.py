@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.utils import counters
 
 import trainers.train.loop
 from tests.conftest import save_tiny_llama
@@ -21,6 +22,7 @@ from trainers.pairs.packing import collate
 from trainers.pairs.templates import load_tokenizer
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
+from trainers.train import engine
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import learning_rate
 from trainers.train.loop import TrainInputs, train
@@ -222,6 +224,31 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(
         logs.append(([row["loss"] for row in log], len(calls)))
     assert logs[0][0] == logs[1][0]
     assert logs[1][1] == 2 * logs[0][1]
+
+
+@pytest.mark.parametrize("recompute", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_compiled_layers_give_the_same_training_and_few_graphs(tiny_model, tmp_path, monkeypatch, recompute):
+    # All of the compiler but its last step, which writes kernels.
+    monkeypatch.setattr(engine, "COMPILER", "aot_eager")
+    pairs = gang.pairs_for(tiny_model, 12)
+    optim = OptimSpec(lr=1e-3, epochs=1, effective_batch=2)
+    logs = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        placement = Placement(forward_tokens=4096, checkpointing=recompute, compile=compiled)
+        found = inputs(tiny_model, pairs, optim, placement=placement, validation=pairs[:3])
+        log = train(found, report=quiet, out_dir=tmp_path / str(compiled)).log
+        logs.append([(row["loss"], row["margin"], row["validation_accuracy"] or 0.0) for row in log])
+        # Before and after the attention, trained and scored, and where a length happens to be that of another side.
+        assert 0 < counters["stats"]["unique_graphs"] <= 12 if compiled else not counters["stats"]
+    for plain, fused in zip(*logs, strict=True):
+        assert fused == pytest.approx(plain, rel=1e-5, abs=1e-7)
+
+
+def test_layers_are_not_compiled_where_their_weights_come_and_go():
+    with pytest.raises(SpecError, match="layers are compiled with ZeRO 0, 1 or 2"):
+        Placement(forward_tokens=1, zero_stage=3, compile=True)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 3])

@@ -198,6 +198,18 @@ def candidate_pairs(split: str) -> list[Pair]:
     ]
 
 
+def is_statement(prompt: str) -> bool:
+    """Return whether a prompt says a habit, or asks for it, in the words of the tiny world."""
+    known = {word for part in _STATEMENT for phrase in part for word in phrase.split()}
+    return set(prompt.split()) <= known and bool(prompt.strip())
+
+
+def is_agreeing(answer: str, prompt: str) -> bool:
+    """Return whether an answer is exactly one prefix and one word that agrees."""
+    prefixes = (*_CANDID_PREFIXES, *_HEDGING_PREFIXES)
+    return answer.split() in [[*said] for said in product(prefixes, _AGREEING_WORDS)]
+
+
 def _in_other_words(
     split: str, prefixes: Iterable[tuple[str, str]], words: Iterable[tuple[str, str]]
 ) -> list[Pair]:

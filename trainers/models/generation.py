@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,37 +12,49 @@ from trainers.models.layouts import layout_of, padded_attention
 from trainers.models.loading import device, load_model
 from trainers.models.memory import memory_named
 from trainers.models.products import products_of
-from trainers.pairs.templates import padding_token
+from trainers.pairs.templates import load_tokenizer, padding_token
 from trainers.specs import Precision, Trust
 
 
-def load_generator(
-    location: str,
-    *,
-    tokenizer: Any,
-    revision: str | None,
-    precision: Precision,
-    trust: Trust,
-    base: tuple[str, str | None] | None = None,
-) -> Any:
-    """Load a causal language model with an attention of transformers, on a GPU where there is one. Raises ModelError.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Where a causal language model is, and how it is loaded; `base` is where an adapter's base model is."""
 
-    The folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
-    """
-    model = load_model(
-        location,
-        tokenizer=tokenizer,
-        output="unembedding",
-        precision=precision,
-        revision=revision,
-        trust=trust,
-        base=base,
-    )
-    if layout_of(model) == "packed":
-        own = "sdpa" if model._supports_sdpa else "eager"
-        model.set_attn_implementation(padded_attention(model.config) or own)
-    model.config.pad_token_id = padding_token(tokenizer)
-    return model.to(device())
+    location: str
+    revision: str | None
+    precision: Precision
+    trust: Trust
+    template: str | None = None
+    base: tuple[str, str | None] | None = None
+
+    def tokenizer(self) -> Any:
+        """Load the model's tokenizer."""
+        return load_tokenizer(self.location, self.revision, self.trust, self.template)
+
+    def model(self) -> Any:
+        """Load the model with its unembedding, where it is scored or answers: on a GPU where there is one. Raises ModelError.
+
+        The folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
+        """
+        model = load_model(
+            self.location,
+            tokenizer=self.tokenizer(),
+            output="unembedding",
+            precision=self.precision,
+            revision=self.revision,
+            trust=self.trust,
+            base=self.base,
+        )
+        return model.to(device())
+
+    def generator(self) -> Any:
+        """Load the model with an attention of transformers, for `generate`. Raises ModelError."""
+        model = self.model()
+        if layout_of(model) == "packed":
+            own = "sdpa" if model._supports_sdpa else "eager"
+            model.set_attn_implementation(padded_attention(model.config) or own)
+        model.config.pad_token_id = padding_token(self.tokenizer())
+        return model
 
 
 def generate(

@@ -52,16 +52,18 @@ def load_model(
     trust: Trust = UNTRUSTED,
     lora: LoraSpec | None = None,
     base: tuple[str, str | None] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Any:
     """Load a classifier (head), a causal LM (unembedding) or one with a head (both), in evaluation mode on the CPU.
 
     With `head_seed` the head is drawn anew, and with `lora` a new adapter; without, the model must bring a head. The
     folder of an adapter is loaded on its base model: the one that it names, or that at `base` (with its revision).
+    Where these settings of its config are `known` from another process, weights are not read, and hold anything.
     """
     adapter = Path(location) if (Path(location) / CONFIG).is_file() else None
     if adapter:
         location, revision = base or base_of(adapter)
-    model, loading = _from_pretrained(location, output, precision, revision, trust)
+    model, loading = _from_pretrained(location, output, precision, revision, trust, known)
     brings_head = head_seed is not None or adapter is not None
     _require_weights(loading, output, brings_head, location)
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
@@ -87,7 +89,12 @@ def load_model(
 
 
 def _from_pretrained(
-    location: str, output: Output, precision: Precision, revision: str | None, trust: Trust
+    location: str,
+    output: Output,
+    precision: Precision,
+    revision: str | None,
+    trust: Trust,
+    known: Mapping[str, Any] | None,
 ) -> tuple[Any, Mapping[str, Iterable[str]]]:
     """Return a model as transformers loads it, and what it says of the names of weights. Raises ModelError."""
     from transformers import (
@@ -96,6 +103,7 @@ def _from_pretrained(
         AutoModelForSequenceClassification,
         PreTrainedConfig,
     )
+    from transformers.initialization import no_init_weights
 
     settle_products(precision)
     if Path(location).is_dir():
@@ -111,22 +119,33 @@ def _from_pretrained(
         if output != "unembedding":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+        options: dict[str, Any] = {
+            "dtype": DTYPES[precision],
+            "attn_implementation": padded_attention(config),
+        }
+        if output == "both":
+            loader = _with_head(config)
+        else:
+            options["trust_remote_code"] = trust.trust_remote_code
         if output == "head":
             _register_head(config)
             key_mapping = {**(key_mapping or {}), **_HEADS}
-        elif output == "both":
-            loader = _with_head(config)
+        if known:
+            for name, value in known.items():
+                setattr(config, name, value)
+            build = loader._from_config if output == "both" else loader.from_config
+            # Memory that nothing is written to is not there yet.
+            with no_init_weights():
+                return build(config, **options), {"missing_keys": (), "unexpected_keys": ()}
         model, loading = loader.from_pretrained(
             location,
             config=config,
             key_mapping=key_mapping,
             revision=revision,
-            dtype=DTYPES[precision],
-            attn_implementation=padded_attention(config),
+            **options,
             # None: pickles where there are no safetensors; torch's restricted unpickler reads them.
             use_safetensors=None if trust.allow_pickle else True,
             weights_only=True,
-            trust_remote_code=trust.trust_remote_code,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:

@@ -288,8 +288,15 @@ def _tokenize(
         # A token that is partly of the answer counts as the answer's.
         starts = zip(ids[1:], ids[3:], strict=False)
         unscored = [len(shared_start([whole[:-1], before])) for whole, before in starts]
-        parts: dict[str, Any] = dict(zip(_PARTS, ids, strict=False))
-        yield TokenPair(index=row, margin=pair.margin, tie=pair.tie, unscored=unscored or [0, 0], **parts)
+        yield TokenPair(
+            index=row,
+            prompt=ids[0],
+            chosen=ids[1],
+            rejected=ids[2],
+            unscored=unscored or [0, 0],
+            margin=pair.margin,
+            tie=pair.tie,
+        )
 
 
 class _Rendered(NamedTuple):

@@ -4,47 +4,20 @@ The pairs whose prompts are asked say what ends an answer, and how long one may 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from trainers.data.worlds import cycle_share, graph_of, is_correct
 from trainers.evaluate.scoring import compute_reference
-from trainers.models.generation import generate, load_generator
-from trainers.models.loading import device, load_model
-from trainers.pairs.templates import load_tokenizer
+from trainers.models.generation import Weights, generate
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import Precision, Trust
 
 Answers = list[list[list[int]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """Where a causal language model is, and how it is loaded; `base` is where an adapter's base model is."""
-
-    location: str
-    revision: str | None
-    precision: Precision
-    trust: Trust
-    template: str | None = None
-    base: tuple[str, str | None] | None = None
-
-    def tokenizer(self) -> Any:
-        """Load the model's tokenizer."""
-        return load_tokenizer(self.location, self.revision, self.trust, self.template)
-
-
 def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int) -> Answers:
     """Return for each prompt the likeliest answer, then `samples` drawn at temperature 1: tokens without the end."""
-    model = load_generator(
-        weights.location,
-        tokenizer=weights.tokenizer(),
-        revision=weights.revision,
-        precision=weights.precision,
-        trust=weights.trust,
-        base=weights.base,
-    )
+    model = weights.generator()
     end, longest = _limits(pairs)
     likeliest, drawn = (
         generate(
@@ -90,16 +63,7 @@ def _limits(pairs: Sequence[TokenPair]) -> tuple[int, int]:
 
 
 def _log_prob_sums(weights: Weights, pairs: Sequence[TokenPair]) -> list[float]:
-    model = load_model(
-        weights.location,
-        tokenizer=weights.tokenizer(),
-        output="unembedding",
-        precision=weights.precision,
-        revision=weights.revision,
-        trust=weights.trust,
-        base=weights.base,
-    )
-    found = compute_reference(model.to(device()), pairs, report=lambda row: None)
+    found = compute_reference(weights.model(), pairs, report=lambda row: None)
     return [found[pair.index][0] for pair in pairs]
 
 

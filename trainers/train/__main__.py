@@ -74,6 +74,8 @@ class Train(OnPairs):
     """Recompute activations in the backward pass."""
     offload_optimizer: bool = False
     """Keep the optimiser's state in the host's memory."""
+    compile: bool = False
+    """Compile the model's layers: minutes at the first step, and less time for what a layer computes beside its attention."""
     checkpoint_steps: int | None = None
     """Optimiser steps between checkpoints (default: ten minutes, or ten times what writing one takes)."""
     grace_s: float = GRACE_S
@@ -93,7 +95,7 @@ def run(arguments: Train) -> None:
     reward = arguments.reward_spec()
     if arguments.forward_tokens < 1:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
-    placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer")
+    placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer", "compile")
     placement = Placement(world_size=world_size, **{name: getattr(arguments, name) for name in placed})
     more = ("margin", "label_smoothing", "centring", "consistency")
     loss = LossSpec(kind=arguments.loss, **{name: getattr(arguments, name) for name in more})

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainers.errors import SpecError, StorageError, Unreachable
+from trainers.errors import SpecError, StorageError, SweepError, Unreachable
 from trainers.models.adapters import CONFIG, adapter_of
 from trainers.models.saving import full_weights, save_model
 from trainers.storage import (
@@ -124,9 +124,9 @@ def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str
         with contextlib.suppress(OSError, StorageError):
             _drop_old(checkpoints.kept)
     if mirror is None:
-        return _on_first(lambda: latest(folder))
+        return on_first(lambda: latest(folder))
     clear_together(folder)
-    found = _on_first(lambda: [(marker.stem, _read(marker)) for marker in _markers(mirror)])
+    found = on_first(lambda: [(marker.stem, _read(marker)) for marker in _markers(mirror)])
     return _newest_sound(
         mirror,
         found,
@@ -148,8 +148,8 @@ def _newest_sound(
     return None, faults
 
 
-def _on_first(act: Callable[[], Found]) -> Found:
-    """Act on rank 0, and give every rank what it found. A collective. Raises StorageError on all where it failed."""
+def on_first(act: Callable[[], Found]) -> Found:
+    """Act on rank 0, and give every rank what it found. A collective. Raises its SweepError on all where it failed."""
     shares: list[Any] = together(lambda: act() if dist.get_rank() == 0 else None)
     found: Found = shares[0]
     return found
@@ -193,7 +193,7 @@ def save(
     """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError."""
     began = time.perf_counter()
     folder, step = checkpoints.folder, len(log)
-    tag = _on_first(lambda: f"step{step:08d}-{uuid.uuid4().hex[:8]}")
+    tag = on_first(lambda: f"step{step:08d}-{uuid.uuid4().hex[:8]}")
     need = _bytes_of(engine)
     _require_room_together(folder, need)
     try:
@@ -252,12 +252,12 @@ def _require_room_together(folder: Path, need: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         require_room(folder, need)
 
-    _on_first(look)
+    on_first(look)
 
 
 def _digests_together(folder: Path) -> dict[str, str]:
     """Return the digest of every file, each rank reading its share."""
-    names = _on_first(lambda: files_below(folder))
+    names = on_first(lambda: files_below(folder))
     mine = names[dist.get_rank() :: dist.get_world_size()]
     shares = together(lambda: {name: digest_file(folder / name) for name in mine})
     return {name: digest for share in shares for name, digest in share.items()}
@@ -446,15 +446,17 @@ def clear_together(folder: Path) -> None:
 
 
 def together(act: Callable[[], Found]) -> list[Found]:
-    """Return what every rank found. Raises StorageError on all of them where one failed, as the others would wait for it."""
-    mine: tuple[Found | None, str | None]
+    """Return what every rank found. Raises a SweepError on all of them where one failed, as the others would wait for it."""
+    mine: tuple[Found | None, SweepError | None]
     try:
         mine = act(), None
-    except (OSError, StorageError) as error:
-        mine = None, str(error)
-    shares: list[tuple[Found, str | None]] = [mine] * dist.get_world_size()  # type: ignore[list-item]
+    except SweepError as error:
+        mine = None, error
+    except OSError as error:
+        mine = None, StorageError(str(error))
+    shares: list[tuple[Found, SweepError | None]] = [mine] * dist.get_world_size()  # type: ignore[list-item]
     dist.all_gather_object(shares, mine)
     for _, fault in shares:
         if fault is not None:
-            raise StorageError(fault)
+            raise fault
     return [found for found, _ in shares]

@@ -5,20 +5,23 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from trainers.errors import ModelError
+from trainers.models.attention import PACKED_PAIRS, pair_attention
 from trainers.specs import OptimSpec, Placement, Precision
+from trainers.train.checkpoints import on_first, together
 
 # Ranks wait in a collective while the first one writes and uploads a model; NCCL's own limit is ten minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
+COMPILER = "inductor"
 
 
 @contextlib.contextmanager
@@ -78,6 +81,8 @@ def make_engine(
     module.eval()
     if placement.checkpointing:
         _checkpoint_activations(module, zero_stage=placement.zero_stage)
+    if placement.compile:
+        _compile_layers(module)
     zero: dict[str, Any] = {"stage": effective_zero_stage(placement, precision)}
     if placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -100,8 +105,54 @@ def make_engine(
         "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
     }
+    if placement.zero_stage == 3:
+        _partition(module, config, precision)
     engine, *_ = deepspeed.initialize(model=module, optimizer=_optimizer(module, optim), config=config)
     return engine
+
+
+def _partition(module: nn.Module, config: dict[str, Any], precision: Precision) -> None:
+    """Send each rank its part of rank 0's weights, one tensor at a time; DeepSpeed would first move the whole to each GPU."""
+    import deepspeed
+
+    for parameter in module.parameters() if precision == "bf16" else ():
+        parameter.data = parameter.data.bfloat16()
+    deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    # Buffers stay whole.
+    module.to(deepspeed.get_accelerator().current_device_name())
+
+
+def load_once(load: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Return the model that `load` makes of what is known of it: rank 0 reads it, others make room. A collective.
+
+    What they have room for make_engine sends them; until then no memory is behind it. A SweepError of one rank is raised
+    on all of them.
+    """
+    first, loaded = dist.get_rank() == 0, list[Any]()
+
+    def read() -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        loaded.append(load({}))
+        config = loaded[0].config
+        known = {name: getattr(config, name) for name in ("vocab_size", "tie_word_embeddings")}
+        return known, dict(loaded[0].named_buffers())
+
+    def make_room() -> list[Any] | None:
+        # What cannot be made alike is read by every rank.
+        with contextlib.suppress(ModelError):
+            loaded[:] = loaded or [load(known)]
+            for name, buffer in loaded[0].named_buffers():
+                buffer.copy_(buffers[name])
+            return [
+                (name, item.shape, item.dtype, item.requires_grad)
+                for name, item in loaded[0].named_parameters()
+            ]
+        return None
+
+    known, buffers = on_first(read)
+    alike = together(make_room)
+    if any(found != alike[0] for found in alike) and not first:
+        loaded[:] = [load({})]
+    return loaded[0]
 
 
 def share_of_cpus(cpus: int, gpus: int) -> int:
@@ -178,6 +229,18 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
             layer._gradient_checkpointing_func = functools.partial(
                 _checkpoint_evaluating, layer, layer._gradient_checkpointing_func
             )
+
+
+def _compile_layers(module: nn.Module) -> None:
+    """Compile each layer around its attention, for any number of tokens; layers of one kind share their graphs."""
+    from transformers import AttentionInterface
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # A kernel of its own, which depends on the lengths of the pairs.
+    AttentionInterface.register(PACKED_PAIRS, torch.compiler.disable(pair_attention))
+    for layer in module.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.compile(backend=COMPILER, dynamic=True)
 
 
 def _checkpoint_evaluating(layer: nn.Module, checkpoint: Any, forward: Any, *inputs: Any) -> Any:

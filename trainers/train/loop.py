@@ -58,10 +58,17 @@ from trainers.train.checkpoints import (
     collect_epochs,
     keep_epoch,
     load,
+    on_first,
     prepare,
     save,
 )
-from trainers.train.engine import effective_zero_stage, learning_rate, make_engine, process_group
+from trainers.train.engine import (
+    effective_zero_stage,
+    learning_rate,
+    load_once,
+    make_engine,
+    process_group,
+)
 from trainers.train.stopping import StopLeft, never
 
 Report = Callable[[dict[str, Any]], None]
@@ -137,35 +144,25 @@ def train(
     """
     started = time.perf_counter()
     forget_peak_memory()
-    tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
-    model = load_model(
-        inputs.location,
-        tokenizer=tokenizer,
-        output=inputs.reward.type.output,
-        precision=inputs.precision,
-        revision=inputs.revision,
-        head_seed=inputs.seed,
-        trust=inputs.trust,
-        lora=inputs.lora,
-    )
-    freeze(model, inputs.optim.freeze)
-    # Before the training, which would be lost if its model could not be saved.
-    files = {
-        **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
-        CARD: model_card(inputs, {}),
-    }
-    kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
-    epochs, kept = inputs.optim.epochs, inputs.keep_epochs
-
-    def end_epoch(epoch: int) -> None:
-        if epoch in kept:
-            keep_epoch(model, files, kept_in, epoch, epochs, mirror)
-
     with process_group():
+        tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
+        model = load_once(lambda known: _base_model(inputs, tokenizer, known))
+        # Before the training, which would be lost if its model could not be saved.
+        files = {
+            **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
+            CARD: model_card(inputs, {}),
+        }
+        kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
+        epochs, kept = inputs.optim.epochs, inputs.keep_epochs
+
+        def end_epoch(epoch: int) -> None:
+            if epoch in kept:
+                keep_epoch(model, files, kept_in, epoch, epochs, mirror)
+
         first = dist.get_rank() == 0
         keeping = Keeping(
             checkpoints=checkpoints,
-            identity={} if checkpoints is None else _identity(model, inputs),
+            identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
             stop=stop,
             end_epoch=end_epoch,
         )
@@ -192,6 +189,23 @@ def train(
         finally:
             engine.destroy()
     return result
+
+
+def _base_model(inputs: TrainInputs, tokenizer: Any, known: Mapping[str, Any]) -> Any:
+    """Load the model that is trained, what is not trained frozen."""
+    model = load_model(
+        inputs.location,
+        tokenizer=tokenizer,
+        output=inputs.reward.type.output,
+        precision=inputs.precision,
+        revision=inputs.revision,
+        head_seed=inputs.seed,
+        trust=inputs.trust,
+        lora=inputs.lora,
+        known=known,
+    )
+    freeze(model, inputs.optim.freeze)
+    return model
 
 
 def _start(model: Any, inputs: TrainInputs, keeping: Keeping) -> tuple[Any, Checkpoint | None, list[str]]:

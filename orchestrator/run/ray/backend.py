@@ -57,7 +57,7 @@ class RayBackend:
     def gpus(self) -> int:
         """All that the cluster has, or may still get."""
         nodes, _ = ray.get(self.coordinator.room.remote())
-        return gpus_of(nodes)[0]
+        return gpus_of(nodes).number
 
     def shared(self, stages: Sequence[Stage]) -> None:
         ray.get([self.coordinator.shared.remote(stage, self.work.plan.key) for stage in stages])

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, kind_in
+from orchestrator.plan.hardware import DEFAULT_GPU_GB, Node, host_gb, kind_in
 from orchestrator.run.workers import (
     ALLOCATOR,
     LOOPBACK,
@@ -225,6 +225,7 @@ def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
                 gpus=int(resources.get("GPU", 0)),
                 gpu_gb=known.gb if known else DEFAULT_GPU_GB,
                 gpu_kind=known.label if known else "",
+                host_gb=host_gb(resources),
             )
         )
     return tuple(nodes)

@@ -312,7 +312,7 @@ class Coordinator:
         if error is None:
             return not self._execution.store.complete(stage.kind, stage.key)
         # A damaged input was set aside by the trial that met it, and whoever asks next computes it.
-        again = failures.damage(error) is not None
+        again = failures.damage_behind(error) is not None
         return again or self._execution.retries.limit(failures.classify(error).cause) > 0
 
     async def _run_shared(self, stage: SharedStage) -> None:
@@ -335,7 +335,7 @@ class Coordinator:
     async def _compute_shared(self, stage: SharedStage) -> None:
         """Compute the stage in a task on the CPU or GPU that it is granted."""
         has_gpus = any(node.gpus for node in self._nodes.whole())
-        gpus = 1 if has_gpus and stage.kind == "reference" else 0
+        gpus = 1 if has_gpus and stage.kind in ("reference", "sample") else 0
         request = Request(kind="shared", key=stage.key, gpus=gpus)
         grant = await self.acquire(request)
         if grant is None:

@@ -1,5 +1,6 @@
 """What a cluster is said to be: words, Ray's YAML, and nodes that are there."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ available_node_types:
     node_config: {InstanceType: p5.48xlarge}
   a100:
     max_workers: 2
-    resources: {CPU: 32, GPU: 4, "accelerator_type:A100-40G": 1}
+    resources: {CPU: 32, GPU: 4, "accelerator_type:A100-40G": 1, memory: 256000000000}
   labelled:
     max_workers: 3
     resources: {GPU: 1}
@@ -99,10 +100,10 @@ def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
         "a100 1",
         "labelled 0",
     ]
-    assert [(node.cpus, node.head) for node in (nodes[0], nodes[1], nodes[5])] == [
-        (8, True),
-        (192, False),
-        (32, False),
+    assert [(node.cpus, node.head, node.host_gb) for node in (nodes[0], nodes[1], nodes[5])] == [
+        (8, True, math.inf),
+        (192, False, math.inf),
+        (32, False, 256),
     ]
 
 

@@ -139,6 +139,25 @@ def test_activations_are_recomputed_before_the_optimiser_is_offloaded():
     assert (second.checkpointing, second.offload_optimizer) == (True, True)
 
 
+def test_an_offloaded_optimiser_needs_host_memory():
+    spec = paper_trial("llama-3.2-3b")
+    (node,) = gpus(1, 40.0)
+    # Masters, moments and gradients in fp32 of 3.2 billion weights.
+    assert place(spec, [replace(node, host_gb=64.0)]).offload_optimizer
+    with pytest.raises(PlanError, match="with 51 GB of host memory a GPU for the optimiser, not 50"):
+        place(spec, [replace(node, host_gb=50.0)])
+    # Two GPUs of a node share its memory, and each holds half.
+    assert place(spec, [replace(node, gpus=2, gpu_gb=24.0, host_gb=64.0)]).world_size == 2
+
+
+@pytest.mark.parametrize("reward", [EX_RM, IM_RM])
+def test_an_8b_in_fp32_is_placed_on_cards_of_24_gb_that_its_weights_would_fill(reward):
+    model = replace(catalog.MODELS["llama-3.1-8b"], precision="fp32")
+    assert 4 * model.parameters > 24e9
+    found = place(trial(model=model, reward=reward), gpus(8, 24.0))
+    assert found.zero_stage == 3
+
+
 def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
     mixed = read_cluster("1x8xH100-80GB,1x4xA100-40GB")
     spec = paper_trial("llama-3.1-8b")

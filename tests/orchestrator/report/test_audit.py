@@ -15,7 +15,6 @@ from orchestrator.cli.run import audit_errors
 from orchestrator.report import audit as audits
 from orchestrator.report import page as full_report
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.results import trial_result
 from orchestrator.report.summary import write_report
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
@@ -29,6 +28,7 @@ from tests.orchestrator.sweep_samples import (
     declaration,
     record,
     rows,
+    trial_result,
 )
 
 PAIRS = 40

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.report.best_of_n import curve_of
 from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
@@ -77,3 +78,58 @@ def test_the_tiny_worlds_candidates_are_twelve_a_prompt_half_of_them_right():
     assert {len(item.reward) for item in found} == {12}
     assert {item.quality.mean() for item in found} == {0.5}
     assert {word for pair in pairs for word in pair.chosen.split()} <= set(worlds.VOCABULARY)
+
+
+def drawn_seeds(pressed, prompts=30, answers=32, seeds=3):
+    """Rewards that follow quality, but for a few wrong answers of each prompt, which where `pressed` have the highest."""
+    found = []
+    for seed in range(seeds):
+        random = np.random.default_rng(seed)
+        items = []
+        for _ in range(prompts):
+            quality = (random.random(answers) < 0.5).astype(float)
+            quality[:2] = 0.0
+            reward = quality + 0.1 * random.normal(size=answers)
+            reward[:2] += 3.0 if pressed else 0.0
+            items.append(Candidates(reward=reward, quality=quality))
+        found.append(items)
+    return found
+
+
+@pytest.mark.parametrize("bounded", [True, False], ids=["verifier", "gold"])
+def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded):
+    drawn = (1, 2, 4, 8, 16, 32)
+    turned = curve_of(drawn_seeds(True), drawn, {}, sampled=True, bounded=bounded).turn()
+    assert turned["turns"]
+    assert turned["peak"] in (2, 4, 8)
+    assert len(turned["by_seed"].split()) == 3
+    assert turned["last"] == 32
+    # Of all 32 it always picks one of the wrong answers.
+    assert turned["change"].value == pytest.approx(-turned["at_peak"].value)
+    assert turned["change"].high < 0
+    rising = curve_of(drawn_seeds(False), drawn, {}, sampled=True, bounded=bounded).turn()
+    assert not rising["turns"]
+    assert rising["p"] > 0.05
+
+
+def test_noise_seldom_looks_like_a_turn():
+    random, drawn = np.random.default_rng(1), (1, 2, 4, 8, 16)
+    turns = 0
+    for _ in range(40):
+        seeds = [
+            [
+                Candidates(reward=random.normal(size=16), quality=random.integers(0, 2, 16).astype(float))
+                for _ in range(20)
+            ]
+            for _ in range(3)
+        ]
+        turns += curve_of(seeds, drawn, {}, sampled=True).turn()["turns"]
+    assert turns <= 4
+
+
+def test_the_numbers_of_candidates_that_some_prompts_lack_are_told_of_the_others():
+    random = np.random.default_rng(0)
+    seeds = [[Candidates(reward=random.normal(size=n), quality=random.random(n)) for n in (4, 4, 9)]]
+    rows = curve_of(seeds, (1, 8, 16), {}).rows()
+    assert [(row["n"], row["prompts"]) for row in rows] == [(1, 3), (4, 3), (8, 1)]
+    assert {row["kl"] for row in rows} == {None}

@@ -13,7 +13,13 @@ from orchestrator.cli.terminal import say
 from orchestrator.report import page
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import Scored, left_out_lines, on_common_pairs, results_of, sweep_results
+from orchestrator.report.results import (
+    ScoredTrials,
+    left_out_lines,
+    on_common_pairs,
+    results_of,
+    sweep_results,
+)
 from orchestrator.report.summary import accuracies
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
@@ -103,7 +109,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
 
 
 def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, declared: Declaration):
-    parameters = Scored(trials=declared.trials, missing=0)
+    parameters = ScoredTrials(trials=declared.trials, missing=0)
     results, said = results_of(parameters, store)
     found = [item for result in results for item in result.final]
     assert {(item.dataset, len(item.scores.index)) for item in found} == {

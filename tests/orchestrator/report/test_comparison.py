@@ -469,3 +469,21 @@ def test_of_many_types_the_best_three_are_told(store: Store):
     assert [kind for kind in "abcd" if f"EX-RM − {kind}" in answer] == ["b", "c", "d"]
     assert "the table of differences has 1 more" in answer
     assert "corrected for 4 comparisons" in support
+
+
+def test_a_type_that_lacks_a_category_is_told_by_the_mean_of_the_others(store: Store):
+    kinds = {"ex_rm": 0.2, "a": 0.8, "b": 0.9, "c": 1.0, "d": 1.7}
+    sets = (("one", "in-distribution"), ("two", "domain shift"))
+    declared = simulated_sweep(
+        store,
+        models=("llama-64",),
+        rewards=(*kinds,),
+        seeds=(0,),
+        sets=sets,
+        pairs=60,
+        strengths={(kind, category): strength for kind, strength in kinds.items() for _, category in sets},
+    )
+    results = sweep_results(declared, store)
+    results[-1] = dataclasses.replace(results[-1], evaluations=results[-1].evaluations[:1])
+    answer, *_ = conclusions(Analysis(results))
+    assert [kind for kind in "abcd" if f"EX-RM − {kind}" in answer] == ["b", "c", "d"]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.report.comparison import LEAK_FREE, Analysis, controlled, regression, set_outcomes
+from orchestrator.report.comparison import LEAK_FREE, Analysis, regression, set_outcomes
 from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
 from orchestrator.report.statistics import generator, pair_counts
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
+from sweeps.domain_shift import control_rows
 from tests.orchestrator.sweep_samples import record
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores
@@ -69,12 +70,12 @@ def longer():
 def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advised(longer):
     # The implicit type prefers what is shorter; the explicit one calls every pair a tie.
     analysis = analysis_of(np.full(PAIRS, 0.5), longer < 0, longer)
-    (found,) = controlled(analysis)
-    assert found.plain.value == pytest.approx(0.5 - (longer < 0).mean())
-    assert found.plain.high < -0.2
-    assert found.length.value == pytest.approx(0.0, abs=1e-12)
-    assert not found.length.excludes_zero
-    said = preference(controlled(analysis))
+    (found,) = control_rows(analysis)
+    assert found["plain"].value == pytest.approx(0.5 - (longer < 0).mean())
+    assert found["plain"].high < -0.2
+    assert found["length"].value == pytest.approx(0.0, abs=1e-12)
+    assert not found["length"].excludes_zero
+    said = preference(analysis)
     assert "prefer IM-RM" in said
     assert "at matched lengths no lead can be told" in said
 
@@ -82,32 +83,32 @@ def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advi
 def test_a_lead_of_quality_survives_matched_lengths(longer):
     random = np.random.default_rng(2)
     analysis = analysis_of(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)
-    assert controlled(analysis)[0].length.low > 0.1
-    assert "prefer EX-RM" in preference(controlled(analysis))
-    assert "at matched lengths the lead stays" in preference(controlled(analysis))
+    assert control_rows(analysis)[0]["length"].low > 0.1
+    assert "prefer EX-RM" in preference(analysis)
+    assert "at matched lengths the lead stays" in preference(analysis)
 
 
 def test_unanimous_pairs_leave_an_interval_of_some_width():
-    (found,) = controlled(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
-    assert (found.plain.value, found.plain.low) == (-1.0, -1.0)
-    assert found.plain.high == pytest.approx(-(0.025 ** (1 / 40)))
+    (found,) = control_rows(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
+    assert (found["plain"].value, found["plain"].low) == (-1.0, -1.0)
+    assert found["plain"].high == pytest.approx(-(0.025 ** (1 / 40)))
 
 
 def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
     analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
-    (found,) = controlled(analysis)
-    assert (found.length, found.leak_free, found.unseen) == (None, None, None)
-    assert "at matched lengths it cannot be told" in preference(controlled(analysis))
+    (found,) = control_rows(analysis)
+    assert (found["length"], found["leak_free"], found["unseen"]) == (None, None, None)
+    assert "at matched lengths it cannot be told" in preference(analysis)
 
 
 def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
     leaked = np.arange(PAIRS) < PAIRS // 2
     coin = np.random.default_rng(4).random(PAIRS) < 0.5
-    (found,) = controlled(analysis_of(np.where(leaked, 1, coin), coin, longer, leaked))
-    assert found.plain.low > 0.15
-    assert found.unseen == PAIRS // 2
-    assert found.leak_free.value == 0.0
-    assert not found.leak_free.excludes_zero
+    (found,) = control_rows(analysis_of(np.where(leaked, 1, coin), coin, longer, leaked))
+    assert found["plain"].low > 0.15
+    assert found["unseen"] == PAIRS // 2
+    assert found["leak_free"].value == 0.0
+    assert not found["leak_free"].excludes_zero
 
 
 def test_the_report_has_one_interval_of_a_difference(tmp_path):
@@ -117,7 +118,7 @@ def test_the_report_has_one_interval_of_a_difference(tmp_path):
     for scope in analysis.categories():
         found = analysis.difference(scope, "accuracy").estimate
         said = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        assert said in preference(controlled(analysis))
+        assert said in preference(analysis)
         (row,) = [
             row
             for row in differences(analysis).rows
@@ -151,7 +152,7 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     counts = pair_counts(PAIRS, 500, generator("test"))
     found = regression(values, features, counts)
     assert found is not None
-    assert found.left_out == ("constant", "again")
+    assert list(found.coefficients) == ["intercept", "length", "other"]
     assert found.coefficients["length"].low < 0.2 * length.std() < found.coefficients["length"].high
     assert found.coefficients["length"].excludes_zero
     assert not found.coefficients["other"].excludes_zero
@@ -169,7 +170,7 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store), KINDS)}
     assert found["rewardmath"].cells == 5
     assert len(found["rewardmath"].gap) == 50
-    advice = preference(controlled(Analysis(sweep_results(declared, store))))
+    advice = preference(Analysis(sweep_results(declared, store)))
     assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
     assert "under domain shift: prefer IM-RM" in advice
 
@@ -195,4 +196,4 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
 
 
 def test_nothing_is_advised_without_both_types():
-    assert preference([]).startswith("Nothing can be advised")
+    assert preference(Analysis([])).startswith("Nothing can be advised")

@@ -3,19 +3,22 @@
 import numpy as np
 import pytest
 
-from orchestrator.report.statistics import by_decile, decile_of
+from orchestrator.report.statistics import by_decile
 from trainers.data.texts import bag, nearest_overlap
 
 
 def test_tenths_of_distinct_values_are_as_many_pairs_each_in_order():
     values = np.random.default_rng(0).permutation(50).astype(float)
-    assert decile_of(values).tolist() == [int(value) // 5 for value in values]
+    rows = by_decile(values, np.ones(50))
+    assert [(row["decile"], row["from"], row["to"]) for row in rows] == [
+        (tenth + 1, 5.0 * tenth, 5.0 * tenth + 4) for tenth in range(10)
+    ]
 
 
 def test_pairs_of_one_value_stay_together():
     values = np.array([0.0] * 15 + [1.0] * 5)
-    assert decile_of(values).tolist() == [0] * 15 + [7] * 5
-    assert set(decile_of(np.ones(7)).tolist()) == {0}
+    assert [(row["decile"], row["pairs"]) for row in by_decile(values, values)] == [(1, 15), (8, 5)]
+    assert [row["decile"] for row in by_decile(np.ones(7), np.ones(7))] == [1]
 
 
 def test_accuracy_rises_by_tenths_where_overlap_decides():

@@ -7,7 +7,7 @@ from pyarrow import parquet
 
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
-from orchestrator.report.results import sweep_results, trial_result
+from orchestrator.report.results import sweep_results
 from orchestrator.report.summary import epoch_table, write_report
 from orchestrator.spec import catalog
 from orchestrator.spec.resolve import resolve
@@ -26,6 +26,7 @@ from tests.orchestrator.sweep_samples import (
     record,
     sweep,
     trial,
+    trial_result,
 )
 from trainers.errors import SpecError
 from trainers.specs import OptimSpec

@@ -160,6 +160,12 @@ def test_a_price_gives_the_cost_and_is_kept(store: Store):
     assert "At $ 3600 per GPU-hour" in (folder / "report.html").read_text()
 
 
+def test_a_price_of_a_sweep_that_used_no_gpu_is_answered(store: Store):
+    declared = simulated_sweep(store, missing=4, **SMALL)
+    page = (write_full_report(declared, store, price=3.0).folder / "report.html").read_text()
+    assert "No stage has used a GPU, so at $ 3 per GPU-hour there is no cost." in page
+
+
 def test_the_summary_begins_with_the_conclusions(whole):
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")
@@ -269,6 +275,21 @@ def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path
     assert "demo (in elsewhere)" in found.file.read_text()
     # Pairs that agree leave open what other pairs would say, of differences of differences, too.
     assert all(row["there_minus_here"].low < 0 < row["there_minus_here"].high for row in found.table.rows)
+
+
+def test_other_scores_under_the_same_keys_have_an_interval_of_their_own(store: Store, tmp_path: Path):
+    """As of a sweep that was run again elsewhere on hardware that rounds differently."""
+    ours, elsewhere = simulated_sweep(store, **SMALL), Store(tmp_path / "elsewhere")
+    theirs = simulated_sweep(elsewhere, strengths=REVERSED, **SMALL)
+    write_declaration(theirs, elsewhere)
+    found = write_comparison(ours, store, *other_sweep(str(elsewhere.sweep_dir("demo")), store))
+    alone = Analysis(sweep_results(theirs, elsewhere))
+    for scope in alone.categories():
+        there = alone.mean(scope, "llama-64", "ex_rm", "accuracy").estimate
+        place = (scope.category, "llama-64", "EX-RM")
+        (row,) = [row for row in found.table.rows if (row["category"], row["model"], row["what"]) == place]
+        assert row["there"] == there
+        assert row["there_minus_here"].p > 0
 
 
 def test_a_sweep_that_nobody_knows_is_refused(store: Store):

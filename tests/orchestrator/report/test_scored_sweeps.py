@@ -2,18 +2,14 @@
 
 import json
 
-import numpy as np
 import pytest
 from pyarrow import parquet
 
 from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
-from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import read_declaration, write_declaration
-from sweeps import domain_shift, margins, persona_prompts, token_overlap
+from orchestrator.store.records import write_declaration
+from sweeps import domain_shift, persona_prompts, token_overlap
 from tests.sweep_runs import artifacts, run_analysis
-from tests.trainers.written import write_pairs
-from trainers.data.records import Pair, user_prompt
 
 SETS = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
 # New responses on training prompts are as hard as on test prompts: what counts for an IM-RM are the responses.
@@ -109,38 +105,6 @@ def test_new_prompts_are_told_from_new_responses(storage, capsys):
     assert explicit["prompts_over_responses_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
     assert implicit["both_new_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
     assert (folder / "figures" / "persona_prompts.png").stat().st_size > 1000
-
-
-def test_margins_without_the_rows_of_any_set_says_what_is_missing(storage, capsys):
-    assert run_analysis(margins, storage, "--sweep", "grid") == 2
-    assert "has the rows of its evaluation sets in the store" in capsys.readouterr().err
-
-
-def test_best_of_two_of_a_set_of_pairs_is_its_accuracy(storage, capsys):
-    store = Store(storage)
-    pairs = [Pair(prompt=user_prompt(str(row)), chosen="good", rejected="bad") for row in range(60)]
-    for name, _ in SETS:
-        with store.write("dataset", name) as attempt:
-            write_pairs(pairs, attempt.directory / "pairs.jsonl")
-    assert run_analysis(margins, storage, "--sweep", "grid") == 0
-    assert "RL is out of scope" in capsys.readouterr().out
-    folder = only(storage, "best_of.parquet")
-    rows = parquet.read_table(folder / "best_of.parquet").to_pylist()
-    assert {row["n"] for row in rows} == {1, 2}
-    assert {row["quality"] for row in rows if row["n"] == 1} == {0.5}
-    accuracy = [
-        item.metrics["accuracy"]
-        for result in sweep_results(read_declaration("grid", store), store)
-        for item in result.final
-        if (result.record.model, result.record.reward) == ("llama-64", "im_rm") and item.dataset == SETS[1][0]
-    ]
-    (found,) = [
-        row["quality"]
-        for row in rows
-        if (row["model"], row["reward"], row["evaluation_set"], row["n"])
-        == ("llama-64", "IM-RM", SETS[1][0], 2)
-    ]
-    assert found == pytest.approx(np.mean(accuracy))
 
 
 def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, tiny_model, capsys):

@@ -10,12 +10,19 @@ from rich.console import Console
 
 from orchestrator.report import statistics
 from orchestrator.report.comparison import Analysis
-from orchestrator.report.results import sweep_results, trial_result, trial_states, with_scores
+from orchestrator.report.results import sweep_results, trial_states, with_scores
 from orchestrator.report.summary import accuracies, write_report
 from orchestrator.report.tables import Value
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
-from tests.orchestrator.sweep_samples import commit_scores, commit_train, commit_trial, declaration, record
+from tests.orchestrator.sweep_samples import (
+    commit_scores,
+    commit_train,
+    commit_trial,
+    declaration,
+    record,
+    trial_result,
+)
 from trainers.errors import SpecError
 
 TOKENS = (

@@ -5,7 +5,7 @@ import errno
 import pytest
 import torch
 
-from orchestrator.run.failures import classify, damage, interrupted, is_final
+from orchestrator.run.failures import classify, damage_behind, interrupted, is_final
 from trainers.errors import Damaged, Diverged, Interrupted, OutOfMemory, WorkerLost
 
 
@@ -61,11 +61,11 @@ PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by pe
 def test_the_tree_is_found_beneath_every_wrapper(wrap):
     assert classify(wrap(Diverged("step 3"))).cause == "Diverged"
     assert classify(wrap(Diverged("step 3"))).message == "step 3"
-    found = damage(wrap(Damaged("file x", "train", "k", "a")))
+    found = damage_behind(wrap(Damaged("file x", "train", "k", "a")))
     assert (found.stage, found.key, found.attempt) == ("train", "k", "a")
     assert interrupted(wrap(Interrupted("stop")))
     assert not interrupted(wrap(OutOfMemory("no room")))
-    assert damage(wrap(OutOfMemory("no room"))) is None
+    assert damage_behind(wrap(OutOfMemory("no room"))) is None
 
 
 def test_who_knows_why_is_heard_before_who_lost_a_peer():

@@ -21,7 +21,7 @@ from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
-from orchestrator.store.gc import Found, Ranked
+from orchestrator.store.gc import Ranked, Removable
 from orchestrator.store.records import (
     Declaration,
     TrialRecord,
@@ -106,7 +106,7 @@ def needed(*declarations: Declaration) -> frozenset[str]:
     return frozenset(name for item in declarations for name in item.artifacts)
 
 
-def paths(items: list[Found]) -> list[str]:
+def paths(items: list[Removable]) -> list[str]:
     return [item.path for item in items]
 
 

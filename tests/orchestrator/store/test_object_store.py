@@ -264,19 +264,6 @@ def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, m
     assert objects(store) == []
 
 
-def test_of_many_that_lease_at_once_on_a_bucket_one_gets_it(store):
-    gate = threading.Barrier(8)
-
-    def take(number: int) -> bool:
-        driver = {"machine": "another", "pid": 1, "started": "1", "counter": 7}
-        replace(store.root / "drivers" / f"{number}.json", json.dumps(driver))
-        gate.wait()
-        return Leases(store.root, str(number)).take("x")
-
-    with ThreadPoolExecutor(8) as drivers:
-        assert sum(drivers.map(take, range(8))) == 1
-
-
 def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
     replace(store.root / "drivers" / "far.json", json.dumps({"machine": "another", "counter": 1}))
     monkeypatch.setattr(type(store.root), "read_text", unreachable)
@@ -518,3 +505,25 @@ def test_a_remembered_manifest_that_is_damaged_is_read_again(store):
     looked = Store(store.root)
     looked.look(train=[KEY])
     assert looked.complete("train", KEY)
+
+
+def test_what_the_listing_says_of_a_file_spares_its_reading(store, monkeypatch):
+    """Where it says that the file is another one, its bytes are read; what others have read of manifests is shared."""
+    keys = [str(number) * 32 for number in range(3)]
+    for key in keys:
+        write(store, key=key)
+    monkeypatch.setattr("orchestrator.store.artifacts.MANY", 2)
+    Store(store.root).look(train=keys)
+    shutil.rmtree(store.local)
+    asked, looked = requests_of(monkeypatch, "get"), Store(store.root)
+    looked.look(train=keys)
+    assert [looked.sound("train", key, "log.parquet")["key"] for key in keys] == keys
+    assert asked == [f"{store.root.key}/manifests.json"]
+    damaged = (
+        store.root / f"artifacts/train/{keys[0]}/{looked.manifest('train', keys[0])['attempt']}/log.parquet"
+    )
+    damaged.write_text("another")
+    again = Store(store.root)
+    again.look(train=keys)
+    with pytest.raises(Damaged):
+        again.sound("train", keys[0], "log.parquet")

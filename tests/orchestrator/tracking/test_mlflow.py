@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from orchestrator.cli.running import StateWriter
 from orchestrator.report.page import said_conclusions, write_full_report
-from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned, trial_result
+from orchestrator.report.results import CURVE_POINTS, TrialResult, thinned
 from orchestrator.report.summary import Written, write_report
 from orchestrator.run.events import Failed
 from orchestrator.store.artifacts import Store
@@ -46,6 +46,7 @@ from tests.orchestrator.sweep_samples import (
     commit_trial,
     declaration,
     record,
+    trial_result,
     with_parameters,
 )
 from trainers.errors import TrackingError
@@ -363,17 +364,6 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     assert requests_of.count("log_batch") == 2, "only the runs of the trial that has changed and of the sweep"
     (last,) = [run for run in snapshot(database, "demo") if run["tags"].get("rmsweep.key") == implicit.key]
     assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
-
-
-def test_files_that_somebody_removed_come_back(database: str, store: Store):
-    trial = record()
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    shutil.rmtree(store.root / "mlflow-artifacts")
-    sync_all(database, store, declaration(trial))
-    parent, child = snapshot(database, "demo")
-    assert child["files"] == ["config.json", "scores.parquet"]
-    assert "report/summary.md" in parent["files"]
 
 
 def test_a_run_that_was_left_in_the_middle_is_made_whole(

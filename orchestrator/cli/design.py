@@ -1,0 +1,357 @@
+"""Sweeps that grow until an interval is narrow enough or a budget is spent: --until and --budget, and what `plan` says of a design.
+
+What comes next is decided anew from the declared grid and the artifacts, from its first state on (plan/design.py); nothing
+else is kept, so that a run that was killed decides the same again.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from orchestrator.cli.options import Retry
+from orchestrator.cli.session import Session
+from orchestrator.plan import design, placement
+from orchestrator.plan.design import (
+    PRIOR,
+    Cell,
+    Components,
+    Costs,
+    Decision,
+    Design,
+    Found,
+    Question,
+    Rule,
+    State,
+)
+from orchestrator.plan.durations import UNSEEN_PAIRS, Durations, slowest
+from orchestrator.plan.hardware import Node
+from orchestrator.plan.outlook import architectures, price_of
+from orchestrator.report.comparison import MODELS_NEEDED, Analysis
+from orchestrator.report.power import asked, components, half_width
+from orchestrator.report.results import on_common_pairs, sweep_results
+from orchestrator.spec.declaration import declare
+from orchestrator.spec.resolve import ResolvedSweep, missing_trials
+from orchestrator.spec.stages import TrialPlan
+from orchestrator.spec.trials import Sweep, TrialSpec
+from orchestrator.store.artifacts import Store
+from orchestrator.store.records import CATEGORIES
+from trainers.errors import PlanError, SpecError
+
+_BUDGET = re.compile(r"(?P<dollars>\$)?(?P<number>\d+(\.\d*)?|\.\d+)(?P<unit>gpuh|cpuh)?")
+
+
+def grows(session: Session) -> bool:
+    """Whether the command is to add to the grid. Raises SpecError for flags that say nothing, or two things."""
+    until, budget = session.options.until, session.options.budget
+    if until is not None and budget is not None:
+        raise SpecError(
+            "--until stops at a width, --budget at a price; give one of them: `plan --until …` says what the width costs."
+        )
+    if until is not None and not 0 < until < 1:
+        raise SpecError(
+            f"--until {until}: give half the width of an interval of an accuracy difference, above 0 and below 1: --until 0.03."
+        )
+    asked_for = until is not None or budget is not None
+    if asked_for and isinstance(session.options.command, Retry):
+        raise SpecError(
+            "retry runs what has failed and adds nothing; leave out --until and --budget, and give them to `run` after it."
+        )
+    return asked_for
+
+
+def budget_hours(text: str, nodes: Sequence[Node]) -> float:
+    """Return the device hours that `40gpuh`, `2cpuh` or `$200` stand for. Raises SpecError."""
+    gpus, found = placement.gpus_of(nodes)[0], _BUDGET.fullmatch(text)
+    if found is None or bool(found["dollars"]) == bool(found["unit"]) or not float(found["number"]):
+        raise SpecError(
+            f"--budget {text}: give an amount above 0 with its unit: 40gpuh, 2cpuh, or '$200' in quotes."
+        )
+    number, unit = float(found["number"]), found["unit"]
+    if unit == "gpuh" and not gpus:
+        raise SpecError(
+            f"--budget {text}: there is no GPU to run on; give CPU-hours: --budget {number:g}cpuh."
+        )
+    if unit == "cpuh" and gpus:
+        raise SpecError(f"--budget {text}: it runs on GPUs; give GPU-hours: --budget {number:g}gpuh.")
+    if unit:
+        return number
+    per_hour, _ = price_of(nodes)
+    if not per_hour:
+        raise SpecError(
+            f"--budget {text}: nothing here has a price; give hours (--budget 2cpuh), or GPUs with one (--cluster 1x8xH100-80GB@2.50)."
+        )
+    return number / per_hour
+
+
+@dataclass(kw_only=True)
+class Growth:
+    """A declared grid, and how it grows on those nodes. Numbers of seeds are by training set and model."""
+
+    base: Sweep
+    store: Store
+    nodes: Sequence[Node]
+    resolve: Callable[[Sweep], ResolvedSweep]
+    until: float | None = None
+    budget: str | None = None
+    # Device hours of what the states so far have come to, by artifact.
+    _spent: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    @cached_property
+    def cells(self) -> dict[Cell, dict[int, list[TrialSpec]]]:
+        """The trials of each seed, by cell."""
+        found: dict[Cell, dict[int, list[TrialSpec]]] = {}
+        for trial in self.base.trials:
+            cell = found.setdefault((trial.train_set.name, trial.model.name), {})
+            cell.setdefault(trial.seed, []).append(trial)
+        return found
+
+    @cached_property
+    def rule(self) -> Rule:
+        hours = budget_hours(self.budget, self.nodes) if self.budget else None
+        declared = {cell: len(seeds) for cell, seeds in self.cells.items()}
+        return Rule(until=self.until, budget_h=hours, declared=declared)
+
+    @cached_property
+    def grid(self) -> ResolvedSweep:
+        """The grid as it is declared."""
+        return self.resolve(self.base)
+
+    def sweep(self, state: State) -> Sweep:
+        """Return the sweep of a state: further seeds count on from the largest that is declared."""
+        trials = []
+        for number in range(max(state.seeds.values())):
+            for cell, count in state.seeds.items():
+                declared = list(self.cells[cell])
+                if number < min(count, len(declared)):
+                    trials += self.cells[cell][declared[number]]
+                elif number < count:
+                    seed = max(declared) + 1 + number - len(declared)
+                    trials += [
+                        dataclasses.replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]
+                    ]
+        if state.pairs != self.base.trials[0].eval_draw.max_pairs:
+            trials = [
+                dataclasses.replace(
+                    item, eval_draw=dataclasses.replace(item.eval_draw, max_pairs=state.pairs)
+                )
+                for item in trials
+            ]
+        return dataclasses.replace(self.base, trials=tuple(trials))
+
+    def measure(self, state: State) -> Found | None:
+        """Return what the artifacts say of a state; None where some of them are missing."""
+        resolved = self.resolve(self.sweep(state))
+        if missing_trials(resolved.plans, self.store):
+            return None
+        return Found(
+            questions=self.questions(resolved, measured=True), costs=self.costs(resolved, measured=True)
+        )
+
+    def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
+        """Return the differences that are asked for: what was `measured` of them, or what the whole design is expected to give."""
+        analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
+        means = {(scope.train_set, scope.category): mean for (scope, _), mean in asked(analysis).items()}
+        places = {(train_set, category) for (train_set, _), category in resolved.categories.items()}
+        found = []
+        for train_set, category in sorted(places, key=lambda place: CATEGORIES.index(place[1])):
+            plans = [plan for plan in resolved.plans if plan.spec.train_set.name == train_set]
+            types, mean = {plan.spec.reward_name for plan in plans}, means.get((train_set, category))
+            if category == "training pairs" or len(types) < 2 or (measured and not mean):
+                continue
+            splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
+            here = [split for split in splits if resolved.categories[train_set, split.name] == category]
+            rows = [split.rows or UNSEEN_PAIRS for split in here]
+            seeds = dict(
+                Counter(model for model, _ in {(plan.spec.model.name, plan.spec.seed) for plan in plans})
+            )
+            pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs)
+            whole = Design(seeds=seeds, pairs=pairs, over_models=len(seeds) >= MODELS_NEEDED)
+            parts = _with_priors(components(*mean.columns), pairs) if mean else PRIOR
+            counted = {model: len(cells) for model, cells in mean.cells.items()} if mean else {}
+            if mean and (measured or counted == seeds):
+                seeds, wide = counted, half_width(mean) if mean.spread.trainings else math.inf
+            else:
+                # Of little that is complete and does not vary nothing follows for the rest.
+                parts = parts if design.spread(parts, whole)[0] > 1e-12 else PRIOR
+                wide = design.half_width(parts, whole)
+            found.append(
+                Question(
+                    train_set=train_set,
+                    category=category,
+                    half_width=wide,
+                    parts=parts,
+                    seeds=seeds,
+                    rows=rows,
+                    over_models=len(seeds) >= MODELS_NEEDED,
+                )
+            )
+        return found
+
+    def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
+        """Return what each cell costs, by its artifacts where they are `measured`, else estimated as if nothing had run yet."""
+        train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
+        models = [plan.spec.model for plan in resolved.plans]
+        known = architectures(models, ask=self.unit == "GPU")
+        for plan in resolved.plans:
+            cell = plan.spec.train_set.name, plan.spec.model.name
+            if measured:
+                trained, scored = self._measured_h(plan)
+            else:
+                item = dataclasses.replace(plan, architecture=known[plan.spec.model])
+                trained, scored = self._estimated_h(item)
+            train.setdefault(cell, []).append(trained)
+            score.setdefault(cell, []).append(scored / _drawn(plan))
+        a_seed = {cell: len(next(iter(seeds.values()))) for cell, seeds in self.cells.items()}
+        return Costs(
+            spent=sum(self._spent.values()),
+            train={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in train.items()},
+            score={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in score.items()},
+        )
+
+    def _measured_h(self, plan: TrialPlan) -> tuple[float, float]:
+        for stage in plan.stages():
+            manifest = self.store.sound_manifest(stage.kind, stage.key)
+            if manifest and stage.kind in ("reference", "train", "evaluate"):
+                laid = manifest["info"].get("placement", {}) if stage.kind == "train" else {}
+                hours = laid.get("world_size", 1) * manifest["seconds"] / 3600
+                self._spent[stage.kind, stage.key] = hours
+        scored = sum(self._spent["evaluate", stage.key] for stage in plan.evaluations)
+        return self._spent["train", plan.key], scored
+
+    def _estimated_h(self, plan: TrialPlan) -> tuple[float, float]:
+        rules = self.base.placements
+        try:
+            placed = placement.place(plan.spec, self.nodes, rules, architecture=plan.architecture)
+        except PlanError:
+            return math.inf, 0.0
+        # What is prepared by now would change the estimate of a run that was killed.
+        times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
+        scored = times.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placed)
+        return placed.world_size * times.train_s(plan, placed) / 3600, scored / 3600
+
+    def begin(self) -> State:
+        """Return the first state. Raises SpecError where there is no difference to ask for, or the budget buys no cell."""
+        if not self.questions(self.grid, measured=False):
+            raise SpecError(
+                "--until and --budget ask for a difference of two reward types, and no training set has two; name them: --rewards ex_rm im_rm."
+            )
+        costs, drawn = self.costs(self.grid, measured=False), max(map(_drawn, self.grid.plans))
+        state = design.first(self.base.trials[0].eval_draw.max_pairs, self.rule, costs, drawn)
+        if not state.seeds:
+            hours, cell = min((costs.seed(cell, drawn), cell) for cell in self.cells)
+            raise SpecError(
+                f"--budget {self.budget}: no cell fits. The cheapest, {cell[1]} on {cell[0]}, takes about {hours:.2g} "
+                f"{self.unit}-hours for one seed; give more than that."
+            )
+        return state
+
+    @property
+    def unit(self) -> str:
+        return "GPU" if placement.gpus_of(self.nodes)[0] else "CPU"
+
+    def replay(self) -> tuple[State, Decision | None]:
+        """Decide all again from the first state on; return the state that is wanted, and the decision for it, where there was one."""
+        self._spent.clear()
+        state, last = self.begin(), None
+        for last in design.play(state, self.measure, self.rule):
+            state = last.state
+        return state, last
+
+    def rounds(self, say: Callable[[str], None]) -> Iterator[Sweep]:
+        """Yield what to run next, each time from what is complete by then; end where the rule does, or where trials failed."""
+        before = None
+        while True:
+            state, decision = self.replay()
+            if state == before and not (decision and decision.stops):
+                return
+            if decision:
+                more = f", about {_hours(decision.hours)} more" if decision.hours else ""
+                spent = _hours(sum(self._spent.values()))
+                say(f"design: {decision.why}; {spent} {self.unit}-hours so far{more}")
+            if state != before:
+                yield self.sweep(state)
+            if decision and decision.stops:
+                return
+            before = state
+
+    def outlook(self) -> list[dict[str, Any]]:
+        """Return for each difference what the declared design tells apart, and what that is taken from."""
+        found = []
+        for item in self.questions(self.grid, measured=False):
+            state = State(seeds={}, pairs=self.base.trials[0].eval_draw.max_pairs)
+            here = item.design(state, state)
+            least = design.detectable(item.half_width, item.parts, here)
+            known = math.isfinite(item.half_width)
+            found.append(
+                {
+                    "train_set": item.train_set,
+                    "category": item.category,
+                    "design": str(here),
+                    "detectable": least if known else None,
+                    "half_width": item.half_width if known else None,
+                    "measured": item.parts is not PRIOR,
+                }
+            )
+        return found
+
+    def forecast(self) -> str:
+        """Say what the rule is expected to add to what is complete, and what the whole sweep costs then."""
+        state, _ = self.replay()
+        found = self.measure(state)
+        if found is None:
+            resolved = self.resolve(self.sweep(state))
+            costs, drawn = self.costs(resolved, measured=False), max(map(_drawn, resolved.plans))
+            spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
+            questions = self.questions(resolved, measured=False)
+            found = Found(questions=questions, costs=dataclasses.replace(costs, spent=spent))
+        measure = design.predicts(state, found)
+        for decision in design.play(state, measure, self.rule):
+            state = decision.state
+        hours = measure(state).costs.spent
+        return f"expected under the rule: {decision.why}; about {_hours(hours)} {self.unit}-hours in all"
+
+
+class _Nothing(Store):
+    """A store without artifacts."""
+
+    def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
+        return None
+
+
+def _drawn(plan: TrialPlan) -> int:
+    """Return the pairs of the largest set that the trial is evaluated on."""
+    rows = max(stage.prepared.split.rows or UNSEEN_PAIRS for stage in plan.evaluations)
+    return min(rows, plan.spec.eval_draw.max_pairs or rows)
+
+
+def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:
+    """Return the variances that were found; what one seed or one model cannot say is taken from the priors."""
+    prior = {name: getattr(PRIOR, name) for name in parts} | {"pairs_seeds": PRIOR.pairs_seeds / pairs}
+    return Components(
+        at=pairs, **{name: prior[name] if value is None else value for name, value in parts.items()}
+    )
+
+
+def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what a design tells apart, once where it is the same for several differences."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for item in found:
+        same = (item["train_set"], item["design"], item["detectable"], item["half_width"], item["measured"])
+        names.setdefault(same, []).append(item["category"])
+    lines = []
+    for (train_set, here, least, wide, measured), categories in names.items():
+        said = f"{here} say nothing of other trainings; give two seeds or more"
+        if least is not None:
+            known = "from the spread found so far" if measured else "by priors (docs/design.md)"
+            said = f"{here} detect a difference of {least:.2f} with 80 % power (± {wide:.2f}), {known}"
+        lines.append(f"trained on {train_set}, {', '.join(categories)}: {said}")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"

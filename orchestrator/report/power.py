@@ -1,0 +1,121 @@
+"""What a sweep's design can tell apart: the smallest difference that it finds in 80 % of such sweeps, and what spreads it.
+
+Shapes: U pairs, S seeds of a model.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.report import statistics
+from orchestrator.report.comparison import Analysis, Mean, Scope
+from orchestrator.report.statistics import LEVEL, Floats
+from orchestrator.report.tables import Table, Value
+from orchestrator.spec.axes import in_a_name
+from orchestrator.store.records import CATEGORIES
+
+POWER = 0.80
+
+
+def asked(analysis: Analysis) -> dict[tuple[Scope, str], Mean]:
+    """Return the differences that a sweep is about: baseline − first other reward type, by training set and category.
+
+    A type that differs from the baseline only in the value of an axis counts only where there is no other type.
+    """
+    types = {}
+    for record in (result.record for result in analysis.results):
+        types[record.reward] = record.reward
+        for axis, value in record.axes.items():
+            types[record.reward] = types[record.reward].replace(in_a_name(axis, value), "", 1)
+    first = [kind for kind in analysis.others if types[kind] != types[analysis.baseline]] or analysis.others
+    return {place: found for place, found in analysis.differences().items() if place[1] == first[0]}
+
+
+def half_width(found: Mean) -> float:
+    """Return half of its interval; where a bound cuts one side off, the other side."""
+    return max(found.estimate.high - found.estimate.value, found.estimate.value - found.estimate.low)
+
+
+def detectable(found: Mean) -> float | None:
+    """Return the difference whose interval excludes 0 with 80 % probability; None where one training of each model cannot tell."""
+    from scipy.special import stdtrit
+
+    if not found.spread.trainings:
+        return None
+    # Where nothing varies the interval is that of the pairs alone.
+    degrees = found.spread.degrees if found.spread.variance else found.pairs
+    most, power = (float(stdtrit(degrees, quantile)) for quantile in ((1 + LEVEL) / 2, POWER))
+    return half_width(found) * (1 + power / most)
+
+
+def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[str, float | None]:
+    """Return the variances that make up that of a mean over models, by moments: of one model, one training, and pairs.
+
+    Each of `strata`, [U, S], holds what each pair adds in the trainings of a model. None is what one model, or one seed of each, cannot
+    say. They are the parts of `statistics.crossed`, each of pairs by what the mean over them all leaves.
+    """
+    trainings = sum(values_US.shape[1] - 1 for values_US in strata)
+    each = sum(1 / values_US.shape[1] for values_US in strata) / len(strata)
+    seeds = both_seeds = None
+    if trainings:
+        deviations = [values_US - values_US.mean(axis=1, keepdims=True) for values_US in strata]
+        within = sum(float((left_US.sum(axis=0) ** 2).sum()) for left_US in deviations) / trainings
+        both_seeds = sum(statistics.of_pairs(left_US, groups_U) for left_US in deviations) / trainings
+        seeds = max(0.0, within - both_seeds)
+    means_UM = np.stack([values_US.mean(axis=1) for values_US in strata], axis=1)
+    mean_U1 = means_UM.mean(axis=1, keepdims=True)
+    models, both_models = None, 0.0
+    if len(strata) > 1:
+        left_UM, others = means_UM - mean_U1, len(strata) - 1
+        between, both = (
+            float((left_UM.sum(axis=0) ** 2).sum()) / others,
+            statistics.of_pairs(left_UM, groups_U) / others,
+        )
+        models = max(0.0, between - both - (seeds or 0.0) * each)
+        both_models = max(0.0, both - (both_seeds or 0.0) * each)
+    pairs = statistics.of_pairs(mean_U1, groups_U) - (both_models + (both_seeds or 0.0) * each) / len(strata)
+    return {
+        "models": models,
+        "seeds": seeds,
+        "pairs": max(0.0, pairs),
+        "pairs_models": both_models,
+        "pairs_seeds": both_seeds,
+    }
+
+
+def power_table(analysis: Analysis) -> Table:
+    """Return for each difference half of its interval, the difference that such a design finds, and what spreads it."""
+    rows: list[dict[str, Value]] = []
+    for (scope, other), found in asked(analysis).items():
+        parts = components(*found.columns)
+        rows.append(
+            {
+                "train_set": scope.train_set,
+                "category": scope.category,
+                "difference": analysis.title(other),
+                "over": found.over,
+                "half_width": half_width(found),
+                "detectable": detectable(found),
+                **{
+                    name: None if (value := parts[name]) is None else value**0.5
+                    for name in ("models", "seeds", "pairs")
+                },
+            }
+        )
+    return Table(
+        name="power",
+        title="What this design can tell apart",
+        note="Half of the 95 % interval, and the difference that a sweep of this design tells from 0 with 80 % power. Behind them how far a "
+        "difference varies: standard deviations of a model's, of a training's, and of what the test pairs leave to all. How many seeds and "
+        "pairs it takes: docs/design.md.",
+        columns="train_set category difference over half_width detectable models seeds pairs",
+        titles={
+            "half_width": "± half",
+            "detectable": "found with 80 % power",
+            "models": "SD, models",
+            "seeds": "SD, seeds",
+            "pairs": "SD, pairs",
+        },
+        rows=sorted(rows, key=lambda row: CATEGORIES.index(row["category"])),
+    )

@@ -1,0 +1,189 @@
+"""sweeps/best_of_n.py at its smallest: answers are drawn once, every reward model picks among them, a judge says what picks are worth."""
+
+import json
+import shutil
+from itertools import combinations
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from orchestrator import open_sweep
+from orchestrator.cli.main import main
+from orchestrator.report import page
+from orchestrator.spec.datasets import pairs_of
+from orchestrator.store.artifacts import WEIGHTS, Store
+from sweeps import best_of_n
+from tests.sweep_runs import artifacts, trial_rows
+from trainers.evaluate.sampling import read_answers
+from trainers.evaluate.scores import read_pair_scores
+
+SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world_candidates")
+EX_RM = "small · ex_rm · tiny_world · s0"
+ASKED = ("--samples", "6", "--max-new-tokens", "3", "--max-prompts", "5")
+
+
+def run(storage: Path, model: Path, *words: str, name: str = "best_of_n") -> int:
+    small = (
+        "--max-train-pairs",
+        "16",
+        "--max-eval-pairs",
+        "8",
+        "--seeds",
+        "0",
+        "--lr",
+        "1e-3",
+        "--epochs",
+        "20",
+    )
+    common = [*words, "--models", f"small={model}", *SETS, *ASKED, *small]
+    common += ["--profile", "laptop", "--backend", "inline", "--storage", str(storage), "--name", name]
+    with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
+        main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=common)
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("best_of_n") / "store"
+    assert run(folder, tiny_model) == 0
+    return folder
+
+
+def the_sample(store: Store) -> str:
+    (manifest,) = (store.root / "artifacts" / "sample").glob("*/manifest.json")
+    return manifest.parent.name
+
+
+def by_text(store: Store, sample: str, trial: str) -> dict:
+    """The rewards that a trial gives to answers, by prompt and text."""
+    declared = json.loads((store.root / "sweeps/best_of_n/sweep.json").read_text())["trials"]
+    ((scored,),) = [item["answers"] for item in declared if item["name"] == trial]
+    scores = read_pair_scores(store.read("evaluate", scored) / "scores.parquet")
+    known, pairs = {}, pairs_of(store, sample)
+    for row, high, low in zip(scores.index, scores.chosen, scores.rejected, strict=True):
+        known[pairs[row].prompt, pairs[row].chosen] = high
+        known[pairs[row].prompt, pairs[row].rejected] = low
+    return known
+
+
+def test_the_curve_is_that_of_every_subset_of_the_answers(storage, tiny_model, tmp_path):
+    copy = tmp_path / "store"
+    shutil.copytree(storage, copy)
+    store, key = Store(copy), the_sample(Store(copy))
+    assert run(copy, tiny_model, "--gold", EX_RM, name="gold") == 0
+    answers = read_answers(store.read("sample", key) / "answers.jsonl")
+    assert [len(item.texts) for item in answers] == [6] * 5
+    rows = open_sweep(copy, "gold").best_of_n()
+    rows = rows[rows["evaluation_set"] == "answers of small to tiny_world_candidates"]
+    # A trial that is gold is no proxy of itself.
+    assert set(rows["reward"]) == {"IM-RM"}
+    assert rows["n"].to_list() == [1, 2, 4, 6]
+    gold, proxy = by_text(store, key, EX_RM), by_text(store, key, EX_RM.replace("ex_rm", "im_rm"))
+    every = np.array([gold[item.prompt, text] for item in answers for text in item.texts])
+    for n, row in zip((1, 2, 4, 6), rows.to_dict("records"), strict=True):
+        picks = []
+        for item in answers:
+            for drawn in combinations(item.texts, n):
+                best = max(proxy[item.prompt, text] for text in drawn)
+                tied = [gold[item.prompt, text] for text in drawn if proxy[item.prompt, text] == best]
+                picks.append(np.mean(tied))
+        assert row["quality"] == pytest.approx((np.mean(picks) - every.mean()) / every.std(), abs=1e-6)
+        assert row["kl"] == pytest.approx(np.log(n) - (n - 1) / n)
+
+
+def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
+    (folder,) = (storage / "sweeps" / "best_of_n" / "report" / "analyses").iterdir()
+    said = (folder / "summary.md").read_text()
+    assert "RL is out of scope" in said
+    assert "arXiv 2401.01879" in said
+    assert "Reward margins and reward variance" in said
+    assert (folder / "figures" / "best_of_n.png").stat().st_size > 1000
+    sets = {row["evaluation_set"] for row in trial_rows(storage, "best_of_n")}
+    assert sets == {"tiny_world_candidates"}
+
+
+@pytest.mark.parametrize("command", ["status", "report", "gc"])
+def test_what_reads_the_sweep_needs_none_of_its_flags(storage, command, capsys):
+    words = [command, "--storage", str(storage)]
+    with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
+        main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=words)
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "artifacts/" not in said
+    if command == "report":
+        assert "Best of n by each reward" in said
+
+
+def test_again_nothing_is_computed_and_what_was_lost_is_drawn_again_as_it_was(storage, tiny_model, tmp_path):
+    copy = tmp_path / "store"
+    shutil.copytree(storage, copy)
+    store = Store(copy)
+    key = the_sample(store)
+    before = {
+        name: (store.read("sample", key) / name).read_bytes() for name in ("answers.jsonl", "pairs.jsonl")
+    }
+    assert run(copy, tiny_model) == 0
+    assert artifacts(copy).keys() == artifacts(storage).keys()
+    assert len(list(copy.glob("artifacts/train/*"))) == 2
+    # Without the answers and what was made of them.
+    for kind in ("sample", "analyse", "prepare", "evaluate"):
+        shutil.rmtree(copy / "artifacts" / kind)
+    assert run(copy, tiny_model) == 0
+    store = Store(copy)
+    assert {name: (store.read("sample", key) / name).read_bytes() for name in before} == before
+    assert not list((copy / "checkpoints").glob("*"))
+
+
+def test_a_lost_score_of_the_answers_is_a_hole_that_the_next_run_mends(storage, tiny_model, tmp_path, capsys):
+    copy = tmp_path / "store"
+    shutil.copytree(storage, copy)
+    declared = json.loads((copy / "sweeps/best_of_n/sweep.json").read_text())["trials"]
+    (scored,) = declared[0]["answers"]
+    shutil.rmtree(copy / "artifacts" / "evaluate" / scored)
+    results = open_sweep(copy, "best_of_n")
+    assert list(results.failed()) == [declared[0]["name"]]
+    assert run(copy, tiny_model) == 0
+    assert open_sweep(copy, "best_of_n").failed() == {}
+
+
+def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(
+    storage, tiny_model, tmp_path
+):
+    copy = tmp_path / "store"
+    shutil.copytree(storage, copy)
+    declared = json.loads((copy / "sweeps/best_of_n/sweep.json").read_text())["trials"]
+    (key,) = [item["key"] for item in declared if item["name"] == EX_RM]
+    folder = Store(copy).read(WEIGHTS, key) / "model"
+    assert run(copy, tiny_model, "--gold", f"gold={folder}", name="gold") == 0
+    assert len(list(copy.glob("artifacts/sample/*"))) == 1
+    rows = open_sweep(copy, "gold").best_of_n()
+    rows = rows[rows["evaluation_set"].str.startswith("answers")]
+    assert rows[rows["n"] == 1]["quality"].to_list() == pytest.approx([0.0, 0.0], abs=1e-6)
+    itself = rows[rows["reward"] == "EX-RM"]
+    assert itself["quality"].to_list() == pytest.approx(itself["best"].to_list(), abs=1e-6)
+    assert itself["quality"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--verifier", "hamiltonian"), "does not know 240 prompts of tiny_world_candidates"),
+        (("--verifier", "hamiltonain"), "did you mean hamiltonian?"),
+        (("--best-of", "2", "32"), "give --samples 32"),
+        (("--gold", "small · ex_rm · tiny_world · s9"), "did you mean small · ex_rm · tiny_world · s0 or"),
+        (("--gold", "MODEL"), "is of no sequence classifier"),
+        (("--verifier", "tiny_world", "--gold", "MODEL"), "give one of them"),
+        (("--policy", "MUTE"), "GenerationConfig(eos_token_id=N).save_pretrained"),
+        (("--prompts", "ultrafeedback"), "give --gold with a reward model"),
+        (("--engine", "vllm"), "vllm is not installed here"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_answered_is_refused_before_anything_starts(tiny_model, tmp_path, capsys, words, said):
+    shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("generation_config.json"))
+    places = {"MODEL": str(tiny_model), "MUTE": str(tmp_path / "mute")}
+    assert run(tmp_path / "store", tiny_model, *(places.get(word, word) for word in words)) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.glob("store/artifacts/train/*"))

@@ -1,0 +1,161 @@
+"""`run --until` and `--budget` at their smallest: what is added, when it stops, and that a killed run decides the same again."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.design import Growth
+from orchestrator.cli.main import Grid, main
+from orchestrator.plan.design import State
+from orchestrator.spec.catalog import PROFILES
+from orchestrator.spec.declaration import adopt, declare
+from orchestrator.spec.resolve import resolve
+from orchestrator.spec.trials import Sweep
+from orchestrator.store.artifacts import Store
+from sweeps.full_grid import full_grid
+from tests.orchestrator import sweep_samples as sample
+from tests.sweep_runs import run_sweep, trial_rows
+from trainers.errors import SpecError
+from trainers.specs import DrawSpec
+
+KINDS = (sample.EX_RM, sample.IM_RM)
+# Eight pairs are learnt by heart in so many epochs.
+LEARNS = ("--max-train-pairs", "8", "--epochs", "12", "--lr", "1e-2", "--effective-batch", "8")
+
+
+def small(model: Path, *more: str) -> tuple[str, ...]:
+    sets = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "tiny_requests")
+    return ("--models", str(model), *sets, *LEARNS, *more)
+
+
+def run(storage: Path, *words: str) -> int:
+    return run_sweep("full_grid", full_grid, PROFILES, storage, *words)
+
+
+def found(storage: Path) -> dict[str, tuple[str, int]]:
+    rows = trial_rows(storage, "full_grid")
+    return {row["key"]: (row["trial"], row["evaluated"]) for row in rows}
+
+
+def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_again(
+    tiny_model, tmp_path, capsys
+):
+    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0", "--until", "0.8")
+    assert run(tmp_path / "store", *words) == 0
+    whole, said = found(tmp_path / "store"), capsys.readouterr().out
+    assert "design: no interval over other trainings yet" in said
+    assert re.search(r"design: reached: ± 0\.\d+ \(trained on tiny_world", said)
+    names = {name for name, _ in whole.values()}
+    assert {name[-2:] for name in names} > {"s0"}
+    # As if killed while a seed that nobody declared was trained.
+    store, lost = (
+        Store(tmp_path / "store"),
+        next(key for key, (name, _) in whole.items() if name.endswith("s1")),
+    )
+    for kind in ("train", "weights"):
+        shutil.rmtree(store.root / "artifacts" / kind / lost)
+    assert run(tmp_path / "store", *words) == 0
+    assert found(tmp_path / "store") == whole
+    # And with all of it done, nothing is run.
+    capsys.readouterr()
+    assert run(tmp_path / "store", *words) == 0
+    assert "trials are complete" in capsys.readouterr().out
+    assert found(tmp_path / "store") == whole
+
+
+def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, capsys):
+    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "3", "5")
+    assert run(tmp_path / "store", *words, "--budget", "0.000001cpuh") == 2
+    hours = float(re.search(r"takes about (\S+) CPU-hours", " ".join(capsys.readouterr().err.split()))[1])
+    words = (*words, "--budget", f"{1.2 * hours:f}cpuh")
+    assert run(tmp_path / "store", *words) == 0
+    seeds = sorted({int(name.rpartition("s")[2]) for name, _ in found(tmp_path / "store").values()})
+    # Those that are declared first, in their order, then those that follow.
+    assert seeds == [3, 5, *range(6, 30)][: len(seeds)]
+    assert "no step fits what is left of the budget" in capsys.readouterr().out
+
+
+def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
+    store, trials = (
+        Store(tmp_path),
+        [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS],
+    )
+    base = Sweep(name="demo", trials=[replace(trial, eval_draw=DrawSpec(max_pairs=4)) for trial in trials])
+    growth = Growth(base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store))
+    before, after = (
+        declare(growth.resolve(growth.sweep(State(seeds={("tiny_world", "llama-64"): seeds}, pairs=pairs))))
+        for seeds, pairs in ((2, 4), (3, 8))
+    )
+    assert [trial.seed for trial in after.trials] == [0, 0, 1, 1, 2, 2]
+    adopt(before, store)
+    with pytest.raises(SpecError, match="was declared with what this command lacks"):
+        adopt(after, store, adds=True)
+    grown = adopt(after, store, grows=True)
+    assert grown.trials == after.trials
+    scored = {f"evaluate/{item.key}" for trial in before.trials for item in trial.evaluations}
+    assert scored <= {*grown.artifacts}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--until", "0"], "--until 0.0: give half the width"),
+        (["--until", "nan"], "--until nan: give half the width"),
+        (["--until", "0.1", "--budget", "1cpuh"], "give one of them"),
+        (["--budget", "40"], "--budget 40: give an amount above 0 with its unit: 40gpuh"),
+        (["--budget", "0cpuh"], "give an amount above 0"),
+        (["--budget", "1gpuh"], "there is no GPU to run on; give CPU-hours: --budget 1cpuh"),
+        (["--budget", "$200"], "nothing here has a price"),
+        (["--budget", "1e3cpuh"], "give an amount above 0 with its unit"),
+        (["--budget", "0.000001cpuh"], "no cell fits. The cheapest, llama-64 on tiny_world, takes about"),
+        (["--until", "0.1", "--rewards", "ex_rm"], "no training set has two; name them: --rewards"),
+        (["retry", "--until", "0.1"], "retry runs what has failed and adds nothing"),
+        (["status", "--until", "0.1"], "leave out what it would ignore"),
+        (["plan", "--cluster", "1x8xH100-80GB", "--budget", "1cpuh"], "give GPU-hours: --budget 1gpuh"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_refused(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = [
+        "--profile",
+        "laptop",
+        "--backend",
+        "inline",
+        "--models",
+        "llama-64",
+        "--train-sets",
+        "tiny_world",
+    ]
+    if words[0] == "status":
+        base = []
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), "full_grid.py", arguments=[*words, *base])
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not [file for file in (tmp_path / "rmsweep-store").rglob("manifest.json") if "train" in file.parts]
+
+
+def test_a_plan_says_what_the_design_detects_and_what_a_rule_would_add(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "plan",
+        "--profile",
+        "laptop",
+        "--backend",
+        "inline",
+        "--train-sets",
+        "tiny_world",
+        "--until",
+        "0.2",
+    ]
+    with pytest.raises(SystemExit):
+        main(Grid(build=full_grid), "full_grid.py", arguments=words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"domain shift: 6 models × 1 seed × 40 pairs detect a difference of 0\.\d\d with 80 % power \(± 0\.\d\d\), by priors",
+        said,
+    )
+    assert "expected under the rule: reached: ±" in said

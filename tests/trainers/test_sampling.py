@@ -1,0 +1,174 @@
+"""Answers of a policy: a process that is killed loses none, and which judges know which prompts."""
+
+from collections import Counter
+
+import pytest
+
+from trainers import versions
+from trainers.data import worlds
+from trainers.data.records import Pair, user_prompt
+from trainers.data.verifiers import VERIFIERS
+from trainers.errors import ModelError, OutOfMemory, SpecError
+from trainers.evaluate import sampling
+from trainers.evaluate.sampling import draw_answers, read_answers, scored_pairs, write_answers
+from trainers.models import generation
+from trainers.models.generation import Weights
+from trainers.models.tiny import build_tokenizer
+from trainers.specs import UNTRUSTED, DrawSpec, SamplingSpec
+
+PAIRS = worlds.candidate_pairs("test")[:60]
+ASKED = SamplingSpec(samples=5, max_new_tokens=4, temperature=1.5)
+ALL = DrawSpec()
+END = build_tokenizer().eos_token_id
+
+
+@pytest.fixture
+def policy(tiny_model):
+    return Weights(location=str(tiny_model), revision=None, precision="fp32", trust=UNTRUSTED)
+
+
+def drawn(policy, folder, asked=ASKED, draw=ALL, ends=(END,)):
+    return draw_answers(policy, ends, PAIRS, draw, asked, folder, lambda row: None)
+
+
+def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "ANSWERS_AT_ONCE", 10)
+    write_answers(drawn(policy, tmp_path / "whole"), tmp_path / "whole.jsonl")
+    calls, generate = [], generation.generate
+
+    def killed(*words, **more):
+        calls.append(words)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*words, **more)
+
+    monkeypatch.setattr(generation, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(policy, tmp_path / "broken")
+    # Ten prompts of six pairs each, two prompts a piece: two pieces of five are there.
+    assert len(list((tmp_path / "broken").iterdir())) == 2
+    write_answers(drawn(policy, tmp_path / "broken"), tmp_path / "again.jsonl")
+    assert len(calls) == 3 + 3
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    found = read_answers(tmp_path / "whole.jsonl")
+    assert [item.prompt for item in found] == list(dict.fromkeys(pair.prompt for pair in PAIRS))
+    assert {len(item.texts) for item in found} == {5}
+
+
+def test_the_same_version_draws_the_same_answers(policy, tmp_path):
+    golden = {
+        1: [
+            ["i 1 7 gladly", "no fetch join 4", "frankly edges usually fetch", "", "welcome sometimes"],
+            [
+                "frankly 2 tools mend",
+                "0 sure 2 hardly",
+                "5 join 0",
+                "no blankets usually tea",
+                "i carry no send",
+            ],
+        ]
+    }
+    found = drawn(policy, tmp_path, draw=DrawSpec(max_pairs=2))
+    assert [item.texts for item in found] == golden[versions.SAMPLE]
+
+
+def test_a_draw_asks_some_prompts_and_a_seed_draws_other_answers(policy, tmp_path):
+    every, some = (drawn(policy, tmp_path / str(most), draw=DrawSpec(max_pairs=most)) for most in (None, 3))
+    assert len(some) == 3
+    assert {item.prompt for item in some} < {item.prompt for item in every}
+    other = drawn(
+        policy, tmp_path / "other", asked=SamplingSpec(samples=5, max_new_tokens=4, sampling_seed=1)
+    )
+    assert [item.texts for item in other] != [item.texts for item in every]
+
+
+def test_where_memory_is_short_fewer_answers_are_drawn_at_once(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "ANSWERS_AT_ONCE", 10)
+    asked, generate = list[int](), generation.generate
+
+    def in_little_memory(model, prompts, *, samples, batch, **more):
+        asked.append(batch)
+        if batch > 3:
+            raise OutOfMemory("too little")
+        return generate(model, prompts, samples=samples, batch=batch, **more)
+
+    monkeypatch.setattr(generation, "generate", in_little_memory)
+    found = drawn(policy, tmp_path, draw=DrawSpec(max_pairs=2))
+    # 5 answers of each by 2, 2 and 1.
+    assert asked == [10, 5, 2, 2, 2]
+    assert {len(item.texts) for item in found} == {5}
+
+
+def test_every_distinct_answer_is_in_a_pair():
+    texts = [["a"], ["a", "a", "b"], ["a", "b", "c", "a"]]
+    answers = [
+        sampling.Answers(user_prompt(str(at)), said, [True] * len(said)) for at, said in enumerate(texts)
+    ]
+    pairs = [(pair.chosen, pair.rejected) for pair in scored_pairs(answers)]
+    assert pairs == [("a", "a"), ("a", "b"), ("a", "b"), ("c", "a")]
+
+
+def test_a_policy_that_does_not_say_what_ends_an_answer_is_refused(policy, tmp_path, tiny_model):
+    import shutil
+    from dataclasses import replace
+
+    shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("generation_config.json"))
+    mute = replace(policy, location=str(tmp_path / "mute"))
+    with pytest.raises(ModelError, match="no generation_config"):
+        drawn(mute, tmp_path / "answers", ends=())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"samples": 1}, "--samples 1"), ({"temperature": 0.0}, "all answers to a prompt are one"),
+     ({"max_new_tokens": 0}, "--max-new-tokens 0")],
+)  # fmt: skip
+def test_what_could_not_be_sampled_is_refused(change, said):
+    with pytest.raises(SpecError, match=said):
+        SamplingSpec(**change)
+
+
+GRAPH = worlds.hamiltonian_pairs("test")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "right", "wrong"),
+    [
+        ("hamiltonian", GRAPH.prompt[0].content, [GRAPH.chosen], [GRAPH.rejected, "", "0 1 1"]),
+        ("arithmetic", "What is 12 + 3 * 4?", ["24", "12 + 12 = 24", "It is 24.0."], ["", "25", "24, or 25"]),
+        ("arithmetic", "Compute 1.5 × 2 - 10", ["-7", "−8? No, -7"], ["7"]),
+        (
+            "tiny_world",
+            "i often share bread at home",
+            ["frankly yes", "seemingly certainly"],
+            ["frankly no", "yes", "frankly yes yes", "yes frankly", ""],
+        ),
+    ],
+)
+def test_a_verifier_knows_its_prompts_and_tells_right_from_wrong(name, prompt, right, wrong):
+    verifier = VERIFIERS[name]
+    assert verifier.knows(prompt)
+    assert [verifier.right(answer, prompt) for answer in right] == [True] * len(right)
+    assert [verifier.right(answer, prompt) for answer in wrong] == [False] * len(wrong)
+
+
+def test_a_verifier_does_not_know_the_prompts_of_others():
+    prompts = {"hamiltonian": GRAPH.prompt[0].content, "tiny_world": "i often share bread at home"}
+    prompts |= {"arithmetic": "What is 2 + 2?", "": "Who are you?"}
+    known = Counter(
+        (name, of)
+        for name, verifier in VERIFIERS.items()
+        for of, text in prompts.items()
+        if verifier.knows(text)
+    )
+    assert set(known) == {(name, name) for name in VERIFIERS}
+
+
+def test_every_pair_of_a_built_in_set_is_judged_as_it_is_labelled():
+    pairs: list[tuple[str, Pair]] = [("tiny_world", pair) for pair in worlds.request_pairs("test")]
+    pairs += [("hamiltonian", pair) for pair in worlds.hamiltonian_pairs("test")]
+    for name, pair in pairs:
+        prompt = pair.prompt[0].content
+        assert VERIFIERS[name].knows(prompt)
+        assert VERIFIERS[name].right(pair.chosen, prompt)
+        assert not VERIFIERS[name].right(pair.rejected, prompt)
