@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from tests.trainers.architectures import word_tokenizer
 from tests.trainers.command_line import said
-from tests.trainers.written import content_digest
+from tests.trainers.digests import content_digest
 from trainers.command import UNREAD
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec

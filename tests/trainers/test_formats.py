@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.trainers.written import content_digest, write_pairs
+from tests.trainers.digests import content_digest
 from trainers.data.formats import FORMATS, MAX_CHARACTERS
-from trainers.data.records import Digest, Message, read_written_pairs
+from trainers.data.records import Digest, Message, read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, iter_pairs, read_pairs, splits_of
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.trainers.architectures import VOCABULARY, small_tokenizer
-from tests.trainers.written import content_digest
+from tests.trainers.digests import content_digest
 from trainers import versions
 from trainers.data.records import Message, Pair
 from trainers.evaluate.scoring import compute_reference, score_pairs

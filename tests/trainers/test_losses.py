@@ -17,9 +17,9 @@ from orchestrator.store.artifacts import Store
 from tests.orchestrator.sweep_samples import base_model, trial
 from tests.trainers import gang, naive
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
-from tests.trainers.written import content_digest, write_pairs
+from tests.trainers.digests import content_digest
 from trainers.command import command
-from trainers.data.records import read_written_pairs
+from trainers.data.records import read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import DataError, SpecError
 from trainers.models.loading import load_model

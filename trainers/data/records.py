@@ -160,6 +160,12 @@ def written(pairs: Iterable[Pair], file: Path | None) -> Iterator[Pair]:
             yield pair
 
 
+def write_pairs(pairs: Iterable[Pair], file: Path) -> None:
+    """Write all the pairs to `file`, for `read_written_pairs`."""
+    for _ in written(pairs, file):
+        pass
+
+
 def read_written_pairs(file: Path) -> Sequence[Pair]:
     """Return the pairs of a file that `written` wrote, each parsed from the mapped file when it is asked for."""
     return _WrittenPairs(file)

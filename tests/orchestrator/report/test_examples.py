@@ -13,8 +13,7 @@ from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
-from tests.trainers.written import write_pairs
-from trainers.data.records import Pair, user_prompt
+from trainers.data.records import Pair, user_prompt, write_pairs
 
 PAIRS = 240
 
