@@ -13,8 +13,7 @@ from typing import Annotated, Any, TextIO, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import FINDINGS, SETS, AuditSet, Role, audit_sets, originals, set_row
-from trainers.data.audit import Audit as Audited
+from trainers.data.audit import FINDINGS, SETS, Audit, AuditSet, Role, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import (
@@ -262,7 +261,7 @@ def _write(lines: TextIO, pair: Pair) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class AuditFlags:
     """Find what would mislead in preference data: leaks, length shortcuts, identical and cut responses."""
 
     data: tyro.conf.Positional[_Words] = ()
@@ -349,7 +348,7 @@ def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
     return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
 
 
-def _print_audit(audited: Audited, out: Path) -> None:
+def _print_audit(audited: Audit, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -454,7 +453,9 @@ class Rewrite:
 class Data:
     """Look at preference data, prepare it for training, audit it, rewrite it."""
 
-    command: tyro.conf.OmitSubcommandPrefixes[Union[List, Show, Prepare, Audit, Rewrite]]
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Union[List, Show, Prepare, Annotated[AuditFlags, tyro.conf.subcommand("audit")], Rewrite]
+    ]
 
 
 def run(arguments: Data) -> None:
