@@ -110,7 +110,7 @@ def write_any_text() -> None:
 
 
 def _drop_unread() -> None:
-    """Drop the rest of the output without a word where what read it has ended, as head does."""
+    """Drop the rest of the output when its reader has ended, as head does."""
     # It may be no file, or closed.
     with contextlib.suppress(OSError, ValueError):
         poll = select.poll()
@@ -121,7 +121,7 @@ def _drop_unread() -> None:
 
 @contextlib.contextmanager
 def for_any_reader() -> Iterator[None]:
-    """End the process without complaint where nobody reads its output any more, as under `| head`."""
+    """End the process without an error when nothing reads its output any more, as under `| head`."""
     try:
         try:
             yield
@@ -223,7 +223,7 @@ def _takes(name: str, hint: Any) -> Iterator[tuple[str, Takes]]:
 
 @contextlib.contextmanager
 def model_folder(model: str) -> Iterator[str]:
-    """Give the place to load `model` from: a GGUF file (or its folder) is converted for as long as the block runs.
+    """Yield the path to load `model` from. A GGUF file (or its folder) is converted to a temporary folder.
 
     Raises ModelError.
     """
@@ -244,9 +244,9 @@ class TemplateFlags:
     """How a model's chat template renders pairs."""
 
     template: str | None = None
-    """Chat template in the place of the model's own: the name of one that its tokenizer has, or a Jinja file."""
+    """Chat template to use instead of the model's default: a Jinja file, or the name of another that its tokenizer has."""
     system: System = "fold"
-    """A system turn where the template takes none: fold it into the first user turn, drop it, or refuse the row."""
+    """Where the template takes no system turn: fold it into the first user turn, drop it, or refuse the row."""
     reasoning: Reasoning = "score"
     """Reasoning before a response's answer: score it like the rest, keep it as context of what is scored, or drop it."""
 
@@ -299,7 +299,7 @@ class OnPairs(TemplateFlags):
 
     def read_pairs(self, *, ties: bool = False) -> tuple[str, list[Any]]:
         """Return the name and the pairs of a file, a folder, a known set or a hub id. Raises DataError."""
-        spec = dataclasses.replace(chosen_spec(self.data, Reading(columns=self.columns)), ties=ties)
+        spec = chosen_spec(self.data, Reading(columns=self.columns, ties=ties))
         return spec.name, read_pairs(spec, own_split(spec, self.split))
 
     def tokenizer(self, location: str) -> Any:
@@ -317,7 +317,7 @@ class OnPairs(TemplateFlags):
         return model.to(device)
 
     def tokenize(self, rows: Sequence[Any], location: str, model: str) -> "list[TokenPair]":
-        """Return the drawn pairs as tokens of the `model` at `location`, and say once what was left out and is alike."""
+        """Return the drawn pairs as tokens of the `model` at `location`, and print what was left out or looks wrong."""
         # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
         from trainers.pairs.tokens import tokenize_pairs
 

@@ -263,6 +263,8 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:
             pairs, reference = _tokens(stage, store)
+            # A tie has no ranking to be right about.
+            pairs = [pair for pair in pairs if not pair.tie]
             chosen, rejected = score_pairs(
                 reward,
                 pairs,

@@ -70,7 +70,7 @@ class TrialSpec:
     answers: AnswersSpec | None = None
 
     def __post_init__(self) -> None:
-        self.reward.type.require_takes(self.loss, ties=self.train_set.ties)
+        self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]

@@ -11,8 +11,8 @@ from pyarrow import parquet
 
 from tests.trainers.architectures import word_tokenizer
 from tests.trainers.command_line import said
+from tests.trainers.digests import content_digest
 from trainers.command import UNREAD
-from trainers.data.records import content_digest
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
@@ -108,6 +108,26 @@ def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
         assert content_digest(pairs) == content_digest(original) == record["splits"][split]["digest"]
         assert record["splits"][split]["rows"] == count
     assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.jsonl", "train.jsonl"]
+
+
+def test_prepare_keeps_ties_margins_and_rewritings_where_they_are_asked_for(say, tmp_path):
+    rated = {"prompt": "why?", "response_1": "so", "response_2": "because", "preference_strength": 0}
+    other = {"rewritten_chosen": "sure", "rewritten_rejected": "nope"}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    rows(mine / "train-0.jsonl", rated, {**rated, "preference_strength": 2})
+    rows(tmp_path / "beside.jsonl", {**GOOD, **other, "margin": 0.5})
+    for source, kept in ((mine, [(True, None, None), (False, 2.0, None)]), (tmp_path / "beside.jsonl", None)):
+        out = tmp_path / f"out_{source.stem}"
+        assert say("prepare", source, "--ties", "--out", out)[0] == 0
+        pairs = read_pairs(DatasetSpec(name="out", source=str(out), ties=True), "train")
+        found = [(pair.tie, pair.margin, pair.rewritten) for pair in pairs]
+        assert found == (kept or [(False, 0.5, ("sure", "nope"))])
+    assert len(read_pairs(DatasetSpec(name="out", source=str(tmp_path / "out_mine")), "train")) == 1
+    assert (
+        "--ties: which rows tiny_world has is set"
+        in say("prepare", "tiny_world", "--ties", "--out", tmp_path)[2]
+    )
 
 
 def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path):

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tests.trainers.digests import content_digest
 from trainers.data.formats import FORMATS, MAX_CHARACTERS
-from trainers.data.records import Digest, Message, content_digest, read_written_pairs, write_pairs
+from trainers.data.records import Digest, Message, read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, iter_pairs, read_pairs, splits_of
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
@@ -520,6 +521,23 @@ def test_ties_are_kept_for_training_where_they_are_asked_for(tmp_path):
     # A note of that name on a row of chosen and rejected says nothing.
     (plain,) = read(jsonl(tmp_path / "plain.jsonl", {**GOOD, "tie": True, "rating": 3}), ties=True)
     assert not plain.tie
+
+
+def test_a_column_about_one_pair_is_not_taken_for_each_of_several_candidates(tmp_path):
+    row = {
+        "prompt": "why?",
+        "chosen": ["yes"],
+        "rejected": ["no", "maybe"],
+        "margin": 2,
+        "rewritten_chosen": "sure",
+        "rewritten_rejected": "nope",
+    }
+    first, second = read(jsonl(tmp_path / "rows.jsonl", row))
+    assert (first.margin, second.rewritten) == (None, None)
+    with pytest.raises(DataError, match="margin=margin does not say which of the answers it is about"):
+        read(tmp_path / "rows.jsonl", columns=(("margin", "margin"),))
+    (only,) = read(jsonl(tmp_path / "one.jsonl", {**row, "rejected": ["no"]}))
+    assert (only.margin, only.rewritten) == (2, ("sure", "nope"))
 
 
 def test_names_of_known_columns_may_be_notes_beside_a_pair(tmp_path):

@@ -10,8 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.trainers.architectures import VOCABULARY, small_tokenizer
+from tests.trainers.digests import content_digest
 from trainers import versions
-from trainers.data.records import Message, Pair, content_digest
+from trainers.data.records import Message, Pair
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule

@@ -17,8 +17,9 @@ from orchestrator.store.artifacts import Store
 from tests.orchestrator.sweep_samples import base_model, trial
 from tests.trainers import gang, naive
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
+from tests.trainers.digests import content_digest
 from trainers.command import command
-from trainers.data.records import content_digest, read_written_pairs, write_pairs
+from trainers.data.records import read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import DataError, SpecError
 from trainers.models.loading import load_model
@@ -269,3 +270,6 @@ def test_a_trial_takes_no_loss_that_it_cannot_have(reward, loss, ties, message):
     train_set = replace(trial().train_set, ties=ties)
     with pytest.raises(SpecError, match=message):
         trial(reward=RewardSpec(kind=reward), loss=loss, train_set=train_set)
+    mixture = replace(train_set, ties=False, mixture=((train_set, 0.5), (trial().train_set, 0.5)))
+    with pytest.raises(SpecError, match=message):
+        trial(reward=RewardSpec(kind=reward), loss=loss, train_set=mixture)

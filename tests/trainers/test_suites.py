@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.trainers.command_line import said
-from trainers.data.records import Pair, content_digest
+from tests.trainers.digests import content_digest
+from trainers.data.records import Pair
 from trainers.data.sources import dataset_spec, iter_pairs, read_pairs
 from trainers.errors import DataError, SpecError
 from trainers.evaluate.suites import SUITES, suite_numbers

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.trainers.digests import content_digest
 from trainers.data import worlds
-from trainers.data.records import Pair, content_digest
+from trainers.data.records import Pair
 from trainers.errors import SpecError
 from trainers.models import tiny
 
@@ -33,8 +34,8 @@ def _chat(pair: Pair, response: str) -> list[dict[str, str]]:
 
 def test_pairs_are_the_same_in_every_process() -> None:
     code = (
-        "from trainers.data import records, worlds;"
-        "print(records.content_digest(worlds.tiny_pairs('train') + worlds.paraphrased_pairs('test')))"
+        "from tests.trainers import digests; from trainers.data import worlds;"
+        "print(digests.content_digest(worlds.tiny_pairs('train') + worlds.paraphrased_pairs('test')))"
     )
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

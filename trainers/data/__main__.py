@@ -1,4 +1,4 @@
-"""`python -m trainers.data list | show | prepare | audit | rewrite`: preference data, looked at and made."""
+"""`python -m trainers.data list | show | prepare | audit | rewrite`: look at preference data, and make it."""
 
 import dataclasses
 import functools
@@ -86,7 +86,7 @@ class List:
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         for line in shown:
             print("  ".join(map(str.ljust, line, widths)).rstrip())
-        print("A hub set with revision - is taken as the hub has it at the first fetch, and remembered.")
+        print("A hub set without a revision (-) is pinned to the hub's newest at the first fetch.")
 
 
 def _source_of(spec: DatasetSpec) -> str:
@@ -113,7 +113,7 @@ class Show:
     """Folder or hub id: show pairs as its chat template renders them, with · between tokens."""
     rendering: tyro.conf.OmitArgPrefixes[TemplateFlags] = field(default_factory=TemplateFlags)
     storage: Path | None = None
-    """A sweep's storage: also say which revision of the set it took, and which content that was."""
+    """A sweep's storage: also print the revision and the content of the set that it used."""
     json: bool = False
     """Print one object."""
 
@@ -171,7 +171,7 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
 
 
 def _read(spec: DatasetSpec, split: str, keep: Callable[[Pair], Any]) -> dict[str, Any]:
-    """Read a split pair by pair. Returns its rows, digest, bad rows, and how many rows each step has left."""
+    """Read a split pair by pair. Return its rows, digest, bad rows, and how many rows each step left."""
     digest, left_out, funnel = Digest(), list[str](), Funnel()
     for pair in iter_pairs(spec, split, left_out, funnel):
         digest.add(pair)
@@ -193,7 +193,7 @@ def _say_left_out(left_out: list[str]) -> None:
 
 
 def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
-    """Return what a sweep's store noted of a source when it fetched it; nothing where it never did."""
+    """Return the records that a sweep's store wrote when it fetched a source."""
     records = [json.loads(file.read_text()) for file in sorted((storage / "sources").glob("*.json"))]
     names = ("set", "split", "revision", "digest", "rows")
     return [{name: record[name] for name in names} for record in records if record.get("source") == source]
@@ -215,11 +215,10 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Read a set once, with the paper's filters and draw where it has them, and keep it in a folder.
+    """Read a set once, with the paper's filters and draw if it has them, and write it to a folder.
 
-    OUT/train.jsonl and test.jsonl are a data set by themselves.
-    OUT/prepared.json has source, revision, and of each split digest, rows, what each filter left and the bad
-    rows that were left out.
+    OUT/train.jsonl and test.jsonl are a data set. OUT/prepared.json has its source and revision, and the digest, rows,
+    steps of the filters and bad rows of each split.
     """
 
     data: Named
@@ -263,7 +262,7 @@ def _write(lines: TextIO, pair: Pair) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFlags:
-    """Find what in preference data would mislead: leaks, length shortcuts, identical and cut responses."""
+    """Find what would mislead in preference data: leaks, length shortcuts, identical and cut responses."""
 
     data: tyro.conf.Positional[_Words] = ()
     """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
@@ -315,14 +314,14 @@ class AuditFlags:
 
 
 def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
-    """Return the set that NAME=SOURCE or SOURCE names, and what it is called. Raises SpecError, DataError."""
+    """Return the name and the set of NAME=SOURCE or SOURCE. Raises SpecError, DataError."""
     name, equals, source = word.partition("=")
     if not equals or name in SUITES or Path(word).expanduser().exists():
         name, source = "", word
     if source.startswith(("/", ".", "~")) and not Path(split_off(source)[0]).expanduser().exists():
         raise DataError(f"{source}: no such file or folder.")
     spec = dataset_spec(source)
-    # The flags say how your own sets are read, not the named ones.
+    # The flags are for your own sets, not the named ones.
     if not spec.selection and named_set(spec.name) != spec:
         spec = dataclasses.replace(spec, **row_fields(rows))
     return given_name("NAME", name) if name else spec.name, dataclasses.replace(spec, skip_bad_rows=True)
@@ -332,7 +331,7 @@ def _roles(spec: DatasetSpec) -> tuple[Role, ...]:
     if spec.train_split == spec.test_split or (Path(spec.source).is_file() and not spec.test_share):
         return ("eval",)
     splits = splits_of(spec)
-    # Reading the test split that is missing too says what was expected.
+    # If none is there, reading the test split raises an error that names what was expected.
     return tuple(role for role, own in _ROLES.items() if own_split(spec, own) in splits) or ("eval",)
 
 
@@ -346,12 +345,7 @@ def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
     from trainers.pairs.templates import load_tokenizer
 
     loaded: Any = load_tokenizer(location)
-
-    def tokenize(text: str) -> Sequence[int]:
-        ids: list[int] = loaded(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    return tokenize
+    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
 
 
 def _print_audit(audited: Audit, out: Path) -> None:
@@ -408,7 +402,7 @@ class Rewrite:
     sample_seed: int = SUBSET_SEED
     """Seed of that draw."""
     estimate: bool = False
-    """Say what it would take, and ask nothing."""
+    """Print the estimated cost and ask nothing."""
 
     def run(self) -> None:
         """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
@@ -455,20 +449,13 @@ class Rewrite:
             )
 
 
-Subcommand = Union[
-    Annotated[List, tyro.conf.subcommand("list")],
-    Annotated[Show, tyro.conf.subcommand("show")],
-    Annotated[Prepare, tyro.conf.subcommand("prepare")],
-    Annotated[AuditFlags, tyro.conf.subcommand("audit")],
-    Annotated[Rewrite, tyro.conf.subcommand("rewrite")],
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Look at preference data, prepare it for training, audit it, rewrite it."""
 
-    command: tyro.conf.OmitSubcommandPrefixes[Subcommand]
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Union[List, Show, Prepare, Annotated[AuditFlags, tyro.conf.subcommand("audit")], Rewrite]
+    ]
 
 
 def run(arguments: Data) -> None:

@@ -3,8 +3,8 @@
     audit = audit_sets(train_sets, eval_sets)      each set, and every training set against every evaluation set
     leaked = audit.between[0].leaked               rows of the evaluation set that training has seen
 
-What sets hold is measured first (SetAudit; overlaps.py has what two sets share); findings are made of that:
-thresholds, severities, and what each would do to a result. All of it is pure functions of pairs.
+Each set is measured first (SetAudit), and what two sets share (overlaps.py). Findings follow from these measures:
+thresholds, severities, and what each would do to a result. All functions are pure functions of pairs.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ Tokenize = Callable[[str], Sequence[int]]
 # Similarities and languages are slow to compute: a share settles on this many evenly spaced pairs.
 SIMILARITY_SAMPLE, LANGUAGE_SAMPLE = 50, 200
 _Z = 1.959963984540054
-# What chat templates write around turns, and no text of a turn should hold.
+# Markers that chat templates write around turns, and that no text of a turn should contain.
 _MARKERS = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|end)\|>|\[/?INST\]|<</?SYS>>"
     r"|<(?:start|end)_of_turn>|^### (?:Instruction|Response):|<｜(?:User|Assistant)｜>",
@@ -142,7 +142,7 @@ def read_set_audit(record: dict[str, Any], name: str, role: Role) -> SetAudit:
 def audit_set(
     data: AuditSet, *, tokenize: Tokenize | None = None, index: IndexedPairs | None = None
 ) -> SetAudit:
-    """Audit one set of at least one pair; `index` is that of its pairs, where it is known."""
+    """Audit one set of at least one pair; `index` is the index of its pairs, if there is one."""
     pairs = data.pairs
     index = index or IndexedPairs(pairs)
     columns = {
@@ -533,7 +533,7 @@ def _rewriting_of(audit: SetAudit) -> _Said:
         yield "info", what, number, effect
 
 
-# Both as rows of tables.
+# Sets and findings as rows of tables.
 
 SETS = (
     *("set", "role", "pairs", "prompts", "language", "words, median"),

@@ -72,15 +72,11 @@ def file_rows(file: Path) -> Iterator[Located]:
         raise DataError(f"{file}: {file.suffix or 'no ending'} is not read; use {', '.join(ENDINGS)}.")
     kind = ending.split(".")[1]
 
-    def require(names: Sequence[str]) -> None:
-        if twice := sorted({name for name in names if list(names).count(name) > 1}):
-            raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
-
-    name, number = str(file), -1
+    number = -1
     try:
-        for number, row in enumerate(_READERS[kind](file, require)):
+        for number, row in enumerate(_READERS[kind](file)):
             if row is not None:
-                yield Located(name, number, row)
+                yield Located(str(file), number, row)
     except (pa.ArrowException, csv.Error, OSError, ValueError, RecursionError, MemoryError) as error:
         said = (str(error).splitlines() or [repr(error)])[0]
         after = f", after row {number}" if number >= 0 else ""
@@ -121,12 +117,17 @@ def _saved_files(state: Path) -> list[Path]:
     return [state.parent / name for name in names]
 
 
+def _require_distinct(file: Path, columns: Sequence[str]) -> None:
+    if twice := sorted({name for name in columns if list(columns).count(name) > 1}):
+        raise DataError(f"{file}: column {twice[0]!r} stands twice; keep one.")
+
+
 # Parquet and Arrow.
 
 
-def _arrow_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
+def _arrow_rows(file: Path) -> _Rows:
     names, batches = _arrow_batches(file)
-    require(names)
+    _require_distinct(file, names)
     for whole in batches:
         for start in range(0, whole.num_rows, _BATCH_ROWS):
             yield from _batch_rows(whole.slice(start, _BATCH_ROWS))
@@ -201,18 +202,18 @@ def _opened(file: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(str(file), compression=packing), 2**20)
 
 
-def _jsonl_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
+def _jsonl_rows(file: Path) -> _Rows:
     with _opened(file) as lines:
         for line in lines:
             yield _json_row(line.removeprefix(_BOM)) if line.strip() else None
 
 
-def _json_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
+def _json_rows(file: Path) -> _Rows:
     """Yield the rows of one JSON array; a file that does not begin with a bracket is read as jsonl."""
     with _opened(file) as stream:
         text = stream.read().removeprefix(_BOM)
     if not text.lstrip().startswith(b"["):
-        yield from _jsonl_rows(file, require)
+        yield from _jsonl_rows(file)
         return
     for row in _DECODER.decode(text.decode()):
         yield _object_or_fault(row)
@@ -245,7 +246,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _csv_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
+def _csv_rows(file: Path) -> _Rows:
     # csv's own limit of 128 KiB a cell is lifted; formats.py has ours.
     csv.field_size_limit(2**31 - 1)
     divide = "\t" if file_ending(file).startswith(".tsv") else ","
@@ -253,7 +254,7 @@ def _csv_rows(file: Path, require: Callable[[Sequence[str]], None]) -> _Rows:
     with io.TextIOWrapper(_opened(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines, strict=True, delimiter=divide)
         names = next(reader, [])
-        require(names)
+        _require_distinct(file, names)
         for cells in reader:
             if cells and len(cells) != len(names):
                 yield Fault(f"{len(cells)} cells under {len(names)} column names.")
@@ -278,7 +279,7 @@ def _csv_row(row: Row) -> Union[Row, Fault]:
     return row
 
 
-_READERS: dict[str, Callable[[Path, Callable[[Sequence[str]], None]], _Rows]] = {
+_READERS: dict[str, Callable[[Path], _Rows]] = {
     "parquet": _arrow_rows,
     "jsonl": _jsonl_rows,
     "csv": _csv_rows,

@@ -13,7 +13,6 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
-import dataclasses
 import itertools
 import json
 import math
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from trainers.data.files import Fault, Located, Row
-from trainers.data.records import PLACE, Candidates, Message, Pair, user_prompt
+from trainers.data.records import PLACE, TIE, Candidates, Message, Pair, user_prompt
 from trainers.errors import DataError
 from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec
@@ -67,9 +66,9 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 
 
 class Format(NamedTuple):
-    """Rows with these columns, the first of which is not empty. `rows` gives a row for each pair, one of a tie marked so.
+    """A format: the columns of its rows, the first never empty, and how to read one.
 
-    Where it is None, the row itself has prompt, chosen and rejected.
+    `rows` turns a row into one row for each pair, with ties marked; None means that the row is a pair itself.
     """
 
     name: str
@@ -78,9 +77,9 @@ class Format(NamedTuple):
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
-    """Yield a row for each answer and each other one rated lower or alike; without a `prompt`, answers hold it.
+    """Yield a row for every two answers, the better rated one chosen. Without a `prompt`, the answers contain it.
 
-    The difference of two ratings is the margin, but that of True (it won) and False.
+    The margin is the difference of the ratings, unless these are True (it won) and False.
     """
     asked = {} if prompt is None else {"prompt": prompt}
     answers = [(answer, rating, float(rating)) for answer, rating in rated]
@@ -95,13 +94,13 @@ def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
                 "chosen": chosen,
                 "rejected": rejected,
                 "rating": high,
-                "tie": high == low,
+                TIE: high == low,
                 **measured,
             }
 
 
 def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[float, float]]) -> Format:
-    """Return a format of [prompt,] two answers, and what `ratings` rates the two by."""
+    """Return the format with columns for [the prompt,] two answers, and a value that `ratings` turns into their ratings."""
     *asked, first, second, by = columns
 
     def rows(row: Row) -> Iterable[Row]:
@@ -264,12 +263,12 @@ _PLAIN = _asked_by("prompt")
 
 
 def format_of(row: Row, spec: DatasetSpec) -> Format:
-    """Return how the rows of a split are read whose first row this is."""
+    """Return the format of a split from its first row."""
     return _format_of(_named(row, spec))
 
 
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
-    """Return the pairs of a row, of ties where the set keeps them; `read_as` is its split's format. Raises DataError."""
+    """Return the pairs of a row in its split's format `read_as`; ties only if the set keeps them. Raises DataError."""
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
@@ -340,7 +339,8 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     if read_as.rows is None:
         asked = read_as.columns[:-2]
         called = {"prompt": asked[0] if asked else "", **called}
-        return [_pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)]
+        pair = _pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)
+        return [pair] if spec.ties or not pair.tie else []
     beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
     try:
         made = list(read_as.rows(named))
@@ -349,22 +349,21 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         raise Fault(
             f"the values of {at} are not as they should be ({error!r}); mend the row or drop it."
         ) from error
-    if ratings := [item["rating"] for item in made if "rating" in item]:
-        # Of rated answers, a number in the row does not say which one it is about.
+    ratings = [item["rating"] for item in made if "rating" in item]
+    if ratings or len(made) > 1:
+        # A column about one pair does not say which of several answers it is about.
         if given := [name for name in _OF_ONE_PAIR if name in called]:
             raise Fault(
-                f"{given[0]}={called[given[0]]} does not say which of the rated answers it is about; leave it out."
+                f"{given[0]}={called[given[0]]} does not say which of the answers it is about; leave it out."
             )
         beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
-        made = [item for item in made if spec.ratings == "all" or item["rating"] == max(ratings)]
-        made = [item for item in made if spec.ties or not item["tie"]]
-    return [
-        dataclasses.replace(_pair_of({**beside, **item}, called), tie=item.get("tie", False)) for item in made
-    ]
+    if ratings and spec.ratings == "best":
+        made = [item for item in made if item["rating"] == max(ratings)]
+    return [_pair_of({**beside, **item}, called) for item in made if spec.ties or not item.get(TIE)]
 
 
 def _pair_of(row: Row, called: dict[str, str]) -> Pair:
-    """Return the pair of a row of prompt, chosen and rejected, whose columns messages name as they are `called`."""
+    """Return the pair of a row of prompt, chosen and rejected; messages use the user's names of columns, `called`."""
     columns = called.get("chosen", "chosen"), called.get("rejected", "rejected")
     said = [row[side] for side in _SIDES]
     before: Turns = ()
@@ -389,6 +388,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
         candidates=_place(row.get(PLACE)),
         original_chosen=text_of(original, "orig_chosen") if isinstance(original, str) and original else None,
         rewritten=_rewritten(row),
+        tie=row.get(TIE) is True,
     )
 
 

@@ -23,7 +23,7 @@ from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
 if TYPE_CHECKING:
     from torch import Generator
 
-# The seed of the paper's draws, and of its draws of a part of the prepared pairs (paper §1).
+# The seeds of the paper's draws from the sources, and from the prepared pairs (paper §1).
 SEED, SUBSET_SEED = 982, 517
 
 # The rewritten responses, which are files of a git repository.

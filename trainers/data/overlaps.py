@@ -2,8 +2,8 @@
 
 Equal means equal but for case, white space and compatible characters (Unicode NFKC). Nearly equal means a
 Jaccard similarity of at least 0.8 between the sets of three consecutive words. MinHash finds candidates; the
-sets themselves decide. An index holds a digest and 25 numbers of each text, and asks the pairs for the text of
-a candidate. Texts of under eight words have too few such sets and are never nearly equal.
+sets themselves decide. An index holds a digest and 25 numbers of each text, and reads the text of
+a candidate from its pair. Texts of under eight words have too few such sets and are never nearly equal.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ NEAR = 0.8
 SHINGLE_WORDS, MIN_WORDS = 3, 8
 # Bands × minima in each: texts of similarity 0.8 share a band with probability 0.9999.
 _BANDS = (25, 5)
-# Of each hash function, x → (factor · x + term) mod 2⁶⁴ >> 32; and of each minimum in a band, what folds the band into one number.
+# Hash functions x → (factor · x + term) mod 2⁶⁴ >> 32, and factors that fold the minima of a band into one number.
 _FACTOR, _TERM = np.random.default_rng(1).integers(2**64, size=(2, 125), dtype=np.uint64)
 _FOLD = np.random.default_rng(2).integers(2**64, size=_BANDS[1], dtype=np.uint64)
 _FACTORS = (np.uint32(1), np.uint32(0x9E3779B1), np.uint32(0x85EBCA6B))
@@ -66,7 +66,7 @@ class Repeated(NamedTuple):
 
 
 class TextIndex:
-    """One text of each item, searchable, and asked of the item when needed. In `numbers`, equal texts have one number."""
+    """A searchable index of one text of each item, read from the item when needed; equal texts have one number."""
 
     def __init__(self, items: Sequence[Any], text: Callable[[Any], str] = str) -> None:
         self._items, self._text = items, text
@@ -87,7 +87,7 @@ class TextIndex:
         return len(self._known)
 
     def _candidate(self, number: int) -> Shingles:
-        """Return the shingles of a text that may be asked for again: prompts of one template are often candidates."""
+        """Return the shingles of a text and keep them: prompts of one template are candidates again and again."""
         if number not in self._asked:
             self._asked[number] = self._shingles(number)
         return self._asked[number]

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 SAYING_FIELDS = ("tool_calls", "function_call", *REASONING_FIELDS)
 
-# The column of a prepared suite that says where a pair stands in it.
-PLACE = "place_in_suite"
+# Columns of a prepared set: where a pair stands in its suite, and whether its responses are rated alike.
+PLACE, TIE = "place_in_suite", "rated_alike"
 
 _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -104,6 +104,7 @@ def as_row(pair: Pair) -> dict[str, Any]:
     more = {
         "tools": pair.tools or None,
         "margin": pair.margin,
+        TIE: pair.tie or None,
         "orig_chosen": pair.original_chosen,
         PLACE: pair.candidates and pair.candidates._asdict(),
         **dict(zip(("rewritten_chosen", "rewritten_rejected"), pair.rewritten or (), strict=False)),
@@ -122,7 +123,7 @@ class Digest:
         self.rows = self.without_margin = self.without_rewriting = 0
 
     def add(self, pair: Pair) -> None:
-        """Take the next pair in."""
+        """Add the next pair."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
         self.without_margin += pair.margin is None
@@ -133,21 +134,13 @@ class Digest:
         return self._digest.hexdigest()
 
 
-def content_digest(pairs: Iterable[Pair]) -> str:
-    """Return the digest of all the pairs."""
-    digest = Digest()
-    for pair in pairs:
-        digest.add(pair)
-    return digest.hexdigest()
-
-
 def listed_turns(messages: Sequence[Message]) -> list[list[str]]:
     """Return turns as JSON values: [role, content], or [role, content, fields]."""
     return [[*turn] if turn.fields else [turn.role, turn.content] for turn in messages]
 
 
 def _listed(pair: Pair) -> list[Any]:
-    """Return the pair as JSON values: what most pairs lack stands at the end, up to the last that is there."""
+    """Return the pair as JSON values. Fields that most pairs lack come last and end with the last one that is set."""
     more: list[Any] = [listed_turns(pair.chosen_turns), listed_turns(pair.rejected_turns), pair.tools]
     more += [pair.margin, pair.candidates, pair.rewritten, pair.tie or None]
     there = [number for number, value in enumerate(more, 1) if value not in ([], "", None)]

@@ -1,9 +1,9 @@
 """Rewriting responses by a model behind an OpenAI-compatible endpoint: a token-level shift, made (paper §2).
 
-Chosen and rejected responses are rewritten independently; prompts are left alone. Each answer is checked, and
-a line of the journal when it comes: what was paid for once is never asked for again. The openai client itself
-repeats requests that fail for a while (429, 5xx, time-outs), under the same idempotency key. An answer that
-is no rewriting is asked for again under a new one.
+Chosen and rejected responses are rewritten independently; prompts are left alone. Each answer is checked and written
+to the journal at once, so that nothing is paid for twice. The openai client itself repeats requests that fail for a
+while (429, 5xx, time-outs), under the same idempotency key. After an answer that is no rewriting, the same is asked
+under a new key.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Asking:
     output_price: float = 0.0
     """Price of a million tokens that the model writes."""
     max_cost: float | None = None
-    """Start nothing that is estimated to cost more, earlier runs counted, and stop before it could be exceeded."""
+    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
 
     def require_valid(self) -> None:
         """Raise SpecError where no model can be asked so."""
@@ -91,7 +91,7 @@ class Asking:
                 raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
 
     def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
-        """Return so many tokens with their price."""
+        """Return these numbers of tokens with their price."""
         cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
         return Spending(round(prompt_tokens), round(completion_tokens), cost)
 
@@ -139,7 +139,7 @@ def task_for(into: str, own: Path | None, code: str | None) -> Task:
     return Task(prompt=prompt, wanted=code or LANGUAGES.get(into))
 
 
-# Is a rewritten response one?
+# Is an answer a rewriting?
 
 
 def measured(original: str, rewritten: str) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Jou
     why: dict[str, str] = {}
     stopped: str | None = None
     if missing := missing_texts(texts, task, asking, journal):
-        # Loading these takes seconds, for which the time-outs of requests under way would not wait.
+        # Load the metrics before the first request: it takes seconds, in which requests could time out.
         measured("a" * 100, "b" * 100)
         why, stopped = asyncio.run(_ask_for_all(missing, task, asking, journal))
     answers: dict[str, str] = {}
@@ -277,7 +277,7 @@ def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Jou
 async def _ask_for_all(
     texts: Sequence[str], task: Task, asking: Asking, journal: Journal
 ) -> tuple[dict[str, str], str | None]:
-    """Return why texts got no answer, and why no more was asked, if so. Requests under way are waited for: they are paid."""
+    """Return why texts got no answer, and why asking stopped, if it did. Requests under way are awaited: they are paid for."""
     import openai
 
     gave_up: dict[str, str] = {}
@@ -346,7 +346,7 @@ async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, jou
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
     why = "refused" if refused else fault(text, rewritten, wanted=task.wanted, cut=ended == "length")
-    # The very same answer to another request is a mistake of the endpoint's.
+    # An endpoint that gives one answer to two requests mixed them up.
     others = (answer for other, found in journal.items() if other != key for answer in found)
     if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
         why = "the answer to another request"
@@ -404,10 +404,9 @@ class RewritingResult:
 def write_rewritten(
     file: Path, pairs: Sequence[tuple[int, Pair]], outcome: Outcome, *, hygiene: Path, failures: Path
 ) -> RewritingResult:
-    """Write the pairs of which both responses have a rewriting to `file`, as jsonl.
+    """Write the pairs whose responses both have a rewriting to `file`, as jsonl.
 
-    `hygiene` gets what each rewriting is like, `failures` the responses without one; a file without lines is
-    not written.
+    `hygiene` gets the measures of each rewriting, `failures` the responses without one. Empty files are not written.
     """
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []

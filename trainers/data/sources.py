@@ -63,6 +63,8 @@ class RowFlags:
     """With --test-share, keep rows with the same value in this column together (default: rows with the same prompt)."""
     ratings: Ratings = "all"
     """Of several rated answers, pair each with all that are rated lower, or the best alone."""
+    ties: bool = False
+    """Also keep answers that are rated alike in the training split."""
     test_share: float = 0.0
     """Share of the groups that become the test split of a set that has none."""
     split_seed: int = 0
@@ -188,9 +190,9 @@ def iter_pairs(
 
 
 def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
-    """Yield the largest mixture of sets of pairs in these shares: of each set the first of a seeded permutation, in order.
+    """Yield the largest mixture of the sets in these shares, by a seeded draw from each, in the order of its rows.
 
-    Raises DataError where it has no pair of one of them.
+    Raises DataError where a set would have no pair in it.
     """
     size = min(len(own) / share for share, own in zip(shares, rows, strict=True))
     for share, own in zip(shares, rows, strict=True):
@@ -198,8 +200,7 @@ def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[P
             raise DataError(
                 f"a mixture of {size:.0f} pairs has none of a set with a share of {share:g}; raise it."
             )
-        order = random.Random(_COPIES_SEED).sample(range(len(own)), len(own))
-        yield from (own[row] for row in sorted(order[:count]))
+        yield from _drawn(own, count)
 
 
 def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
@@ -207,8 +208,13 @@ def _copies(spec: DatasetSpec, added: Augmentation) -> list[Pair]:
         spec, source=added.source, revision=None, keep=(), selection=None, columns=(), augmentation=None
     )
     rows = list(_own_pairs(rewriting, added.split, None, []))
+    return _drawn(rows, round(added.share * len(rows)))
+
+
+def _drawn(rows: Sequence[Pair], count: int) -> list[Pair]:
+    """Return the first `count` rows of a seeded permutation, in the order of the rows."""
     order = random.Random(_COPIES_SEED).sample(range(len(rows)), len(rows))
-    return [rows[row] for row in sorted(order[: round(added.share * len(rows))])]
+    return [rows[row] for row in sorted(order[:count])]
 
 
 def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel: Funnel) -> Iterator[Pair]:
@@ -472,7 +478,7 @@ def _fetched(name: str, split: str) -> Path:
 
 
 def fetch(url: str, file: Path, *, what: str) -> Path:
-    """Download `url` to `file` where that is not there, and return it. Raises DataError, which says what to do by hand.
+    """Download `url` to `file` unless it is there, and return it. Raises DataError, which says how to do it by hand.
 
     The digest of the first download is kept beside the file; other bytes are refused from then on.
     """

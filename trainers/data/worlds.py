@@ -256,18 +256,16 @@ class HamiltonianSpec:
     """
 
     vertices: int
-    edge_probability: float
     train_pairs: int
     test_pairs: int
-    seed: int
+    edge_probability: float = 0.2
+    seed: int = 982
 
 
-PAPER_GRAPHS = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982)
-LAPTOP_GRAPHS = HamiltonianSpec(vertices=5, edge_probability=0.2, train_pairs=32, test_pairs=32, seed=982)
+PAPER_GRAPHS = HamiltonianSpec(vertices=10, train_pairs=1000, test_pairs=200)
+LAPTOP_GRAPHS = HamiltonianSpec(vertices=5, train_pairs=32, test_pairs=32)
 # Enough graphs for a tiny model to learn to verify.
-VERIFICATION_GRAPHS = HamiltonianSpec(
-    vertices=5, edge_probability=0.2, train_pairs=1000, test_pairs=200, seed=982
-)
+VERIFICATION_GRAPHS = HamiltonianSpec(vertices=5, train_pairs=1000, test_pairs=200)
 
 
 def hamiltonian_pairs(split: str, spec: HamiltonianSpec = LAPTOP_GRAPHS) -> list[Pair]:

@@ -32,9 +32,9 @@ class Evaluate(OnPairs):
     """Score a reward model, or a policy with its reference, on preference pairs."""
 
     model: tuple[str, ...]
-    """Folder, GGUF file or hub id; of several, such as one for each seed, rewards are averaged and the spread is written."""
+    """Folder, GGUF file or hub id; the rewards of several (say, one for each seed) are averaged, and their spread is written."""
     out: Path
-    """Where scores are written, as parquet; the results stand beside it as RewardBench writes them, .json and .jsonl."""
+    """Parquet file to write scores to. Beside it, .json and .jsonl hold the results in RewardBench's format."""
     reference: str | None = None
     """The reference model of im_rm."""
     split: str = "test"
@@ -87,7 +87,7 @@ def _scored(
     bars: Progress,
     known: list[tuple[list[TokenPair], References]],
 ) -> tuple[list[TokenPair], dict[int, tuple[float, float]]]:
-    """Return one model's pairs, and its two rewards by the number of the pair. The reference of the same tokens is `known`."""
+    """Score with one model: return its pairs, and both rewards by the pair's index. `known` keeps references for the next."""
     with model_folder(called) as location:
         pairs = arguments.tokenize(rows, location, called)
         reference = next((sums for tokens, sums in known if tokens == pairs), None) or _reference(
@@ -143,7 +143,7 @@ def _write_rewardbench(
 
 
 def use_device(name: str) -> None:
-    """Make a device the current one, where it exists: kernels, masks and memory's maximum are the current one's."""
+    """Make a device the current one, which kernels, masks and memory statistics use. Raises SpecError without it."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -53,7 +53,7 @@ def summary(chosen_P: Rewards, rejected_P: Rewards) -> dict[str, float]:
 
 
 class Ensemble(NamedTuple):
-    """Several reward models as one: the mean of their rewards, and by how much they differ, for each pair and in all."""
+    """An ensemble of reward models: their mean rewards, and how much the models differ, per pair and overall."""
 
     chosen: Rewards
     rejected: Rewards
@@ -62,10 +62,10 @@ class Ensemble(NamedTuple):
 
 
 def ensemble(chosen_MP: Rewards, rejected_MP: Rewards) -> Ensemble:
-    """Average the rewards of M ≥ 2 models (Coste et al., 2023), as they are: their unit is the log-odds of a preference.
+    """Average the rewards of M ≥ 2 models (Coste et al., 2023) without scaling: all are log-odds.
 
     Spreads are standard deviations over the models. A constant that is added to all rewards of a model changes no
-    preference, so it is taken off before. `accuracy_alone` is the mean of the models' own accuracies.
+    preference, so each model's mean reward is subtracted first. `accuracy_alone` is the mean of the models' own accuracies.
     """
     level_M1 = (chosen_MP + rejected_MP).mean(axis=1, keepdims=True) / 2
     apart = {
@@ -103,9 +103,9 @@ def accuracy_length_controlled(
 def length_controlled(
     values_P: Rewards, longer_P: NDArray[Any], weights_BP: Rewards
 ) -> NDArray[np.float64] | None:
-    """Return the same of any values of pairs, [B], a number for each row of the pairs' weights.
+    """Return that mean of any values of pairs, [B], one for each row of weights.
 
-    The strata are those of all pairs; not a number where a row has weights on one side of a stratum alone.
+    The strata are those of all pairs; NaN where a row has weights on only one side of a stratum.
     """
     parts = [longer_P == 0]
     if longer_P.any():
@@ -150,7 +150,7 @@ def controlled(
     longer_P: NDArray[np.int64],
     leaked_P: NDArray[np.bool_] | None,
 ) -> dict[str, float]:
-    """Return accuracies without the help of length and of leaks; `leaked_P` is None where training rows are not known.
+    """Return accuracies that length and leaks do not help; `leaked_P` is None where training rows are not known.
 
     Values that cannot be estimated are left out.
     """

@@ -34,7 +34,7 @@ def write_scores(
     """Write per-pair rewards as parquet with the metrics in its metadata, and return the metrics.
 
     With `places`, the pairs are a suite's: each row also says which of the answers to which prompt it holds, and the
-    suite's numbers stand in the metadata under "suite". Of models `together` there are also the spreads.
+    suite's numbers stand in the metadata under "suite". `together` adds the spreads of several models.
     """
     metrics = summary(chosen, rejected) | (together.summary if together else {})
     suite = suite_numbers(places, chosen, rejected) if places else {}
@@ -71,8 +71,7 @@ def read_places(file: Path) -> list[Candidates]:
 class PairScores:
     """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer.
 
-    `suite` are the numbers of a suite: "suite/score", "suite/section/chat" and so on; `prompts` numbers the prompt of each
-    of its pairs, which may share one.
+    `suite` holds a suite's numbers ("suite/score", "suite/section/chat", …), `prompts` the number of each pair's prompt.
     """
 
     chosen: Rewards
@@ -84,7 +83,7 @@ class PairScores:
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """The pair's prompt in a suite, else the pair: what is independent of each other."""
+        """The number of each pair's independent unit: its prompt in a suite, otherwise the pair."""
         return self.index if self.prompts is None else self.prompts
 
 

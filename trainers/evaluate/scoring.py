@@ -60,7 +60,7 @@ def score_pairs(
 
 
 def compute_reference(model: Any, pairs: Sequence[TokenPair], *, report: Report) -> References:
-    """Return the log-prob sums of both responses of each pair and rewriting under `model`, by the code that trains, too."""
+    """Return the log-prob sums of both responses of each pair and rewriting under `model`, computed by the code that trains."""
     sums: References = {}
     pairs = list(with_rewritings(pairs))
     for batch in scoring_batches(model, pairs):

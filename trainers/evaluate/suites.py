@@ -414,8 +414,8 @@ def suite_numbers(
 ) -> Numbers:
     """Return the numbers of the suite that the pairs are of, "items" that count, and those that were "left_out".
 
-    An item counts where all of its answers were scored. A number that nothing is known of is left out, and the
-    score with it where a subset has no item left.
+    An item counts if all of its answers were scored. Numbers without items are left out, and so is the score where a
+    subset has no items.
     """
     found: dict[int, list[tuple[Candidates, float, float]]] = defaultdict(list)
     for place, high, low in zip(places, chosen.tolist(), rejected.tolist(), strict=True):
@@ -427,7 +427,7 @@ def suite_numbers(
     )
     if suite.subsets - {item.subset for item in items}:
         numbers.pop("score", None)
-    # Items none of whose pairs is here are not known of.
+    # Items after the last one with a scored pair cannot be counted.
     counted = max(place.number for place in places) + 1
     return {**numbers, "items": float(len(items)), "left_out": float(counted - len(items))}
 

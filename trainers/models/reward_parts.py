@@ -30,7 +30,7 @@ class RewardModule(nn.Module):
     def forward(self, batch: MicroBatch) -> BatchScores:
         """Score the batch's pairs; a pair whose responses look the same to the model gets equal rewards.
 
-        The second half of a batch may be the pairs' rewritings, in the same order: they enter the pairs' loss alone.
+        The rewards of rewritings only count in the loss of their pairs.
         """
         found = self.spec.type.score(self.model, batch, self.spec)
         assert isinstance(found, BatchScores) == self.spec.type.own_loss, "its own_loss says otherwise"
@@ -38,7 +38,7 @@ class RewardModule(nn.Module):
             scores = found
         else:
             scores = BatchScores(*found, pair_loss(*found, self.loss, batch.margin_P, batch.tie_P))
-        if batch.indices[-1] < 0:
+        if batch.rewritings:
             scores, others = (
                 BatchScores(*part) for part in zip(*(all_P.chunk(2) for all_P in scores), strict=True)
             )

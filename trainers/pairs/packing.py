@@ -55,11 +55,11 @@ def split_step(
     forward_tokens: int,
     padded: bool = False,
 ) -> list[list[list[int]]]:
-    """Return [rank][forward] → positions: as few forwards as hold the step, none over `forward_tokens`, of even size.
+    """Return [rank][forward] → positions: the fewest forwards of at most `forward_tokens`, filled evenly.
 
-    A pair that is longer is a forward by itself. The longest pair goes first, always into the forward with the fewest
-    tokens. Every rank gets as many forwards, so that collectives match; one may be empty. A `padded` pair takes as
-    much as the longest one beside it.
+    A longer pair is a forward by itself. Pairs are taken longest first, each into the forward with the fewest tokens.
+    Every rank gets the same number of forwards, so that collectives match; one may be empty. With `padded`, a pair
+    costs as much as the longest one in its forward.
     """
     longest_first = sorted(step, key=lambda position: (-costs[position], position))
     least = sum(min(costs[position], forward_tokens) for position in step) / (world_size * forward_tokens)
@@ -73,8 +73,8 @@ def split_step(
             tokens[lightest] = width * len(groups[lightest]) if padded else tokens[lightest] + costs[position]
         if all(len(group) < 2 or size <= forward_tokens for group, size in zip(groups, tokens, strict=True)):
             break
-    # Ranks wait for each other in each lap, so forwards of one size run together; every second lap runs backwards, so
-    # that no rank always gets the longer one.
+    # Ranks wait for each other in each lap, so forwards of similar size run together. Every second lap is reversed, so
+    # that no rank always gets the longest one.
     order = sorted(range(len(groups)), key=lambda number: (-tokens[number], number))
     rounds = [order[start : start + world_size] for start in range(0, len(order), world_size)]
     rounds = [lap if number % 2 == 0 else lap[::-1] for number, lap in enumerate(rounds)]
@@ -132,7 +132,8 @@ class MicroBatch:
     `last_R` is the place of each response's last token. The M response tokens that are scored are `target_M`, at places `response_M`,
     each predicted at `predictor_M`, in response `owner_M`. `same_P` marks pairs whose two responses are the same
     tokens. `reference_R` holds the reference model's log-prob sums, where the reward has one; `margin_P` the pairs' own
-    margins, where all of them have one, and `tie_P` marks ties, where there are any.
+    margins, where all of them have one, and `tie_P` marks ties, where there are any. With `rewritings`, the second half
+    of the pairs are the rewritings of the first half, in their order.
     """
 
     input_ids_BT: Tensor
@@ -148,6 +149,7 @@ class MicroBatch:
     reference_R: Tensor | None
     margin_P: Tensor | None
     tie_P: Tensor | None
+    rewritings: bool
     indices: tuple[int, ...]
     tokens: int
 
@@ -178,6 +180,7 @@ def collate(
         _Response(start + count - 1, start + count, ids[count:]) if count else _Response(before, start, ids)
         for (before, start, ids), count in zip(responses, unscored, strict=True)
     ]
+    half = len(pairs) // 2
     counts = torch.tensor([len(response.ids) for response in responses])
     owner_M = torch.repeat_interleave(torch.arange(len(responses)), counts)
     within_M = torch.cat([torch.arange(len(response.ids)) for response in responses])
@@ -203,6 +206,7 @@ def collate(
         reference_R=reference_R,
         margin_P=margin_P,
         tie_P=torch.tensor(ties).to(device) if any(ties := [pair.tie for pair in pairs]) else None,
+        rewritings=[pair.rewriting for pair in pairs[:half]] == [*pairs[half:]],
         indices=tuple(pair.index for pair in pairs),
         tokens=ids.numel() if mask is None else int(mask.sum()),
     )

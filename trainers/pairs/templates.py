@@ -1,4 +1,4 @@
-"""Tokenizers and their chat templates: conversations become text, and what a template leaves out is found.
+"""Tokenizers and their chat templates: conversations become text, and what a template leaves out is detected.
 
 A model without a template gets two marker tokens (paper §3): `<|user|>` and `<|assistant|>` before each turn, and
 its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
@@ -41,7 +41,7 @@ def load_tokenizer(
 ) -> Any:
     """Load the tokenizer of a hub id or folder, with a chat template of markers where it has none. Raises ModelError.
 
-    `template` is what `given_template` gives.
+    `template` comes from `given_template`.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
@@ -60,10 +60,7 @@ def load_tokenizer(
 
 
 def given_template(text: str | None) -> str | None:
-    """Return what a user gave as a template: the text of a file, a text, or the name of one that a tokenizer has.
-
-    Raises SpecError.
-    """
+    """Return the value of --template, read from the file if it names one. Raises SpecError."""
     if text is None or "{" in text or not (text.endswith(".jinja") or Path(text).is_file()):
         return text
     try:
@@ -73,7 +70,10 @@ def given_template(text: str | None) -> str | None:
 
 
 def choose_template(tokenizer: Any, template: str | None) -> Any:
-    """Give a tokenizer that template (None: its own), a text or one of its own by name. Raises ModelError."""
+    """Set the tokenizer's chat template: a Jinja text, the name of one that it has, or None for its default.
+
+    Raises ModelError.
+    """
     own = tokenizer.chat_template
     named = own if isinstance(own, dict) else {"default": own} if own else {}
     if template is None and (not isinstance(own, dict) or "default" in own):
@@ -106,12 +106,12 @@ def _add_markers(tokenizer: Any) -> None:
     tokenizer.chat_template = begin + end + _MARKED_TURNS
 
 
-# Words that no template writes by itself, and that share no beginning.
+# Words that stand in no template, and whose first letters differ.
 _SENTINELS = ("A7f3q", "Z9k2w")
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
-# What a template raises that meets an unexpected form: it adds, loops over or looks up what it cannot.
+# What templates raise on turns of a form that they do not expect.
 _REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
@@ -177,10 +177,10 @@ def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any
 def response_start(
     tokenizer: Any, messages: Sequence[Message], wholes: Sequence[str], *, tools: str = ""
 ) -> str:
-    """Return what every finished conversation of `wholes` begins with before its response.
+    """Return the text before the response, which is the same in every finished conversation of `wholes`.
 
-    That is the generation prompt, or where the template ends no turn as it asks for one (R1-distill, Nemotron 3), what it
-    writes before any words. Raises DataError.
+    That is the generation prompt. Where finished conversations do not begin with it (R1-distill, Nemotron 3), it is what
+    the template writes before the response's first word. Raises DataError.
     """
     prompt = render(tokenizer, messages, add_generation_prompt=True, tools=tools)
     if all(whole.startswith(prompt) for whole in wholes):
@@ -202,9 +202,9 @@ def response_start(
 def before_answer(
     tokenizer: Any, messages: Sequence[Message], response: Sequence[Message], whole: str, *, tools: str
 ) -> str:
-    """Return what `whole`, a finished conversation, begins with before its response's answer: also what it thought first.
+    """Return the start of `whole`, a finished conversation, up to the answer: the prompt and the reasoning.
 
-    Raises DataError where the response thinks again in a later turn.
+    Raises DataError where a later turn of the response has reasoning, too.
     """
     first, *later = response
     if any(turn != without_reasoning(turn) for turn in later):
@@ -220,7 +220,7 @@ def before_answer(
 
 def shared_start(texts: Sequence[Start]) -> Start:
     """Return what all the texts, or lists of tokens, begin with."""
-    # What the first and the last in order share, all share.
+    # What the first and the last in sorted order share, all share.
     first, last = min(texts), max(texts)
     size = next(
         (n for n, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first)
@@ -229,7 +229,7 @@ def shared_start(texts: Sequence[Start]) -> Start:
 
 
 def without_reasoning(turn: Message) -> Message:
-    """Return an assistant's turn without what it says it thought: fields, and text up to </think>."""
+    """Return an assistant's turn without its reasoning: fields of that name, and the text up to </think>."""
     if turn.role != "assistant":
         return turn
     fields = json.loads(turn.fields) if turn.fields else {}
@@ -243,7 +243,7 @@ def without_reasoning(turn: Message) -> Message:
 
 
 def without_system(messages: Sequence[Message], system: System) -> tuple[Message, ...] | None:
-    """Return a prompt whose first turns are no system turns: they begin the first user turn, or are dropped.
+    """Return a prompt without the system turns that it begins with: folded into the first user turn, or dropped.
 
     None where there are none, or where no user turn can take them.
     """

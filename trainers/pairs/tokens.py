@@ -1,7 +1,7 @@
 """Preference pairs → tokens, and the file that keeps them.
 
-A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3). Of
-a response of several turns (assistant, tool, assistant) that is all of them, what the tool answered too.
+A response is what the chat template adds after the generation prompt, its end-of-turn token included (paper §3). A
+response of several turns (assistant, tool, assistant) counts whole, with the answers of tools.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; `index` is its row in the source split, `margin` by how much its data say chosen is better.
+    """Token ids of one pair; `index` is its row in the source split, `margin` how much better chosen is, if the data say so.
 
-    `unscored` says how many tokens chosen and rejected begin with that are read, and are no part of what is scored.
-    Of a `tie` neither response is preferred. The `rewriting` is a pair of its own of the responses in other words, with the index −1 − `index`.
+    `unscored` are the numbers of tokens at the start of chosen and of rejected that are read but not scored.
+    Of a `tie` neither response is preferred. The `rewriting` is the pair of the responses in other words; its index is −1 − `index`.
     """
 
     index: int
@@ -64,6 +64,11 @@ class TokenPair:
     margin: float | None = None
     tie: bool = False
     rewriting: "TokenPair | None" = None
+
+    @property
+    def is_rewriting(self) -> bool:
+        """Whether this is the rewriting of another pair."""
+        return self.index < 0
 
     @property
     def tokens(self) -> int:
@@ -82,12 +87,12 @@ class TokenPair:
 
 
 def with_rewritings(pairs: Iterable[TokenPair]) -> Iterator[TokenPair]:
-    """Yield every pair, and after it its rewriting where it has one."""
+    """Yield every pair, followed by its rewriting if it has one."""
     return (one for pair in pairs for one in (pair, pair.rewriting) if one)
 
 
 def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
-    """Write pairs as an Arrow file, in a stream, and return how many there were. A rewriting stands after its pair."""
+    """Write pairs to an Arrow file as they come, each before its rewriting, and return how many pairs there were."""
     count, rest = 0, with_rewritings(tokens)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         while group := list(itertools.islice(rest, _PAIRS_OF_A_BATCH)):
@@ -95,18 +100,18 @@ def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += sum(pair.index >= 0 for pair in group)
+            count += sum(not pair.is_rewriting for pair in group)
     return count
 
 
 class TokenFile(Sequence[TokenPair]):
-    """The pairs that `write_tokens` wrote: the file is memory-mapped, and a pair is made when it is asked for."""
+    """The pairs of a file that `write_tokens` wrote: it is memory-mapped, and a pair is built when it is asked for."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self._index = table["index"].to_numpy()
-        # Sets that were prepared before there was a column have none of it.
+        # Files of older versions lack some columns.
         self._lists = {name: table[name] for name in _LISTS if name in table.column_names}
         self._more = {name: table[name] for name in ("margin", "tie") if name in table.column_names}
         self._rows = np.flatnonzero(self._index >= 0)
@@ -131,7 +136,7 @@ class TokenFile(Sequence[TokenPair]):
         return TokenPair(index=int(self._index[row]), rewriting=rewriting, **more, **ids)
 
     def mean_tokens(self) -> dict[str, float]:
-        """Return the mean lengths of prompts, chosen and rejected responses, rewritings among them."""
+        """Return the mean lengths of prompts, chosen and rejected responses, rewritings included."""
         lengths = {part: columns.list_value_length(self._lists[part]) for part in _PARTS}
         return {part: columns.mean(length).as_py() for part, length in lengths.items()}
 
@@ -158,7 +163,7 @@ def draw_order(count: int, draw: DrawSpec) -> list[int]:
 
 @dataclass(slots=True)
 class Counts:
-    """What tokenising has met so far.
+    """Counts of tokenised pairs.
 
     `too_long` pairs were left out. Among the pairs that were kept, `identical` have the same tokens on both sides;
     of their `tokens` (a prompt counted once), the tokenizer does not know `unknown_tokens`. Of the pairs that were
@@ -186,7 +191,7 @@ def read_counts(noted: Mapping[str, Any]) -> Counts | None:
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: Any, draw: DrawSpec, rendering: Rendering = "response"
 ) -> tuple[list[TokenPair], Counts]:
-    """Return the drawn pairs as tokens, and what was counted on the way. Raises DataError, ModelError."""
+    """Return the drawn pairs as tokens, and their counts. Raises DataError, ModelError."""
     counts = Counts()
     return list(iter_tokens(pairs, tokenizer, draw, rendering, counts)), counts
 
@@ -280,7 +285,7 @@ def _tokenize(
         for part, tokens in zip(("its prompt", "a response", "a response"), ids, strict=False):
             if not tokens:
                 raise DataError(f"row {row}: {part} has no tokens under {tokenizer.name_or_path}.")
-        # A token that reaches into the answer is of the answer.
+        # A token that is partly of the answer counts as the answer's.
         starts = zip(ids[1:], ids[3:], strict=False)
         unscored = [len(shared_start([whole[:-1], before])) for whole, before in starts]
         yield TokenPair(
@@ -297,7 +302,7 @@ def _tokenize(
 class _Rendered(NamedTuple):
     """A prompt as text, what the template adds to it for each response, and whether it lost its system turns.
 
-    Where reasoning is kept, `added` goes on with what of each response stands before its answer.
+    With `--reasoning keep`, `added` also holds, for each response, its part before the answer.
     """
 
     prompt: str
@@ -368,7 +373,7 @@ def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[i
     tails = [_tail(one.prompt, ids, dividing) for one, ids in zip(rendered, prompts, strict=True)]
     asked = [(*tail, added) for one, tail in zip(rendered, tails, strict=True) for added in one.added]
     pieces = _encode([text + added for text, _, added in asked], tokenizer)
-    # Where tokens merge across the boundary, the response's own are taken: a model generates it that way.
+    # Where tokens merge across the boundary, the response is tokenised alone, as a model generates it.
     responses = [
         piece[len(tail) :] if piece[: len(tail)] == tail else _encode([added], tokenizer)[0]
         for (_, tail, added), piece in zip(asked, pieces, strict=True)
