@@ -115,10 +115,10 @@ def test_private_interfaces_of_ray_are_imported_in_one_room_and_listed_there():
 
 
 def test_no_two_classes_have_one_name():
-    """But for the parameters of an experiment's own analysis, and the candidates of a suite and of a best-of-n curve."""
+    """But for the parameters of an experiment's own analysis."""
     classes: dict[str, list[str]] = {}
     for name, file in MODULES.items():
         for found in re.findall(r"^class (\w+)", file.read_text(encoding="utf-8"), re.M):
-            if (name.split(".")[0], found) != ("sweeps", "Parameters") and found != "Candidates":
+            if (name.split(".")[0], found) != ("sweeps", "Parameters"):
                 classes.setdefault(found, []).append(name)
     assert {found: names for found, names in classes.items() if len(names) > 1} == {}

@@ -17,10 +17,10 @@ from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
-    Candidates,
     Estimate,
     Floats,
     Prompt,
+    PromptRewards,
     best_of,
     best_of_n_kl,
     by_response,
@@ -150,12 +150,12 @@ class BestOfCurve:
     """
 
     labels: Mapping[str, Any]
-    seeds: Sequence[Sequence[Candidates]]
+    seeds: Sequence[Sequence[PromptRewards]]
     drawn: Sequence[int]
     sampled: bool = False
     bounded: bool = True
 
-    def _with(self, n: int) -> list[list[Candidates]]:
+    def _with(self, n: int) -> list[list[PromptRewards]]:
         """Return the prompts that have n candidates or more."""
         return [[item for item in found if len(item.reward) >= n] for found in self.seeds]
 
@@ -297,7 +297,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
                 # An answer that was drawn twice counts twice.
                 everyone = [rewards[trial.record.name] for trial in trials]
                 seeds = [
-                    [Candidates(reward=_of(item, known), quality=_of(item, quality)) for item in kept]
+                    [PromptRewards(reward=_of(item, known), quality=_of(item, quality)) for item in kept]
                     for known in everyone
                 ]
             elif texts := pairs_of(store, here[0].dataset_digest):

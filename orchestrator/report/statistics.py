@@ -344,7 +344,7 @@ def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Candidates:
+class PromptRewards:
     """The distinct responses to one prompt; `quality` is the share of a response's pairs in which it is chosen."""
 
     reward: Floats
@@ -369,10 +369,10 @@ def by_response(pairs: Sequence[Pair], scores: PairScores) -> dict[Prompt, dict[
     }
 
 
-def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[Candidates]:
+def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[PromptRewards]:
     """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
     both = [np.array([*said.values()]).T for said in by_response(pairs, scores).values()]
-    return [Candidates(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
+    return [PromptRewards(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
 
 
 def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
@@ -400,7 +400,7 @@ def best_of_n_kl(n: int) -> float:
     return log(n) - (n - 1) / n
 
 
-def share_within(found: Sequence[Candidates]) -> float:
+def share_within(found: Sequence[PromptRewards]) -> float:
     """Return the share of the variance of all candidates' rewards that lies within prompts; 0 if rewards do not vary."""
     everything = np.concatenate([item.reward for item in found])
     total = float(everything.var() * len(everything))
@@ -408,7 +408,7 @@ def share_within(found: Sequence[Candidates]) -> float:
     return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
 
 
-def spreads(found: Sequence[Candidates]) -> Floats:
+def spreads(found: Sequence[PromptRewards]) -> Floats:
     """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
     spread = float(np.concatenate([item.reward for item in found]).std())
     return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

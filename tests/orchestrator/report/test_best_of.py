@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.report.best_of_n import BestOfCurve
-from orchestrator.report.statistics import Candidates, best_of, candidates, share_within
+from orchestrator.report.statistics import PromptRewards, best_of, candidates, share_within
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.evaluate.scores import PairScores
@@ -57,7 +57,7 @@ def test_candidates_are_distinct_responses_and_quality_is_how_often_they_are_cho
 
 def test_variance_within_prompts_is_that_which_prompts_do_not_account_for():
     def found(*rewards):
-        return [Candidates(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
+        return [PromptRewards(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
 
     assert share_within(found([1.0, 2.0], [1.0, 2.0])) == pytest.approx(1.0)
     assert share_within(found([1.0, 1.0], [2.0, 2.0])) == pytest.approx(0.0)
@@ -91,7 +91,7 @@ def drawn_seeds(pressed, prompts=30, answers=32, seeds=3):
             quality[:2] = 0.0
             reward = quality + 0.1 * random.normal(size=answers)
             reward[:2] += 3.0 if pressed else 0.0
-            items.append(Candidates(reward=reward, quality=quality))
+            items.append(PromptRewards(reward=reward, quality=quality))
         found.append(items)
     return found
 
@@ -119,7 +119,7 @@ def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded
 @pytest.mark.parametrize(("prompts", "turns"), [(1, False), (4, False), (20, True)])
 def test_a_few_prompts_that_all_fall_are_no_turn(prompts: int, turns: bool):
     """Without any variance Student's t would call one prompt enough."""
-    fooled = Candidates(reward=np.array([1.0, 2.0, 3.0]), quality=np.array([1.0, 1.0, 0.0]))
+    fooled = PromptRewards(reward=np.array([1.0, 2.0, 3.0]), quality=np.array([1.0, 1.0, 0.0]))
     found = BestOfCurve(seeds=[[fooled] * prompts] * 2, drawn=(1, 3), labels={}, sampled=True).turn()
     assert found["change"].value < 0
     assert found["turns"] == turns
@@ -131,7 +131,7 @@ def test_noise_seldom_looks_like_a_turn():
     for _ in range(40):
         seeds = [
             [
-                Candidates(reward=random.normal(size=16), quality=random.integers(0, 2, 16).astype(float))
+                PromptRewards(reward=random.normal(size=16), quality=random.integers(0, 2, 16).astype(float))
                 for _ in range(20)
             ]
             for _ in range(3)
@@ -142,7 +142,7 @@ def test_noise_seldom_looks_like_a_turn():
 
 def test_the_numbers_of_candidates_that_some_prompts_lack_are_told_of_the_others():
     random = np.random.default_rng(0)
-    seeds = [[Candidates(reward=random.normal(size=n), quality=random.random(n)) for n in (4, 4, 9)]]
+    seeds = [[PromptRewards(reward=random.normal(size=n), quality=random.random(n)) for n in (4, 4, 9)]]
     rows = BestOfCurve(seeds=seeds, drawn=(1, 8, 16), labels={}).rows()
     assert [(row["n"], row["prompts"]) for row in rows] == [(1, 3), (4, 3), (8, 1)]
     assert {row["kl"] for row in rows} == {None}
