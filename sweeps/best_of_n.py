@@ -25,8 +25,6 @@ from orchestrator.spec import catalog
 from orchestrator.spec.selection import Selection, parse_dataset, parse_gold, parse_model
 from orchestrator.spec.stages import AnalyseStage, TrialPlan
 from orchestrator.spec.trials import AnswersSpec, Sweep
-from orchestrator.store.artifacts import Store
-from trainers.data.verifiers import VERIFIERS
 from trainers.errors import SpecError, nearest
 from trainers.specs import SamplingSpec
 
@@ -84,22 +82,14 @@ def _answers(options: BestOfNOptions, chosen: Selection) -> AnswersSpec:
         raise SpecError(
             f"--best-of {wrong[0]}: choose among 1 to {sampling.samples} answers, or give --samples {max(wrong)}."
         )
-    policy = first
+    policy, prompts = first, chosen.eval_sets[0]
     if options.policy:
-        given = replace(parse_model(options.policy, "--policy"), trust=first.trust, template=first.template)
-        policy = next((model for model in chosen.models if model == given), given)
-    prompts = chosen.eval_sets[0]
+        policy = replace(parse_model(options.policy, "--policy"), trust=first.trust, template=first.template)
     if options.prompts:
         given_set = parse_dataset(options.prompts, "--prompts")
         place = given_set.name, given_set.source
         prompts = next((item for item in chosen.eval_sets if (item.name, item.source) == place), given_set)
-    if options.verifier and options.gold:
-        raise SpecError("--verifier and --gold both say what an answer is worth; give one of them.")
-    if not options.gold and not verifier_of(options.verifier, options.gold, prompts):
-        raise SpecError(
-            f"nothing says what an answer to {prompts.name} is worth; give --gold with a reward model or a trial of the sweep, "
-            f"or --verifier {' or '.join(VERIFIERS)} if it knows these prompts."
-        )
+    verifier_of(options.verifier, options.gold, prompts)
     gold = None
     if options.gold and " · " not in options.gold:
         gold = replace(parse_gold(options.gold), trust=policy.trust)
@@ -107,25 +97,21 @@ def _answers(options: BestOfNOptions, chosen: Selection) -> AnswersSpec:
     return AnswersSpec(policy=policy, prompts=prompts, sampling=sampling, max_prompts=most, gold=gold)
 
 
-def declare(options: BestOfNOptions, store: Store, plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
-    """One analysis of all trials that score the same answers."""
-    answers = plans[0].spec.answers
-    verifier = verifier_of(options.verifier, options.gold, answers.prompts) if answers else ""
-    return stages_of(plans, store, verifier=verifier, gold=options.gold or "", numbers=options.best_of)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BestOfNGrid:
-    """A grid whose `build` and `declare` take the flags."""
+    """A grid whose `build`, and whose analysis of all trials that score the same answers, take the flags."""
 
     options: type[BestOfNOptions] = BestOfNOptions
 
     def run(self, options: BestOfNOptions, session: Session) -> int:
         """Run the command and return its exit code."""
-        follow_up = partial(declare, options, session.store)
-        return Grid(build=partial(build, options), profiles=PROFILES, follow_up=follow_up).run(
-            options, session
-        )
+
+        def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
+            answers, gold = plans[0].spec.answers, options.gold or ""
+            verifier = verifier_of(options.verifier, gold, answers.prompts) if answers else ""
+            return stages_of(plans, session.store, verifier=verifier, gold=gold, numbers=options.best_of)
+
+        return Grid(build=partial(build, options), profiles=PROFILES, follow_up=declare).run(options, session)
 
 
 EXPERIMENT = BestOfNGrid()

@@ -9,18 +9,17 @@ python sweeps/domain_shift.py                       of the sweep full_grid in th
 python sweeps/domain_shift.py --sweep NAME
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report.analysis_files import Rows
-from orchestrator.report.comparison import CONTROLS, Analysis, has, over_sets
+from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.house_style import GREY, dots, name_rows, panels
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import FEATURES, Findings, Study, differences
+from orchestrator.report.studies import FEATURES, Findings, Study, control_rows, differences
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
@@ -45,38 +44,6 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         rows={"pairs": pairs},
         draw=lambda: _draw(regressions),
     )
-
-
-def control_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """Return each difference of accuracy: as it is, at matched lengths, and on pairs not seen in training.
-
-    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
-    pairs that all leaked.
-    """
-    rows = []
-    for scope, other in itertools.product(analysis.categories(), analysis.others):
-        if (plain := analysis.difference(scope, "accuracy", other=other)) is None:
-            continue
-        controls = [analysis.control(scope, metric, other=other) for metric in CONTROLS]
-        length, leak_free = (found.estimate if found else None for found in controls)
-        trial, unseen = analysis.compared(scope, other)[0], None
-        if has(trial, scope, "n_leak_free"):
-            unseen = round(over_sets(trial, scope, "n_leak_free") * len(scope.sets))
-        rows.append(
-            {
-                "train_set": scope.train_set,
-                "category": scope.category,
-                "sets": scope.sets,
-                "baseline": analysis.baseline,
-                "other": other,
-                "pairs": plain.pairs,
-                "plain": plain.estimate,
-                "length": length,
-                "unseen": unseen,
-                "leak_free": leak_free,
-            }
-        )
-    return rows
 
 
 def _control_table(controls: Rows) -> Table:

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
+from orchestrator.run.compute import weights_of
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
@@ -77,19 +78,11 @@ def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Judge answers of the trained model and of the base model by the exact parser."""
     from trainers.data.records import read_written_pairs
-    from trainers.models.generation import Weights
     from trainers.theory.answers import verified
 
     (training,), pairs = stage.reads, inputs.pairs["prompts"]
     assert isinstance(training, TrainStage)
-    model = training.base
-    base = Weights(
-        location=inputs.location,
-        revision=model.revision,
-        precision=model.precision,
-        trust=model.trust,
-        template=model.template,
-    )
+    base = weights_of(training.base, inputs.location)
     location = str(inputs.store.read("weights", training.key, "model") / "model")
     split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
     texts = read_written_pairs(split / "pairs.jsonl")

@@ -76,9 +76,16 @@ class BestOfN:
 
 def verifier_of(chosen: str | None, gold: str | None, prompts: DatasetSpec) -> str:
     """Return the chosen verifier, or that of a built-in set; "" if a reward model is gold. Raises SpecError."""
+    if chosen and gold:
+        raise SpecError("--verifier and --gold both say what an answer is worth; give one of them.")
     if chosen and chosen not in VERIFIERS:
         raise SpecError(f"--verifier {chosen}: {nearest(chosen, VERIFIERS)}")
     usual = [name for start, name in USUAL.items() if prompts.source.startswith(f"{BUILTIN}{start}")]
+    if not (chosen or gold or usual):
+        raise SpecError(
+            f"nothing says what an answer to {prompts.name} is worth; give --gold with a reward model or a trial of the sweep, "
+            f"or --verifier {' or '.join(VERIFIERS)} if it knows these prompts."
+        )
     return chosen or ("" if gold else "".join(usual))
 
 

@@ -14,10 +14,13 @@ import numpy as np
 
 from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
 from orchestrator.report.comparison import (
+    CONTROLS,
     Analysis,
     SetOutcomes,
     by_category,
     drawn_pairs,
+    has,
+    over_sets,
     regression,
     set_outcomes,
 )
@@ -166,6 +169,38 @@ def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
             "margin_gap": float(item.margin_gap[at]),
             **{name: float(known[name][at]) if name in known else None for name in FEATURES},
         }
+
+
+def control_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Return each difference of accuracy: as it is, at matched lengths, and on pairs not seen in training.
+
+    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
+    pairs that all leaked.
+    """
+    rows = []
+    for scope, other in itertools.product(analysis.categories(), analysis.others):
+        if (plain := analysis.difference(scope, "accuracy", other=other)) is None:
+            continue
+        controls = [analysis.control(scope, metric, other=other) for metric in CONTROLS]
+        length, leak_free = (found.estimate if found else None for found in controls)
+        trial, unseen = analysis.compared(scope, other)[0], None
+        if has(trial, scope, "n_leak_free"):
+            unseen = round(over_sets(trial, scope, "n_leak_free") * len(scope.sets))
+        rows.append(
+            {
+                "train_set": scope.train_set,
+                "category": scope.category,
+                "sets": scope.sets,
+                "baseline": analysis.baseline,
+                "other": other,
+                "pairs": plain.pairs,
+                "plain": plain.estimate,
+                "length": length,
+                "unseen": unseen,
+                "leak_free": leak_free,
+            }
+        )
+    return rows
 
 
 def differences(

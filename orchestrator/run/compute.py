@@ -65,11 +65,12 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
             _run_reference(stage, store, report)
 
 
-def _weights(base: BaseModel, store: Store) -> "Weights":
+def weights_of(base: BaseModel, location: str) -> "Weights":
+    """Return how the base model at `location` is loaded as a language model."""
     from trainers.models.generation import Weights
 
     return Weights(
-        location=base.found_at(store),
+        location=location,
         revision=base.revision,
         precision=base.precision,
         trust=base.trust,
@@ -85,7 +86,13 @@ def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
     with store.write(stage.kind, stage.key, model=base.key, prompts=stage.prompts.digest) as attempt:
         pairs = read_written_pairs(store.read("dataset", stage.prompts.digest) / "pairs.jsonl")
         answers = draw_answers(
-            _weights(base, store), stage.ends, pairs, stage.draw, stage.sampling, drawn, report
+            weights_of(base, base.found_at(store)),
+            stage.ends,
+            pairs,
+            stage.draw,
+            stage.sampling,
+            drawn,
+            report,
         )
         write_answers(answers, attempt.directory / "answers.jsonl")
         write_pairs(scored_pairs(answers), attempt.directory / "pairs.jsonl")
@@ -141,7 +148,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
-        model = _weights(base, store).model()
+        model = weights_of(base, base.found_at(store)).model()
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
         sums = compute_reference(model, pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")

@@ -11,10 +11,10 @@ from orchestrator.report.comparison import LEAK_FREE, Analysis, regression, set_
 from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
 from orchestrator.report.statistics import generator, pair_counts
+from orchestrator.report.studies import control_rows
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
-from sweeps.domain_shift import control_rows
 from tests.orchestrator.sweep_samples import record
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores
