@@ -26,7 +26,8 @@ from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 from trainers.train.engine import make_engine, process_group
-from trainers.train.loop import TrainInputs, optimiser_step
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import optimiser_step
 
 BETA = 0.01
 LEARNING_RATE = 1e-6

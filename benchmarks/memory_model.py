@@ -177,7 +177,8 @@ def rank(case: Case, folder: Path) -> None:
 
 def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
     from trainers.pairs.tokens import TokenPair
-    from trainers.train.loop import TrainInputs, train
+    from trainers.train.inputs import TrainInputs
+    from trainers.train.loop import train
 
     draws = random.Random(0)
     pairs = [

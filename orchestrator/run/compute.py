@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trainers.models.generation import Weights
     from trainers.pairs.packing import References
     from trainers.pairs.tokens import TokenPair
-    from trainers.train.loop import TrainResult
+    from trainers.train.inputs import TrainResult
 
 # Reporting every pair would take longer than tokenising it.
 PAIRS_A_ROW = 50
@@ -176,7 +176,8 @@ def run_train(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow)
     """
     from trainers.pairs.tokens import held_out
     from trainers.train.checkpoints import Checkpoints
-    from trainers.train.loop import TrainInputs, train
+    from trainers.train.inputs import TrainInputs
+    from trainers.train.loop import train
 
     placement = call.placement
     pairs, reference = _tokens(stage, store)

@@ -30,7 +30,8 @@ from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, LoraSpec, LossSpec, OptimSpec, Placement
 from trainers.storage import parse_uri
 from trainers.train.checkpoints import Checkpoints
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 from trainers.train.stopping import never
 
 EX_RM = RewardSpec(kind="ex_rm")

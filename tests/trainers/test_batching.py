@@ -146,7 +146,7 @@ def test_no_scoring_group_could_have_held_the_next_pair(lengths, budget):
 @pytest.mark.parametrize(("pairs", "batch", "epochs"), [(7, 3, 3), (6, 3, 2), (2, 5, 1)])
 def test_a_training_that_goes_on_draws_the_steps_that_were_left(pairs: int, batch: int, epochs: int):
     optim = OptimSpec(epochs=epochs, effective_batch=batch)
-    inputs = SimpleNamespace(pairs=range(pairs), seed=3, optim=optim)
+    inputs = SimpleNamespace(pairs=range(pairs), seed=3, optim=optim, steps_of_epoch=-(-pairs // batch))
     whole = [
         (epoch, step)
         for epoch in range(epochs)

@@ -20,7 +20,8 @@ from trainers.models.tiny import build_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec, Placement
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 
 BETA = 0.1
 

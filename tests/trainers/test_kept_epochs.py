@@ -12,7 +12,8 @@ from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 
 PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
 

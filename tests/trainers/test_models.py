@@ -71,7 +71,7 @@ def test_a_reward_model_with_a_head_is_no_language_model(tiny_model, tmp_path):
 
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="of type ex_rm"):
+    with pytest.raises(ModelError, match="has a reward head, as ex_rm and im_rm_hybrid have"):
         load(tmp_path, "unembedding")
 
 

@@ -25,7 +25,8 @@ from trainers.specs import OptimSpec, Placement
 from trainers.train import engine
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import learning_rate
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 
 REWARD = RewardSpec(kind="ex_rm")
 

@@ -16,7 +16,8 @@ from trainers.models.reward_parts import RewardModule
 from trainers.pairs.templates import load_tokenizer
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from trainers.pairs.tokens import tokenize_pairs
 from trainers.rewards import RewardSpec, reward_variants
 from trainers.specs import DrawSpec, LoraSpec, OptimSpec, Placement, Trust
 from trainers.train.card import model_card
-from trainers.train.loop import TrainInputs
+from trainers.train.inputs import TrainInputs
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1

@@ -27,7 +27,8 @@ from trainers.rewards.losses import require_columns
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import process_group
-from trainers.train.loop import TrainInputs, train
+from trainers.train.inputs import TrainInputs
+from trainers.train.loop import train
 from trainers.train.stopping import GRACE_S, StopRequest
 
 _ALPHA = LoraSpec(rank=1).alpha

@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainers.train.loop import TrainInputs, TrainResult
+from trainers.train.inputs import TrainInputs, TrainResult
 
 CARD = "README.md"
 
 
-def model_card(inputs: "TrainInputs", result: "TrainResult | None" = None) -> bytes:
+def model_card(inputs: TrainInputs, result: TrainResult | None = None) -> bytes:
     """Return the README.md of a trained model: what it is, how its reward is read, and the `result` of a finished training."""
     reward, on_hub = inputs.reward, inputs.location.count("/") == 1 and not Path(inputs.location).exists()
     head = reward.type.output == "head"
@@ -38,7 +36,7 @@ def model_card(inputs: "TrainInputs", result: "TrainResult | None" = None) -> by
     return ("\n".join(lines) + "\n").encode()
 
 
-def _facts(inputs: "TrainInputs", result: "TrainResult") -> dict[str, object]:
+def _facts(inputs: TrainInputs, result: TrainResult) -> dict[str, object]:
     """Return what the card of a finished training says, by name."""
     optim, last = inputs.optim, result.log[-1]
     return {
@@ -56,7 +54,7 @@ def _facts(inputs: "TrainInputs", result: "TrainResult") -> dict[str, object]:
     }
 
 
-def _snippet(inputs: "TrainInputs") -> list[str]:
+def _snippet(inputs: TrainInputs) -> list[str]:
     """Return Python code that scores a response, or computes its tokens' log-probabilities or logits."""
     head, adapter, reads = inputs.reward.type.output == "head", inputs.saves_adapter, inputs.reward.type.reads
     loader = f"Auto{'Peft' if adapter else ''}ModelFor{'SequenceClassification' if head else 'CausalLM'}"
