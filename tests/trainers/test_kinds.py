@@ -39,7 +39,7 @@ PACKED = """
 """
 ROWS = """
     bamba biogpt bloom codegen falcon falcon_h1 falcon_mamba gpt_neo gpt_neox_japanese gptj granitemoehybrid jamba
-    kimi_linear llama4_text mamba mamba2 minimax mpt nemotron_h olmo_hybrid openai-gpt qwen3_next recurrent_gemma rwkv
+    kimi_linear llama4_text mamba mamba2 minimax mpt nemotron nemotron_h olmo_hybrid openai-gpt qwen3_next recurrent_gemma rwkv
     stablelm xglm xlstm zamba zamba2
 """
 ALONE = "deepseek_v32 doge glm_moe_dsa"
@@ -49,10 +49,24 @@ LAYOUTS = {
     for kind in kinds.split()
 }
 # What is tried on every change: one of each way to be different.
-QUICK = ["doge", "gemma3_text", "gpt2", "gpt_oss", "mamba", "minicpm3"]
+QUICK = [
+    "bloom",
+    "cohere2",
+    "doge",
+    "gemma3_text",
+    "gpt2",
+    "gpt_oss",
+    "granite",
+    "mamba",
+    "minicpm3",
+    "mixtral",
+    "qwen3",
+    "stablelm",
+]
 NO_HEAD = ("ctrl",)
 # Beside the defaults of the architecture's config.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, object]] = {
+    "nemotron": {"num_key_value_heads": 2},
     "gemma4_text": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
 }
 
