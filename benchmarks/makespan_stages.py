@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -43,20 +42,22 @@ def planned_s(
     return sum(parts.values()) * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
-def takes_s(
-    plan: TrialPlan,
-    kind: Literal["train", "evaluate"],
-    placement: Placement,
+def train_s(
     durations: Durations,
+    plan: TrialPlan,
+    placement: Placement,
     *,
     scale: float,
     shapes: Mapping[str, Architecture],
 ) -> float:
-    """Seconds that a stage sleeps, which is also what the gate is told to expect."""
-    if kind == "evaluate":
-        return EVALUATION_S
+    """Seconds that a training sleeps, which is also what the gate is told to expect."""
     spec = plan.spec
     return scale * planned_s(shapes[spec.model.name], spec, spec.model.precision, placement)
+
+
+def scoring_s(durations: Durations, plan: TrialPlan, stages: object, placement: Placement) -> float:
+    """Seconds that an evaluation sleeps."""
+    return EVALUATION_S
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -113,7 +114,10 @@ def sleeping(scale: float, shapes: Mapping[str, Architecture]) -> Stages:
         "orchestrator.run.compute.run_shared": shared_in_time,
         "orchestrator.run.compute.run_evaluations": evaluate_in_time,
         "orchestrator.run.workers.prepare_worker": nothing,
-        "orchestrator.run.ray.backend.expected_s": functools.partial(takes_s, scale=scale, shapes=shapes),
+        "orchestrator.plan.durations.Durations.train_s": functools.partialmethod(
+            train_s, scale=scale, shapes=shapes
+        ),
+        "orchestrator.plan.durations.Durations.scoring_s": scoring_s,
         "orchestrator.run.ray.backend.RayBackend.trainer": functools.partialmethod(
             sleeper, scale=scale, shapes=shapes
         ),

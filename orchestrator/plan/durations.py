@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
 from orchestrator.plan.memory import PairTokens, Training
@@ -106,7 +106,7 @@ def _backward(training: Training) -> int:
 def utilisation(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
     """Return the share of the peak rate that a step uses; operations that are computed twice count once."""
     work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
-    pairs = training.optim.effective_batch / placement.world_size
+    pairs = training.copies * training.optim.effective_batch / placement.world_size
     seconds = sum(step_parts(training, lengths, placement, kind).values())
     return pairs * (1 + _backward(training)) * work / seconds / peak_tflops(kind, training.precision) / 1e12
 
@@ -189,15 +189,6 @@ class Durations:
             return 0.0
         work = pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
         return work / flops_per_s(self.kind, training.precision)
-
-
-def expected_s(
-    plan: TrialPlan, kind: Literal["train", "evaluate"], placement: Placement, durations: Durations
-) -> float:
-    """Return the seconds that the gate expects of a trial's training or evaluation."""
-    if kind == "train":
-        return durations.train_s(plan, placement)
-    return durations.scoring_s(plan, [stage.prepared for stage in plan.evaluations], placement)
 
 
 def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.actor import ActorHandle
 
-from orchestrator.plan.durations import Durations, expected_s, measured_rates
+from orchestrator.plan.durations import Durations, measured_rates
 from orchestrator.plan.placement import gpus_of, place
 from orchestrator.plan.schedule import Grant, Request
 from orchestrator.run import compute, failures
@@ -145,7 +145,7 @@ class RayBackend:
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         """Score all sets in one task."""
         durations = ray.get(self.coordinator.durations.remote())
-        seconds = expected_s(plan, "evaluate", placement, durations)
+        seconds = durations.scoring_s(plan, [stage.prepared for stage in stages], placement)
         request = Request.of("evaluate", plan.key, placement, seconds)
         with self._granted(request) as grant:
             if grant is None:
@@ -171,7 +171,7 @@ class RayBackend:
 
 def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
     """Return the device request of a trial's training."""
-    seconds = expected_s(plan, "train", placement, durations)
+    seconds = durations.train_s(plan, placement)
     return Request.of("train", plan.key, placement, seconds, rank)
 
 

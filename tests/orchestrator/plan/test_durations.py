@@ -10,7 +10,6 @@ from orchestrator.plan.durations import (
     UNSEEN_LENGTHS,
     Durations,
     Rate,
-    expected_s,
     measured_rates,
     rate_name,
     slowest,
@@ -96,6 +95,8 @@ def test_a_step_takes_its_operations_at_the_stated_utilisation_the_update_and_it
     # What is computed twice is no use.
     recomputed = replace(PLACED, checkpointing=True)
     assert durations.utilisation(TRAINING, LENGTHS, recomputed, H100) < used
+    # Twice the work for one update.
+    assert durations.utilisation(replace(TRAINING, copies=2), LENGTHS, PLACED, H100) > used
     halves, rounded = (replace(TRAINING, precision=precision) for precision in ("bf16", "tf32"))
     times = [
         step_s(made, LENGTHS, replace(PLACED, forward_tokens=9600)) for made in (halves, rounded, TRAINING)
@@ -140,32 +141,33 @@ def test_the_gate_expects_what_the_plan_says(store: Store):
     expected = durations.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * step_s(
         training, UNSEEN_LENGTHS, laid()
     )
-    found = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
+    found = Durations(store=store, kind=H100).train_s(item, laid())
     assert found == pytest.approx(expected)
 
 
 def test_more_epochs_take_longer_and_more_or_faster_gpus_shorter(store: Store):
     fast, slow = (Durations(store=store, kind=kind) for kind in (H100, L4))
-    once = expected_s(sized(), "train", laid(), fast)
-    assert expected_s(sized(epochs=2), "train", laid(), fast) > once
-    assert expected_s(sized(), "train", laid(2), fast) < once
-    assert expected_s(sized(), "train", laid(), slow) > once
+    once = fast.train_s(sized(), laid())
+    assert fast.train_s(sized(epochs=2), laid()) > once
+    assert fast.train_s(sized(), laid(2)) < once
+    assert slow.train_s(sized(), laid()) > once
     largest = max(catalog.PAPER_MODELS, key=lambda model: model.parameters or 0)
     larger = replace(largest, precision=KNOWN.precision)
-    assert expected_s(sized(model=larger), "train", laid(), fast) > once
+    assert fast.train_s(sized(model=larger), laid()) > once
     alone = Placement(forward_tokens=1)
     tiny = plan(trial(model=LLAMA))
     on_cpu = Durations(store=store)
-    assert expected_s(tiny, "evaluate", alone, on_cpu) < expected_s(tiny, "train", alone, on_cpu) < 60
+    sets = [stage.prepared for stage in tiny.evaluations]
+    assert on_cpu.scoring_s(tiny, sets, alone) < on_cpu.train_s(tiny, alone) < 60
 
 
 def test_a_prepared_set_says_how_many_pairs_it_has_and_how_long(store: Store):
     item = sized()
-    before = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
+    before = Durations(store=store, kind=H100).train_s(item, laid())
     with store.write("prepare", item.train.prepared.key) as attempt:
         attempt.info.update(pairs=320, mean_tokens={"prompt": 10.0, "chosen": 5.0, "rejected": 5.0})
     seconds = step_s(training_of(item.spec), PairTokens(prompt=10, chosen=5, rejected=5), laid())
-    after = expected_s(item, "train", laid(), Durations(store=store, kind=H100))
+    after = Durations(store=store, kind=H100).train_s(item, laid())
     assert after == pytest.approx(durations.SET_UP_S["cuda"] + 10 * seconds)
     assert after != before
 
@@ -197,8 +199,9 @@ def test_a_gguf_file_is_no_tiny_model(store: Store):
 
 def test_a_model_of_unknown_size_gets_the_gates_own_guess(store: Store):
     unknown = sized(model=ModelSpec(name="hub", source="some/model"))
-    for kind in ("train", "evaluate"):
-        assert expected_s(unknown, kind, laid(), Durations(store=store, kind=H100)) == UNKNOWN_S
+    here = Durations(store=store, kind=H100)
+    sets = [stage.prepared for stage in unknown.evaluations]
+    assert here.train_s(unknown, laid()) == here.scoring_s(unknown, sets, laid()) == UNKNOWN_S
 
 
 def test_finished_trainings_of_one_name_replace_the_guess_by_their_mean(store: Store):
@@ -206,11 +209,11 @@ def test_finished_trainings_of_one_name_replace_the_guess_by_their_mean(store: S
     name = rate_name(item, laid())
     guessed = Durations(store=store, kind=H100)
     once = guessed.having({name: Rate(step_s=2.0, set_up_s=10.0)})
-    assert expected_s(item, "train", laid(), once) == pytest.approx(10 + 4 * 2)
+    assert once.train_s(item, laid()) == pytest.approx(10 + 4 * 2)
     more = once.having({name: Rate(step_s=5.0, set_up_s=40.0, trainings=2)})
-    assert expected_s(item, "train", laid(), more) == pytest.approx(30 + 4 * 4)
+    assert more.train_s(item, laid()) == pytest.approx(30 + 4 * 4)
     # Laid out otherwise nothing is known of it.
-    assert expected_s(item, "train", laid(2), more) == expected_s(item, "train", laid(2), guessed)
+    assert more.train_s(item, laid(2)) == guessed.train_s(item, laid(2))
 
 
 def test_rates_are_read_of_what_the_store_has(store: Store):
