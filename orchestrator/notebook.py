@@ -74,7 +74,7 @@ class DeclaredSweep:
         goes on from there.
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
-        for grid in commands.rounds(session, _whole_grid):
+        for grid in commands.rounds(session, _whole_grid, again=retry):
             written = commands.carry_out(session, commands.ready(session, grid, again=retry))
         commands.evict_weights(session, written.results)
         results = SweepResults(session)

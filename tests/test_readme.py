@@ -183,7 +183,9 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
     monkeypatch.chdir(yours)
     monkeypatch.delenv("RMSWEEP_STORAGE", raising=False)
     # Declared, not run.
-    monkeypatch.setattr(commands, "run", lambda *given, **_: commands.ready(*given) and 0)
+    monkeypatch.setattr(
+        commands, "run", lambda *given, **_: commands.ready(given[0], next(commands.rounds(*given))) and 0
+    )
     (demo,) = re.findall(r"full_grid\.py (--profile laptop)", (ROOT / "Makefile").read_text())
     swept = [
         command.partition("full_grid.py run")[2] for command in COMMANDS if "full_grid.py run" in command

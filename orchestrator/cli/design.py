@@ -1,6 +1,6 @@
 """Sweeps that grow until an interval is narrow enough (--until) or a budget is spent (--budget), and the power that `plan` prints.
 
-Every round replays all decisions (plan/design.py) from the declared grid and the artifacts. No other state is kept, so a
+A command replays all decisions (plan/design.py) from the declared grid and the artifacts. No other state is kept, so a
 run that was killed makes the same decisions again.
 """
 
@@ -141,10 +141,13 @@ class Growth:
 
     def questions(self, resolved: ResolvedSweep, *, measured: bool) -> list[Question]:
         """Return the differences to estimate, as `measured`, or as expected of the whole design."""
+        places = _places(resolved)
+        if not places:
+            return []
         analysis = Analysis(on_common_pairs(sweep_results(declare(resolved), self.store)))
         means = {(scope.train_set, scope.category): mean for (scope, _), mean in asked(analysis).items()}
         found = []
-        for train_set, category in _places(resolved):
+        for train_set, category in places:
             plans = [plan for plan in resolved.plans if plan.spec.train_set.name == train_set]
             mean = means.get((train_set, category))
             if measured and not mean:
@@ -181,7 +184,7 @@ class Growth:
         """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet."""
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
         models = [plan.spec.model for plan in resolved.plans]
-        known = architectures(models, ask=self.unit == "GPU")
+        known = {} if measured else architectures(models, ask=self.unit == "GPU")
         for plan in resolved.plans:
             cell = plan.spec.train_set.name, plan.spec.model.name
             if measured:
@@ -202,8 +205,9 @@ class Growth:
         for stage in plan.stages():
             manifest = self.store.sound_manifest(stage.kind, stage.key)
             if manifest and stage.kind in ("sample", "reference", "train", "evaluate"):
-                laid = manifest["info"].get("placement", {}) if stage.kind == "train" else {}
-                hours = laid.get("world_size", 1) * manifest["seconds"] / 3600
+                # Only trainings note where they ran.
+                ranks = manifest["info"].get("placement", {}).get("world_size", 1)
+                hours = ranks * manifest["seconds"] / 3600
                 self._spent[stage.kind, stage.key] = hours
         scored, answers = (
             sum(self._spent["evaluate", stage.key] for stage in stages)
@@ -242,19 +246,18 @@ class Growth:
     def unit(self) -> str:
         return "GPU" if placement.gpus_of(self.nodes)[0] else "CPU"
 
-    def replay(self) -> tuple[State, Decision | None]:
-        """Replay all decisions; return the state to run, and the last decision, None if the first state is not complete."""
-        self._spent.clear()
-        state, last = self.begin(), None
+    def replay(self, state: State) -> tuple[State, Decision | None]:
+        """Replay the decisions from a state on; return the state to run, and the last decision, None if the first is not complete."""
+        last = None
         for last in design.play(state, self.measure, self.rule):
             state = last.state
         return state, last
 
     def rounds(self, say: Callable[[str], None]) -> Iterator[Sweep]:
         """Yield the sweep to run next, each time from what is complete by then, until the rule stops or trials fail."""
-        before = None
+        state, before = self.begin(), None
         while True:
-            state, decision = self.replay()
+            state, decision = self.replay(state)
             if state == before and not (decision and decision.stops):
                 return
             if decision:
@@ -287,7 +290,7 @@ class Growth:
 
     def forecast(self) -> str:
         """Say what the rule is expected to add to the complete trials, and what the whole sweep will cost."""
-        state, _ = self.replay()
+        state, _ = self.replay(self.begin())
         found = self.measure(state)
         if found is None:
             resolved = self.resolve(self.sweep(state))

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import os
 import shlex
 import signal
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.options import Gc, Report
-from orchestrator.cli.session import HOLES, Session, dump_json, shell_words
+from orchestrator.cli.session import HOLES, Session, dump_json, require_price, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
 from orchestrator.report.ensembles import ensemble_table
@@ -174,8 +173,7 @@ def report(session: Session, command: Report) -> int:
         raise SpecError("--by and --ensemble print another table each; give one of them.")
     other = None if command.compare is None else other_sweep(command.compare, store)
     axes = axes_of(declaration.trials)
-    if command.price is not None and not 0 <= command.price < math.inf:
-        raise SpecError(f"--price {command.price}: give $ per GPU-hour, 0 or more.")
+    require_price(command.price)
     if by is not None and by not in axes:
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
     written = write_full_report(

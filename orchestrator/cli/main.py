@@ -163,8 +163,7 @@ def _refuse_ignored(options: CommonOptions) -> None:
     read = _READS.get(type(options.command))
     if read is None or not isinstance(options, Options):
         return
-    known = {f"--{name.replace('_', '-')}" for name in ("command", *read)}
-    if ignored := [flag for flag in set_flags(options) if flag not in known]:
+    if ignored := set_flags(options, besides=("command", *read)):
         verb = type(options.command).__name__.lower()
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
         raise SpecError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import math
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from orchestrator.cli.design import Growth, design_lines, grows, shown_hours
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
-from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, select
+from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, require_price, select
 from orchestrator.cli.terminal import fits, fitting, late_bar, quiet, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node, local_capacity, read_cluster
@@ -56,17 +56,13 @@ class Ready:
     todo: Sequence[TrialPlan]
 
 
-def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
+def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     """Declare the sweep and find its missing trials, or with `again` the failed ones among its declared trials.
 
     A grid that --only or --max-trials narrows removes nothing from the declaration. Raises SweepError.
     """
     options, store = session.options, session.store
-    if options.extend and options.replace:
-        raise SpecError(
-            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
-        )
-    resolved, nodes = _prepared(session, build)
+    resolved, nodes = _prepared(session, sweep)
     if again:
         declaration = session.declaration()
     else:
@@ -101,12 +97,11 @@ def ready(session: Session, build: Build, *, again: bool = False) -> Ready:
     return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
 
 
-def _prepared(session: Session, build: Build) -> tuple[ResolvedSweep, tuple[Node, ...]]:
+def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node, ...]]:
     """Return the sweep with its stages, and the nodes to run it on. Raises SweepError.
 
     Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
     """
-    sweep = _sweep(session, build)
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
         return complete, ()
@@ -212,13 +207,15 @@ def carry_out(session: Session, work: Ready) -> Written:
     return written
 
 
-def rounds(session: Session, build: Build) -> Iterator[Build]:
-    """Yield the grid or, with --until or --budget, the grids to which it grows. Raises SweepError."""
-    if not grows(session):
-        yield build
-        return
-    for sweep in _growth(session, _sweep(session, build), fetch=True).rounds(session.say):
-        yield functools.partial(lambda sweep, _: sweep, sweep)
+def rounds(session: Session, build: Build, *, again: bool = False) -> Iterator[Sweep]:
+    """Yield the grid's sweep or, with --until or --budget, those to which it grows; with `again` only the first. Raises SweepError."""
+    if session.options.extend and session.options.replace:
+        raise SpecError(
+            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
+        )
+    sweep = _sweep(session, build)
+    grown = _growth(session, sweep, fetch=True).rounds(session.say) if grows(session) else iter([sweep])
+    yield from itertools.islice(grown, 1 if again else None)
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
@@ -235,13 +232,13 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
 
 def run(session: Session, build: Build, *, again: bool = False) -> int:
     """Run missing trials, or with `again` failed ones; then write the report, run analyses, and evict weights."""
-    grids = rounds(session, build)
+    grids = rounds(session, build, again=again)
     work = ready(session, next(grids), again=again)
     # Failures of these trials are printed when they happen.
     told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
-        for grid in () if again else grids:
+        for grid in grids:
             work = ready(session, grid)
             told += [item.key for item in work.todo]
             written = carry_out(session, work)
@@ -284,8 +281,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     """Print and return what is missing, where it would run, for how long and at what price."""
     command = session.options.command
     price = command.price if isinstance(command, Plan) else None
-    if price is not None and not 0 <= price < math.inf:
-        raise SpecError(f"--price {price}: give $ per GPU-hour, 0 or more.")
+    require_price(price)
     sweep = _sweep(session, build)
     growth = _growth(session, sweep, fetch=False)
     resolved = growth.grid

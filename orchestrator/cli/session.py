@@ -77,10 +77,16 @@ class Session:
         self.warn(*(() if self.options.json else lines))
 
 
-def set_flags(options: Any) -> list[str]:
-    """Return the flags of a dataclass that are not at their defaults."""
+def set_flags(options: Any, besides: Sequence[str] = ()) -> list[str]:
+    """Return the flags of a dataclass that are not at their defaults, without those of the fields `besides`."""
     given = (item.name for item in fields(options) if getattr(options, item.name) != item.default)
-    return [f"--{name.replace('_', '-')}" for name in given]
+    return [f"--{name.replace('_', '-')}" for name in given if name not in besides]
+
+
+def require_price(price: float | None) -> None:
+    """Raise SpecError for a price per GPU-hour that none can be."""
+    if price is not None and not 0 <= price < math.inf:
+        raise SpecError(f"--price {price}: give $ per GPU-hour, 0 or more.")
 
 
 def dump_json(value: object) -> None:
