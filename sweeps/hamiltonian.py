@@ -15,7 +15,6 @@ from typing import Any
 from orchestrator.cli.main import Grid, main
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
-from orchestrator.run.compute import weights_of
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
@@ -82,7 +81,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
     (training,), pairs = stage.reads, inputs.pairs["prompts"]
     assert isinstance(training, TrainStage)
-    base = weights_of(training.base, inputs.location)
+    base = training.base.weights(inputs.location)
     location = str(inputs.store.read("weights", training.key, "model") / "model")
     split = inputs.store.read("dataset", stage.prepared[0][1].split.digest)
     texts = read_written_pairs(split / "pairs.jsonl")

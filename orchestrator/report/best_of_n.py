@@ -373,22 +373,12 @@ def _quality(
 def _score(inputs: AnalysisInputs) -> PairScores:
     """Score the answers with the gold reward model, the analysis's base model."""
     from trainers.evaluate.scoring import score_pairs
-    from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
-    from trainers.pairs.templates import load_tokenizer
     from trainers.rewards import RewardSpec
 
     base, pairs = inputs.base, inputs.pairs["answers"]
     assert base is not None
-    model = load_model(
-        inputs.location,
-        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust, base.template),
-        output="head",
-        precision=base.precision,
-        revision=base.revision,
-        trust=base.trust,
-    )
-    module = RewardModule(model.to(device()), RewardSpec(kind="ex_rm"))
+    module = RewardModule(base.weights(inputs.location).model("head"), RewardSpec(kind="ex_rm"))
     chosen, rejected = score_pairs(module, pairs, reference=None, report=lambda row: None)
     index = np.array([pair.index for pair in pairs])
     return PairScores(chosen=chosen, rejected=rejected, index=index, longer=np.zeros_like(index))

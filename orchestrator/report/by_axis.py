@@ -44,7 +44,7 @@ def axis_tables(analysis: Analysis) -> Iterator[Table]:
     for axis, values in axes_of([result.record for result in analysis.results]).items():
         at = {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
         records = [result.record for result in analysis.results]
-        first = [_reward(record, axis) for record in records if record.reward == analysis.baseline]
+        first = [reward_without(record, axis) for record in records if record.reward == analysis.baseline]
         kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
         rows: list[dict[str, Value]] = [
             {
@@ -86,14 +86,14 @@ def at_value(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[
     for result in results:
         record = result.record
         if axis not in record.axes or shown(record.axes[axis]) == value:
-            yield replace(result, record=replace(record, reward=_reward(record, axis)))
+            yield replace(result, record=replace(record, reward=reward_without(record, axis)))
 
 
-def _reward(record: TrialRecord, axis: str) -> str:
-    """Return the reward type's name without the axis; axes stand at the end of the name."""
+def reward_without(record: TrialRecord, *axes: str) -> str:
+    """Return the reward type's name without these axes; axes stand at the end of the name."""
     named = {name: in_a_name(name, value) for name, value in record.axes.items()}
     plain = record.reward.removesuffix("".join(named.values()))
-    return plain + "".join(text for name, text in named.items() if name != axis)
+    return plain + "".join(text for name, text in named.items() if name not in axes)
 
 
 def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:

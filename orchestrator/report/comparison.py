@@ -370,7 +370,7 @@ class Analysis:
     def _over_models(
         self, scope: Scope, metric: str, models: tuple[str, ...], kinds: tuple[str, ...]
     ) -> Mean | None:
-        found = {model: seeds for model in models if (seeds := self._cells(scope, model, kinds, metric))}
+        found = {model: seeds for model in models if (seeds := self.cells(scope, model, kinds, metric))}
         if not found:
             return None
         return Mean(
@@ -390,7 +390,7 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
-    def _cells(
+    def cells(
         self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
     ) -> dict[int, tuple[TrialResult, ...]]:
         return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
@@ -402,7 +402,7 @@ class Analysis:
             for item in self.results
             if item.record.train_set == scope.train_set
         }
-        counts = {(model, kind) for model, kind in declared if self._cells(scope, model, (kind,))}
+        counts = {(model, kind) for model, kind in declared if self.cells(scope, model, (kind,))}
         known = {kind for _, kind in counts}
         lacking = {model for model, kind in declared - counts if kind in known}
         whole = {model for model, _ in counts} - lacking
@@ -438,7 +438,7 @@ class Analysis:
 
     def cells_of(self, scope: Scope, kinds: tuple[str, ...]) -> Iterator[tuple[TrialResult, ...]]:
         """Yield one trial of each type by model and seed, where all types count."""
-        return (cell for model in self.models for cell in self._cells(scope, model, kinds).values())
+        return (cell for model in self.models for cell in self.cells(scope, model, kinds).values())
 
 
 def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:

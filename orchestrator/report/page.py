@@ -31,7 +31,6 @@ from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
-    SCORES,
     TrialResult,
     TrialState,
     curve_rows,
@@ -104,12 +103,12 @@ def write_full_report(
     states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
     baseline = known_baseline(declaration, folder, baseline)
-    price = _note(folder).get("price") if price is None else price
+    last = _note(folder)
+    price = last.get("price") if price is None else price
     key = _key(declaration, states, store, baseline, price)
     files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
-    if not anew and _note(folder).get("key") == key and all(file.is_file() for file in files):
-        return Written(folder=folder, results=states, shown=Shown.of_json(_note(folder)["shown"]))
-    store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
+    if not anew and last.get("key") == key and all(file.is_file() for file in files):
+        return Written(folder=folder, results=states, shown=Shown.of_json(last["shown"]))
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.report import statistics
+from orchestrator.report.by_axis import reward_without
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.statistics import LEVEL, Floats
 from orchestrator.report.tables import Table, Value
-from orchestrator.spec.axes import in_a_name
 from orchestrator.store.records import CATEGORIES
 
 POWER = 0.80
@@ -23,11 +23,8 @@ def asked(analysis: Analysis) -> dict[tuple[Scope, str], Mean]:
 
     A type that differs from the baseline only in the value of an axis counts only where there is no other type.
     """
-    types = {}
-    for record in (result.record for result in analysis.results):
-        types[record.reward] = record.reward
-        for axis, value in record.axes.items():
-            types[record.reward] = types[record.reward].replace(in_a_name(axis, value), "", 1)
+    records = (result.record for result in analysis.results)
+    types = {record.reward: reward_without(record, *record.axes) for record in records}
     first = [kind for kind in analysis.others if types[kind] != types[analysis.baseline]] or analysis.others
     return {place: found for place, found in analysis.differences().items() if place[1] == first[0]}
 

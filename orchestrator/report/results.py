@@ -142,8 +142,7 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
         manifest = store.sound_manifest("prepare", prepared)
         return int(manifest["info"].get("too_long", 0)) if manifest else 0
 
-    scored = [*(item.key for record in records for item in record.evaluations)]
-    scored += [key for record in records for key in record.answers]
+    scored = [key for record in records for key in record.scored]
     store.look(train=[record.key for record in records], evaluate=scored)
     return [_trial_state(record, store, too_long) for record in records]
 
@@ -156,6 +155,10 @@ def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]
     """Return the trials with the scores of their evaluations; trials that have them are returned as they are."""
     # Seeds, models and reward types share splits.
     leaked = functools.cache(functools.partial(leaked_rows, store))
+    unread = [
+        item.key for state in states if not isinstance(state, TrialResult) for item in state.evaluations
+    ]
+    store.fetch_ahead("evaluate", unread, SCORES)
     return [
         state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
     ]

@@ -93,30 +93,24 @@ class Table:
     def title_of(self, name: str) -> str:
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
-    def text(self, row: Mapping[str, Value], name: str) -> str:
-        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval."""
+    def text(self, row: Mapping[str, Value], name: str, space: str = " ") -> str:
+        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval.
+
+        `space` stands between the parts of these two, so that they need not be broken there.
+        """
         value, form = row.get(name), self.forms.get(name, ".3f")
         if value is None:
             return NOTHING
         if isinstance(value, Estimate):
-            spread = "" if value.std is None else f" ± {value.std:.3f}"
-            return f"{value.value:{form}}{spread} [{value.low:{form}}, {value.high:{form}}]"
+            around = space or " "
+            spread = "" if value.std is None else f"{around}±{around}{value.std:.3f}"
+            return f"{value.value:{form}}{spread} [{value.low:{form}},{space}{value.high:{form}}]"
         if isinstance(value, float):
             return f"{value:{form}}"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
-    def line(self, row: Mapping[str, Value], space: str) -> tuple[str, ...]:
-        """Write a row for people; an estimate has `space` in the place of its spaces, so that it is not broken there."""
-        texts = ((row.get(name), self.text(row, name)) for name in self.names)
-        return tuple(
-            text.replace(" ± ", f"{space or ' '}±{space or ' '}").replace(", ", f",{space}")
-            if isinstance(value, Estimate)
-            else text
-            for value, text in texts
-        )
-
-    def texts(self) -> list[tuple[str, ...]]:
-        return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
+    def texts(self, space: str = " ") -> list[tuple[str, ...]]:
+        return [tuple(self.text(row, name, space) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
         """Return flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
@@ -187,7 +181,7 @@ class Table:
         for number, title in enumerate(titles[merged + 1 :], merged + 1):
             shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
         above: tuple[str, ...] = ()
-        for line in (self.line(row, "") for row in self.rows):
+        for line in self.texts(space=""):
             if above[:merged] != line[:merged]:
                 shown.add_section()
             for depth in range(merged):
@@ -200,12 +194,12 @@ class Table:
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:
         """Yield for each row whether it is a mean over models, and the CSS class, sort key and text of its values."""
         classes = {name: self.css(name) for name in self.names}
-        for row in self.rows:
+        for row, line in zip(self.rows, self.texts(space="\u00a0"), strict=True):
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
             plain = {
                 name: value.value if isinstance(value, Estimate) else value for name, value in row.items()
             }
-            cells = zip(classes.items(), self.line(row, "\u00a0"), strict=True)
+            cells = zip(classes.items(), line, strict=True)
             yield (
                 mean,
                 [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.report.comparison import Analysis, Mean, Scope, cells
+from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import dots, legend, name_rows, panels, rendered
 from orchestrator.report.page import Page, known_baseline, report_command, write_page
 from orchestrator.report.results import TrialResult, on_common_pairs, sweep_results
@@ -155,7 +155,7 @@ def _values(
 ) -> tuple[Estimate | None, Estimate | None, Estimate | None]:
     """Return the value of each sweep, and theirs − ours, over the models and seeds that both have."""
     here, there = (
-        {model: seeds for model in models if (seeds := cells(side.results, scope, model, kinds))}
+        {model: seeds for model in models if (seeds := side.cells(scope, model, kinds))}
         for side in (ours, theirs)
     )
     signs = (1, -1)[: len(kinds)]

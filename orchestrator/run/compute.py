@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.run.events import TakeRow
 from orchestrator.spec.stages import (
-    BaseModel,
     ConvertStage,
     EvaluateStage,
     PrepareStage,
@@ -32,7 +31,6 @@ from trainers.storage import Location, ObjectPath, remove_tree
 from trainers.train.stopping import StopLeft, never
 
 if TYPE_CHECKING:
-    from trainers.models.generation import Weights
     from trainers.pairs.packing import References
     from trainers.pairs.tokens import TokenPair
     from trainers.train.inputs import TrainResult
@@ -65,19 +63,6 @@ def run_shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
             _run_reference(stage, store, report)
 
 
-def weights_of(base: BaseModel, location: str) -> "Weights":
-    """Return how the base model at `location` is loaded as a language model."""
-    from trainers.models.generation import Weights
-
-    return Weights(
-        location=location,
-        revision=base.revision,
-        precision=base.precision,
-        trust=base.trust,
-        template=base.template,
-    )
-
-
 def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
     """Draw the answers; those drawn so far are kept with the checkpoints until the stage is complete."""
     from trainers.evaluate.sampling import draw_answers, scored_pairs, write_answers
@@ -86,7 +71,7 @@ def _run_sample(stage: SampleStage, store: Store, report: TakeRow) -> None:
     with store.write(stage.kind, stage.key, model=base.key, prompts=stage.prompts.digest) as attempt:
         pairs = read_written_pairs(store.read("dataset", stage.prompts.digest) / "pairs.jsonl")
         answers = draw_answers(
-            weights_of(base, base.found_at(store)),
+            base.weights(base.found_at(store)),
             stage.ends,
             pairs,
             stage.draw,
@@ -148,7 +133,7 @@ def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
-        model = weights_of(base, base.found_at(store)).model()
+        model = base.weights(base.found_at(store)).model()
         pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
         sums = compute_reference(model, pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")

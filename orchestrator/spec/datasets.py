@@ -92,13 +92,13 @@ class DatasetReader:
 
     def _read(self, spec: DatasetSpec, split: str) -> _Known:
         """Read the rows once, in a stream, for their digest; with `fetch` a copy goes into the store."""
-        parts = [self.split(part, part.train_split) for part in spec.parts if spec.mixture]
+        parts = [self.split(part, part.train_split) for part, _ in spec.mixture]
         if not all(part.fetched for part in parts):
             return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}"))
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         funnel: Funnel = []
-        found_pairs = self._mixed(spec) if spec.mixture else sources.iter_pairs(spec, split, left_out, funnel)
+        found_pairs = self._mixed(spec, parts) if parts else sources.iter_pairs(spec, split, left_out, funnel)
         with self._spool() as spool:
             for pair in written(found_pairs, spool):
                 digest.add(pair)
@@ -124,12 +124,11 @@ class DatasetReader:
                     attempt.info |= {"rows": found.rows} | ({"left_out": len(left_out)} if left_out else {})
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
-    def _mixed(self, spec: DatasetSpec) -> Iterator[Pair]:
+    def _mixed(self, spec: DatasetSpec, parts: Sequence[Split]) -> Iterator[Pair]:
         """Yield the pairs of a mixture, from the store's copies where it has them."""
         rows = [
-            pairs_of(self._store, self.split(part, part.train_split).digest)
-            or sources.read_pairs(part, part.train_split)
-            for part in spec.parts
+            pairs_of(self._store, known.digest) or sources.read_pairs(part, part.train_split)
+            for part, known in zip(spec.parts, parts, strict=True)
         ]
         return sources.mixed([share for _, share in spec.mixture], rows)
 

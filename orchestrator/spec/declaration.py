@@ -117,8 +117,9 @@ def adopted(
     differences = _differences(earlier, new)
     clash = list(dict.fromkeys((*(() if grows else _lost(earlier, both)), *differences)))
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
-        way = f"(--axis {words} --extend)" if (words := _as_axes(differences.values())) else ""
-        raise SpecError(_refusal(new, store, lost, way if clash else "(--extend)"))
+        words = _as_axes(differences.values())
+        named = f"add it with what is new in its trials' names (--axis {words} --extend)" if words else ""
+        raise SpecError(_refusal(new, store, lost, named if clash else "add it to the sweep (--extend)"))
     if adds and not replaces:
         new = both
     needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
@@ -209,10 +210,7 @@ def _refusal(new: Declaration, store: Store, lost: Sequence[str], extend: str) -
     free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
     ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
-        if extend:
-            names = " with what is new in its trials' names" if "--axis" in extend else " to the sweep"
-            ways.append(f"add it{names} {extend}")
-        ways += ["let it take the sweep's place (--replace)"]
+        ways += [*([extend] if extend else []), "let it take the sweep's place (--replace)"]
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
         f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."

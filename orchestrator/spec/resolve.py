@@ -11,7 +11,7 @@ from orchestrator.spec.models import REVISION_LOCK, architecture_of, ending_toke
 from orchestrator.spec.stages import SampleStage, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Category
+from orchestrator.store.records import CATEGORIES, Category
 from trainers.errors import DataError, ModelError, SpecError, SweepError
 from trainers.specs import DatasetSpec
 
@@ -131,7 +131,9 @@ def _require_distinct_names(sweep: Sweep) -> None:
 
 def _require_layers(trials: Sequence[TrialSpec], *, fetch: bool) -> None:
     """Refuse an adapter on layers that a model lacks, if that is known without running its code."""
-    for model, lora in {(trial.model, trial.lora): None for trial in trials if trial.lora}:
+    for (model, _), lora in {
+        (trial.model, trial.lora.targets): trial.lora for trial in trials if trial.lora
+    }.items():
         ask = not model.trust.trust_remote_code and (fetch or Path(model.source).exists())
         if shapes := architecture_of(model, ask=ask):
             lora.require_layers(f"model {model.name}", shapes.linear_layers)
@@ -163,9 +165,7 @@ def _refuse_training_rows(
 
 def _category(train: DatasetSpec, evaluated: DatasetSpec, reader: DatasetReader) -> Category:
     if train.mixture:
-        # From the nearest to the training set to the farthest.
-        order: tuple[Category, ...] = ("in-distribution", "token-level shift", "domain shift")
-        return min((_category(part, evaluated, reader) for part in train.parts), key=order.index)
+        return min((_category(part, evaluated, reader) for part in train.parts), key=CATEGORIES.index)
     if evaluated.rewriting_of == train.name:
         return "token-level shift"
     same_rows = (train.keep, train.selection) == (evaluated.keep, evaluated.selection)

@@ -9,7 +9,7 @@ sweeps (orchestrator/run/compute.py), and is done when its artifact is committed
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Union
 
 from orchestrator.spec.keys import Keyed, changed, content_key
 from orchestrator.spec.trials import TrialSpec
@@ -36,6 +36,9 @@ from trainers.specs import (
     Trust,
     ValidationSpec,
 )
+
+if TYPE_CHECKING:
+    from trainers.models.generation import Weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,18 @@ class BaseModel:
         if self.origin is None:
             return self.location
         return str(store.read(self.origin.kind, self.origin.key) / "model")
+
+    def weights(self, location: str) -> "Weights":
+        """Return how the model, which is at `location`, is loaded."""
+        from trainers.models.generation import Weights
+
+        return Weights(
+            location=location,
+            revision=self.revision,
+            precision=self.precision,
+            trust=self.trust,
+            template=self.template,
+        )
 
     @property
     def needs(self) -> "tuple[Stage, ...]":
@@ -426,22 +441,18 @@ def plan_trial(
         loss=spec.loss,
         lora=spec.lora,
     )
+
+    def evaluate(prepared: PrepareStage, epoch: int) -> EvaluateStage:
+        return EvaluateStage(train=train, prepared=prepared, reference=reference(prepared), epoch=epoch)
+
+    whole = replace(spec.eval_draw, max_pairs=None)
     eval_sets = [
         # A suite's score is defined over all of its prompts.
-        prepare(
-            split, replace(spec.eval_draw, max_pairs=None) if item.selection in SUITES else spec.eval_draw
-        )
+        prepare(split, whole if item.selection in SUITES else spec.eval_draw)
         for split, item in zip(eval_splits, spec.eval_sets, strict=True)
     ]
-    evaluations = tuple(
-        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=epoch)
-        for epoch in (*kept, last)
-        for item in eval_sets
-    )
-    answered = [prepare(sample.answers, replace(spec.eval_draw, max_pairs=None))] if sample else []
-    answers = tuple(
-        EvaluateStage(train=train, prepared=item, reference=reference(item), epoch=last) for item in answered
-    )
+    evaluations = tuple(evaluate(item, epoch) for epoch in (*kept, last) for item in eval_sets)
+    answers = (evaluate(prepare(sample.answers, whole), last),) if sample else ()
     return TrialPlan(spec=spec, train=train, evaluations=evaluations, answers=answers, gold=gold)
 
 

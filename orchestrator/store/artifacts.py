@@ -267,13 +267,14 @@ class Store:
 
         Where a trusted listing shows the file's ETag, the file is not read. Raises Damaged, StorageError.
         """
-        manifest, listed = self.manifest(stage, key), self._listed.get(stage, {})
-        if manifest is None:
-            return None
-        e_tag = manifest["files"].get(name, {}).get("e_tag")
-        file: Any = self._folder(stage, key) / manifest["attempt"] / name
-        if time.monotonic() < self._until.get(stage, 0.0) and e_tag and listed.get(file) == e_tag:
-            return manifest
+        if (listed := self._listed.get(stage)) and time.monotonic() < self._until.get(stage, 0.0):
+            manifest = self.manifest(stage, key)
+            if manifest is None:
+                return None
+            e_tag = manifest["files"].get(name, {}).get("e_tag")
+            file: Any = self._folder(stage, key) / manifest["attempt"] / name
+            if e_tag and listed.get(file) == e_tag:
+                return manifest
         found = self.found(stage, key, name)
         return found and found[0]
 

@@ -19,6 +19,7 @@ from trainers.storage import replace
 
 # How a training set and an evaluation set are related.
 Category = Literal["training pairs", "in-distribution", "token-level shift", "domain shift"]
+# From the nearest to the training set to the farthest.
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 

@@ -13,12 +13,12 @@ from trainers.models.loading import device, load_model
 from trainers.models.memory import memory_named
 from trainers.models.products import products_of
 from trainers.pairs.templates import load_tokenizer, padding_token
-from trainers.specs import Precision, Trust
+from trainers.specs import Output, Precision, Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """The location of a causal language model and how to load it; `base` locates an adapter's base model."""
+    """The location of a model and how to load it; `base` locates an adapter's base model."""
 
     location: str
     revision: str | None
@@ -31,15 +31,15 @@ class Weights:
         """Load the model's tokenizer."""
         return load_tokenizer(self.location, self.revision, self.trust, self.template)
 
-    def model(self) -> Any:
-        """Load the model with its unembedding, on a GPU if there is one. Raises ModelError.
+    def model(self, output: Output = "unembedding") -> Any:
+        """Load the model, on a GPU if there is one. Raises ModelError.
 
         An adapter's folder is loaded on its base model: the one that it names, or `base`.
         """
         model = load_model(
             self.location,
             tokenizer=self.tokenizer(),
-            output="unembedding",
+            output=output,
             precision=self.precision,
             revision=self.revision,
             trust=self.trust,
