@@ -428,43 +428,44 @@ def throughput(check: Check) -> Figures:
     precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
     batch, repetitions = (2, 1) if check.cpu else (8, 5)
     small, large = (ARCHITECTURES[f"meta-llama/Llama-3.{name}"] for name in ("2-1B", "1-8B-Instruct"))
-    cells = [("1B", small, *cell, contenders) for cell in itertools.product(precisions, ("ex_rm", "im_rm"))]
+    models = [("1B", small, [*itertools.product(precisions, ("ex_rm", "im_rm"))], contenders)]
     # Eight of its 32 layers: 45 GB of weights, gradients and moments.
     if not check.cpu and torch.cuda.mem_get_info()[1] > 75e9:
-        cells.append(("8B cut to 8 layers", replace(large, layers=8), "bf16", "im_rm", [OURS]))
+        models.append(("8B cut to 8 layers", replace(large, layers=8), [("bf16", "im_rm")], [OURS]))
     found: Figures = {}
-    for name, shapes, precision, kind, names in cells:
+    for name, sizes, cells, names in models:
         config = {
-            "vocab_size": 512 if check.cpu else shapes.vocabulary,
-            "hidden_size": 32 if check.cpu else shapes.hidden,
-            "intermediate_size": 64 if check.cpu else shapes.intermediate,
-            "num_hidden_layers": 2 if check.cpu else shapes.layers,
-            "num_attention_heads": 4 if check.cpu else shapes.heads,
-            "num_key_value_heads": 2 if check.cpu else shapes.key_heads,
+            "vocab_size": 512 if check.cpu else sizes.vocabulary,
+            "hidden_size": 32 if check.cpu else sizes.hidden,
+            "intermediate_size": 64 if check.cpu else sizes.intermediate,
+            "num_hidden_layers": 2 if check.cpu else sizes.layers,
+            "num_attention_heads": 4 if check.cpu else sizes.heads,
+            "num_key_value_heads": 2 if check.cpu else sizes.key_heads,
             "max_position_embeddings": 4096,
         }
         with tempfile.TemporaryDirectory() as folder:
             lengths = (9, 7, 5) if check.cpu else PAIR
             drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
-            jobs = [
-                Job(contender=one, task="train", kind=kind, drawn=drawn, precision=precision, batch=batch)
-                for one in names
-            ]
-            measured = measure(jobs, repetitions)
-            seconds = {one: turns.seconds() for one, turns in measured.items()}
-            values = [turns.value for turns in measured.values()]
-            # Contenders that compute the same step agree on its loss, within the precision.
-            if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
-                raise WrongNumber(f"{name} {precision} {kind}: the contenders' losses are {values}")
-            own = statistics.median(seconds[OURS])
             shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
-            found[f"{name} {precision} {kind}"] = {
-                "pairs/s": batch / own,
-                "peak GB": measured[OURS].peak_bytes / 1e9,
-                **{f"times {one}": ratio_to_ours(seconds, one) for one in names[1:]},
-                **_planned(shapes, kind, precision, batch, own, check),
-                **_profiled(jobs[0], check),
-            }
+            for precision, kind in cells:
+                jobs = [
+                    Job(contender=one, task="train", kind=kind, drawn=drawn, precision=precision, batch=batch)
+                    for one in names
+                ]
+                measured = measure(jobs, repetitions)
+                seconds = {one: turns.seconds() for one, turns in measured.items()}
+                values = [turns.value for turns in measured.values()]
+                # Contenders that compute the same step agree on its loss, within the precision.
+                if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
+                    raise WrongNumber(f"{name} {precision} {kind}: the contenders' losses are {values}")
+                own = statistics.median(seconds[OURS])
+                found[f"{name} {precision} {kind}"] = {
+                    "pairs/s": batch / own,
+                    "peak GB": measured[OURS].peak_bytes / 1e9,
+                    **{f"times {one}": ratio_to_ours(seconds, one) for one in names[1:]},
+                    **_planned(shapes, kind, precision, batch, own, check),
+                    **_profiled(jobs[0], check),
+                }
     return found
 
 

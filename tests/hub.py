@@ -5,12 +5,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
-from tests.loopback import Loopback, Quiet
+from tests.loopback import Loopback, Quiet, ask_at
 
 TOKEN = "hf_" + "s3cret" * 4
 FILES = re.compile(
@@ -107,12 +107,8 @@ def pushed_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PushedHub]:
     """Let huggingface_hub speak to a hub of its own, with its token."""
     from huggingface_hub import constants
 
-    served = PushedHub()
-    monkeypatch.setattr(constants, "ENDPOINT", served.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    yield served
-    served.close()
+    with closing(PushedHub()) as served:
+        ask_at(served.url, monkeypatch)
+        yield served

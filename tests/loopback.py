@@ -3,6 +3,8 @@
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 
 class Quiet(BaseHTTPRequestHandler):
     """A handler that writes no line for each request."""
@@ -26,3 +28,13 @@ class Loopback:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+def ask_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub ask the server at `url`, past every proxy."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)

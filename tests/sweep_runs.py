@@ -1,6 +1,7 @@
 """The commands of sweeps/ in this process, at their smallest: no Ray, an untrained two-layer model."""
 
 import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,10 @@ from orchestrator.store.artifacts import Store
 
 # The flags of the smallest training with its evaluations.
 SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8", "--seeds", "0")
+
+
+def _drawing(draws: bool) -> AbstractContextManager[object]:
+    return contextlib.nullcontext() if draws else mock.patch.object(page, "every_figure", return_value=())
 
 
 def run_sweep(
@@ -30,9 +35,8 @@ def run_sweep(
     Only where it `draws` has the report its figures, which take seconds; a follow-up's own are always drawn.
     """
     words = [*arguments, "--profile", "laptop", "--backend", "inline", "--storage", str(storage)]
-    undrawn = mock.patch.object(page, "every_figure", return_value=())
     experiment = Grid(build=build, profiles=profiles, follow_up=follow_up)
-    with pytest.raises(SystemExit) as ended, contextlib.nullcontext() if draws else undrawn:
+    with pytest.raises(SystemExit) as ended, _drawing(draws):
         main(experiment, storage.parent / f"{name}.py", arguments=words)
     return int(ended.value.code or 0)
 
@@ -42,12 +46,13 @@ def trial_rows(storage: Path, sweep: str) -> list[dict[str, Any]]:
     return parquet.read_table(Store(storage).sweep_dir(sweep) / "trials.parquet").to_pylist()
 
 
-def run_analysis(module: Any, storage: Path, *arguments: str) -> int:
-    """The exit code of the command of an analysis in sweeps/."""
+def run_analysis(module: Any, storage: Path, *arguments: str, draws: bool = True) -> int:
+    """The exit code of the command of a file in sweeps/; its report has figures only where it `draws`."""
     file = storage.parent / f"{module.__name__.removeprefix('sweeps.')}.py"
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended, _drawing(draws):
         main(module.EXPERIMENT, file, arguments=[*arguments, "--storage", str(storage)])
-    return int(ended.value.code or 0)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def artifacts(storage: Path) -> dict[str, Path]:

@@ -95,14 +95,6 @@ def address(addresses: dict[str, str]) -> str:
     return addresses["runs"]
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go."""
-    folder = Path(os.environ.get("RMSWEEP_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def test_runs_are_listed_under_their_sweep_and_twenty_compared(
     driver: webdriver.Chrome, address: str, pictures: Path
 ):

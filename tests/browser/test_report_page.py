@@ -1,7 +1,6 @@
 """A sweep's report in a real browser: wide, narrow and on a phone, light and dark, and on paper; screenshots are left beside MLflow's."""
 
 import base64
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +24,6 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
         declared = simulated_sweep(store, models=("llama-3.2-1b", "qwen2.5-1.5b"), pairs=30, steps=6)
         started.get((write_full_report(declared, store).folder / "report.html").as_uri())
         yield started
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("RMSWEEP_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def look(driver: webdriver.Chrome, width: int, scheme: str) -> None:

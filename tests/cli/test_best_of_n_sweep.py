@@ -4,18 +4,15 @@ import json
 import shutil
 from itertools import combinations
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from orchestrator import open_sweep
-from orchestrator.cli.main import main
-from orchestrator.report import page
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import WEIGHTS, Store
 from sweeps import best_of_n
-from tests.sweep_runs import artifacts, trial_rows
+from tests.sweep_runs import artifacts, run_analysis, trial_rows
 from trainers.evaluate.sampling import read_answers
 from trainers.evaluate.scores import read_pair_scores
 
@@ -24,24 +21,13 @@ EX_RM = "small · ex_rm · tiny_world · s0"
 ASKED = ("--samples", "6", "--max-new-tokens", "3", "--max-prompts", "5")
 
 
+SMALL = ["--max-train-pairs", "16", "--max-eval-pairs", "8", "--seeds", "0", "--lr", "1e-3", "--epochs", "20"]
+
+
 def run(storage: Path, model: Path, *words: str, name: str = "best_of_n") -> int:
-    small = (
-        "--max-train-pairs",
-        "16",
-        "--max-eval-pairs",
-        "8",
-        "--seeds",
-        "0",
-        "--lr",
-        "1e-3",
-        "--epochs",
-        "20",
-    )
-    common = [*words, "--models", f"small={model}", *SETS, *ASKED, *small]
-    common += ["--profile", "laptop", "--backend", "inline", "--storage", str(storage), "--name", name]
-    with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
-        main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=common)
-    return int(ended.value.code or 0)
+    common = ["--models", f"small={model}", *SETS, *ASKED, *SMALL]
+    common += ["--profile", "laptop", "--backend", "inline", "--name", name]
+    return run_analysis(best_of_n, storage, *words, *common, draws=False)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +100,7 @@ def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
 
 @pytest.mark.parametrize("command", ["status", "report", "gc"])
 def test_what_reads_the_sweep_needs_none_of_its_flags(storage, command, capsys):
-    words = [command, "--storage", str(storage)]
-    with pytest.raises(SystemExit) as ended, mock.patch.object(page, "every_figure", return_value=()):
-        main(best_of_n.EXPERIMENT, storage.parent / "best_of_n.py", arguments=words)
-    assert ended.value.code == 0
+    assert run_analysis(best_of_n, storage, command, draws=False) == 0
     said = capsys.readouterr().out
     assert "artifacts/" not in said
     if command == "report":

@@ -1,7 +1,6 @@
 """A gang reads its model once, and under ZeRO 3 no rank holds the whole: the same training, and how much memory it takes."""
 
 import functools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,14 +69,8 @@ def trained_both_ways(models: dict[str, str], folder: Path) -> dict[str, Any]:
 @pytest.fixture
 def models(tiny_model, tmp_path) -> dict[str, str]:
     """The tiny model, and the same without markers of conversations, which are given rows."""
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    for file in tiny_model.iterdir():
-        (plain / file.name).write_bytes(file.read_bytes())
-    (plain / "chat_template.jinja").unlink(missing_ok=True)
-    settings = json.loads((plain / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    bare = shutil.ignore_patterns("chat_template.jinja")
+    plain = shutil.copytree(tiny_model, tmp_path / "plain", ignore=bare)
     return {"": str(tiny_model), "no template": str(plain)}
 
 

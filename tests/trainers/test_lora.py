@@ -300,12 +300,9 @@ def test_layers_are_told_of_a_language_model_with_images_and_of_a_folder_without
 
 
 def test_an_adapter_that_would_have_to_hold_rows_for_markers_is_refused(tiny_model, tmp_path):
-    folder = shutil.copytree(tiny_model, tmp_path / "bare")
-    tokenizer = load_tokenizer(str(folder))
-    tokenizer.chat_template = None
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    tokenizer.save_pretrained(folder)
-    assert len(load_tokenizer(str(folder))) > len(tokenizer)
+    bare = shutil.ignore_patterns("chat_template.jinja")
+    folder = shutil.copytree(tiny_model, tmp_path / "bare", ignore=bare)
+    assert len(load_tokenizer(str(folder))) > len(load_tokenizer(str(tiny_model)))
     with pytest.raises(ModelError, match=r"no rows for the markers .* train it without --lora-rank"):
         load(folder, "ex_rm", head_seed=0, lora=LORA)
 

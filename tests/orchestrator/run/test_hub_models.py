@@ -13,7 +13,7 @@ from orchestrator.cli.run import fetch_models_here
 from orchestrator.cli.session import Session
 from orchestrator.spec.stages import TrialPlan
 from orchestrator.store.artifacts import Store
-from tests.loopback import Loopback, Quiet
+from tests.loopback import Loopback, Quiet, ask_at
 from tests.orchestrator.sweep_samples import plan, trial
 
 REVISION = "a" * 40
@@ -83,14 +83,11 @@ def hub(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     served = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    ask_at(served.url, monkeypatch)
     files = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + files)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("orchestrator.cli.run.cluster_address", lambda: None)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
     yield served
     served.close()
 

@@ -18,7 +18,7 @@ from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.trials import PlacementRule
 from orchestrator.store.artifacts import Store, digest_file
 from orchestrator.store.gc import garbage, remove
-from tests.loopback import Loopback, Quiet
+from tests.loopback import Loopback, Quiet, ask_at
 from tests.model_files import write_gguf, write_model
 from tests.orchestrator.sweep_samples import (
     HAMILTONIAN,
@@ -410,19 +410,10 @@ class Hub(Loopback):
         super().__init__(Handler)
 
 
-def _ask_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     served = Hub()
-    _ask_at(served.url, monkeypatch)
+    ask_at(served.url, monkeypatch)
     yield served
     served.close()
 
