@@ -33,6 +33,7 @@ import tyro
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
+from trainers.models import attention
 from trainers.models.attention import MaskRule, pair_attention
 from trainers.models.products import settle_products
 from trainers.models.unembedding import Unembedding
@@ -49,6 +50,7 @@ SHORT = (40, 30, 30)
 # Query heads, key heads, width of a head, soft cap, window: the models of the paper's grid, and the narrowest one built in.
 HEADS: Mapping[str, tuple[int, int, int, float | None, int | None]] = {
     "Llama-3.2-1B": (32, 8, 64, None, None),
+    "Llama-3.2-1B, window": (32, 8, 64, None, 96),
     "Llama-3.2-3B": (24, 8, 128, None, None),
     "Llama-3.1-8B": (32, 8, 128, None, None),
     "Qwen2.5-1.5B": (12, 2, 128, None, None),
@@ -140,14 +142,23 @@ def _kernel(check: Check, name: str, precision: str) -> Figures:
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _dense(query, key, value, layout, window, softcap)
 
-    dtype = DTYPES[precision]
-    figures = _compared(
-        f"attention of {name} in {precision}",
-        _attended(states, packed, dtype),
-        _attended(states, dense, torch.float64),
-        dtype,
-    )
-    return figures if check.cpu else {**figures, **_measured(lambda: _attended(states, packed, dtype))}
+    def flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scale = 1 / math.sqrt(width)
+        return attention._flex_attention(query, key, value, layout, scale, rule, softcap).transpose(1, 2)
+
+    dtype, expected = DTYPES[precision], _attended(states, dense, torch.float64)
+    what, once = f"attention of {name} in {precision}", _attended(states, packed, dtype)
+    figures = _compared(what, once, expected, dtype)
+    if check.cpu:
+        return figures
+    figures |= _measured(lambda: _attended(states, packed, dtype))
+    if softcap is None and attention.fits_flash(states[0], states[2]):
+        if not all(map(torch.equal, once, _attended(states, packed, dtype))):
+            raise WrongNumber(f"{what}: it is another one the second time")
+        other = _compared(f"{what} by FlexAttention", _attended(states, flex, dtype), expected, dtype)
+        other |= _measured(lambda: _attended(states, flex, dtype))
+        figures |= {f"{key} of FlexAttention": value for key, value in other.items()}
+    return figures
 
 
 def _compared(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> Figures:
@@ -379,6 +390,57 @@ def memory(check: Check) -> Figures:
     return {"GB": total / 1e9, "GB free": free / 1e9}
 
 
+def streaming(check: Check) -> Figures:
+    """Scores of a model whose layers come from host memory one after another: those of the whole model, bit for bit."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from trainers.evaluate.scoring import score_pairs
+    from trainers.models.layouts import settle_layout
+    from trainers.models.reward_parts import RewardModule
+    from trainers.models.streaming import stream_layers
+    from trainers.pairs.tokens import TokenPair
+    from trainers.rewards import RewardSpec
+
+    sizes = (64, 128, 4) if check.cpu else (2048, 8192, 16)
+    config = LlamaConfig(
+        vocab_size=512,
+        **dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers"), sizes, strict=True)),
+    )
+    config.num_attention_heads, config.num_key_value_heads, config.num_labels = 8, 2, 1
+    torch.manual_seed(SEED)
+    model = LlamaForSequenceClassification(config).eval()
+    settle_layout(model, "the model of this check")
+    parts = [
+        [1 + (place * 7 + number) % 500 for place in range(length)] for number, length in enumerate(PAIR)
+    ]
+    pairs = [TokenPair(index=n, prompt=parts[0][n:], chosen=parts[1], rejected=parts[2]) for n in range(16)]
+
+    def scored() -> tuple[list[float], float, float]:
+        reward, began = RewardModule(model, RewardSpec(kind="ex_rm")), 0.0
+        for _ in range(2):
+            began = time.perf_counter()
+            found = score_pairs(reward, pairs, reference=None, report=lambda row: None)
+        used = 0.0 if check.cpu else torch.cuda.max_memory_allocated() / 1e9
+        return [*found[0].tolist(), *found[1].tolist()], time.perf_counter() - began, used
+
+    stream_layers(model, check.device)
+    mine, streamed_s, streamed_gb = scored()
+    for layer in model.model.layers:
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+    model.to(check.device)
+    right, whole_s, whole_gb = scored()
+    if mine != right:
+        raise WrongNumber("scores of streamed layers are not those of the whole model")
+    if check.cpu:
+        return {}
+    if not streamed_gb < whole_gb:
+        raise WrongNumber(
+            f"streamed layers took {streamed_gb:.2f} GB where the whole model took {whole_gb:.2f}"
+        )
+    return {"times the whole model's seconds": streamed_s / whole_s, "GB": streamed_gb, "GB whole": whole_gb}
+
+
 def sweep(check: Check) -> Figures:
     """A small sweep on Ray, from reference to report; afterwards no process of theirs holds the card."""
     _require("ray", "deepspeed", "mlflow")
@@ -541,7 +603,7 @@ def _require(*packages: str) -> None:
 
 
 STEPS: Mapping[str, Callable[[Check], Figures]] = {
-    step.__name__: step for step in (versions, kernels, head, training, memory, sweep, throughput)
+    step.__name__: step for step in (versions, kernels, head, training, memory, streaming, sweep, throughput)
 }
 
 

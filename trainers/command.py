@@ -307,14 +307,15 @@ class OnPairs(TemplateFlags):
         return load_tokenizer(location, None, self.trust, given_template(self.template))
 
     def load(self, location: str, output: Output, device: str) -> Any:
-        """Load the model at `location` onto a device. Raises ModelError."""
+        """Load the model at `location` to score on a device. Raises ModelError."""
         from trainers.models.loading import load_model
+        from trainers.models.streaming import to_score
 
         tokenizer = self.tokenizer(location)
         model = load_model(
             location, tokenizer=tokenizer, output=output, precision=self.precision, trust=self.trust
         )
-        return model.to(device)
+        return to_score(model, device)
 
     def tokenize(self, rows: Sequence[Any], location: str, model: str) -> "list[TokenPair]":
         """Return the drawn pairs as tokens of the `model` at `location`, and print what was left out or looks wrong."""

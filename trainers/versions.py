@@ -11,6 +11,7 @@ Interfaces of libraries that this package uses though they are private:
       data_types.grad_accum_dtype            with bf16 it chooses BF16_Optimizer at ZeRO-1, which the memory model counts (engine)
     torch 2.13
       torch._dynamo.config.specialize_float  a soft-cap is a constant of FlexAttention's graphs (attention)
+      aten._flash_attention_forward, _backward  torch.nn.attention.varlen calls them, and saves what it need not (attention)
     transformers 5.23
       masking_utils.causal_mask_function     recognised, so that plain causal attention takes the fast kernel (attention)
       config._attn_implementation            no public name for the attention that a model runs with (layouts)

@@ -212,6 +212,8 @@ class Options(ReadingOptions, CommonOptions):
     """Replace the sweep of this name by this grid. Artifacts of its earlier trials stay in the storage."""
     checkpoint_steps: Annotated[int | None, flag("N", "one checkpoint every ten minutes")] = None
     """Optimiser steps between checkpoints."""
+    compile: bool = False
+    """Compile the layers of models that train without ZeRO 3: takes minutes at the first step, speeds up later ones."""
     grace_s: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = GRACE_S
     """Time for a last checkpoint after SIGINT or SIGTERM; give 110 on spot machines."""
     allow_pickle: bool = False

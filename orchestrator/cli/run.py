@@ -199,6 +199,8 @@ def carry_out(session: Session, work: Ready) -> Written:
     if work.todo:
         fetch_models_here(session, work.todo)
         placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
+        if session.options.compile:
+            placements = {key: placement.compiled(placed) for key, placed in placements.items()}
         done = len(work.resolved.plans) - len(work.missing)
         return run_missing(session, work.declaration, work.todo, placements, done)
     gc.clear_up(session.store, session.sweep_name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
-from orchestrator.plan.memory import PairTokens, Training
+from orchestrator.plan.memory import SCORED_TOKENS, PairTokens, Training, scoring
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.stages import PrepareStage, PretrainStage, TrialPlan
@@ -25,6 +25,8 @@ CPU_TFLOPS = 0.1
 # Bytes that an update reads and writes for a parameter (gradient, weight, two moments, in fp32), and GB/s: of an
 # offloaded update in the host's memory, and of a CPU's memory and between its processes. ASSUMED.
 UPDATE_BYTES, HOST_GB_S, CPU_GB_S = 28, 50.0, (10.0, 1.0)
+# GB/s from a host to one of its GPUs (PCIe 4 with 16 lanes reaches about 25): ASSUMED.
+PCIE_GB_S = 20.0
 # Overhead of a forward pass, and of a process before its first step: ASSUMED.
 FORWARD_S = {"cpu": 0.01, "cuda": 0.03}
 SET_UP_S = {"cpu": 1.0, "cuda": 90.0}
@@ -177,10 +179,15 @@ class Durations:
 
     def scoring_s(self, plan: TrialPlan, stages: Iterable[PrepareStage], placement: Placement) -> float:
         """Return the seconds of a process that scores these sets by the plan's model on one device."""
-        if training_of(plan.spec, plan.architecture) is None:
+        training = training_of(plan.spec, plan.architecture)
+        if training is None:
             return UNKNOWN_S
-        sets = (_prepared(stage, self.store) for stage in stages)
-        return SET_UP_S[placement.device] + sum(self._forwards_s(plan, *found) for found in sets)
+        sets = [_prepared(stage, self.store) for stage in stages]
+        seconds = SET_UP_S[placement.device] + sum(self._forwards_s(plan, *found) for found in sets)
+        if self.kind is None:
+            return seconds
+        forwards = sum(math.ceil(pairs * lengths.total / SCORED_TOKENS) for pairs, lengths in sets)
+        return seconds + forwards * scoring(training, self.kind.gb).copied_gb / PCIE_GB_S
 
     def _forwards_s(self, plan: TrialPlan, pairs: int, lengths: PairTokens) -> float:
         """Return the seconds of the forward passes of the pairs; 0 if the model's size is unknown."""
@@ -213,9 +220,9 @@ def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
 
 
 def slowest(nodes: Iterable[Node]) -> GpuKind | None:
-    """Return the lowest of each rate over the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
+    """Return the lowest memory and rates of the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
     kinds = [kind for node in nodes if (kind := node.kind) is not None]
-    rates = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
+    rates = ("gb", "bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
     worst = {rate: min(getattr(kind, rate) for kind in kinds) for rate in rates if kinds}
     return kinds[0]._replace(**worst) if kinds else None
 

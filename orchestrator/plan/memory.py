@@ -9,7 +9,14 @@ Units: bytes inside, GB (10⁹ bytes) outside. `width` is the bytes of a weight:
 import math
 from dataclasses import dataclass, replace
 
-from trainers.models.architecture import Architecture
+from trainers.models.architecture import (
+    LOGITS_BLOCK,
+    SCORED_TOKENS,
+    UNMEASURED_GB,
+    UNMEASURED_SHARE,
+    Architecture,
+    scoring_gb,
+)
 from trainers.rewards import RewardSpec
 from trainers.specs import LoraSpec, OptimSpec, Placement, Precision
 
@@ -20,12 +27,10 @@ BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000
 PREFETCHED = 50_000_000
 REUSED = 500_000_000
-# trainers/models/unembedding.py: elements of a block of logits, and its fewest vocabulary entries.
-LOGITS_BLOCK, LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 24, 1 << 21, 256
-# trainers/pairs/packing.py: tokens of a scoring forward.
-SCORED_TOKENS = 4096
-# CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
-UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
+# trainers/models/unembedding.py: elements of a block of logits on a CPU, and its fewest vocabulary entries.
+LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 21, 256
+# Pinned memory is given in powers of two: 1.1 of what an 8B's layers take, ASSUMED of others.
+PINNED = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,15 +173,38 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     return replace(peak, unmeasured=UNMEASURED_GB + UNMEASURED_SHARE * peak.total) if on_gpu else peak
 
 
-def scoring_gb(training: Training) -> float:
-    """Predict the memory of the one GPU that scores pairs with the whole model, as a reference or after training."""
-    shapes = training.architecture
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How a GPU scores with a model, as a reference or after training: memory of it and of the host, and GB of each forward's copies.
+
+    A model that it does not hold stays in host memory, and two of its layers are on the GPU (trainers/models/streaming.py).
+    """
+
+    gb: float
+    host_gb: float = 0.0
+    copied_gb: float = 0.0
+
+
+def scoring(training: Training, gpu_gb: float) -> Scoring:
+    """Predict how a GPU of that memory scores with the model."""
+    shapes, output = training.architecture, training.reward.type.output
     width = 2 if training.precision == "bf16" else 4
     tokens = max(SCORED_TOKENS, training.pair.total)
-    held = float(width * shapes.trained(training.reward.type.output))
-    # One layer's working memory, and a block of logits.
-    held += tokens * (3 * shapes.intermediate + 3 * shapes.hidden) * width + 4 * LOGITS_BLOCK
-    return UNMEASURED_GB + (1 + UNMEASURED_SHARE) * held / GB
+    held = float(width * shapes.trained(output))
+    tables = 1 if shapes.tied or output == "head" else 2
+    outside = float(width * tables * shapes.vocabulary * shapes.hidden)
+
+    def gb(weights: float) -> float:
+        return scoring_gb(weights, shapes.hidden, shapes.intermediate, width, tokens)
+
+    if gb(held) <= gpu_gb:
+        return Scoring(gb=gb(held))
+    layers = held - outside
+    return Scoring(
+        gb=gb(outside + min(2, shapes.layers) * layers / shapes.layers),
+        host_gb=PINNED * layers / GB,
+        copied_gb=layers / GB,
+    )
 
 
 def _moments_bytes(optim: OptimSpec) -> int:

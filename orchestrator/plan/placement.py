@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from orchestrator.plan.hardware import GPU_KINDS, Node
-from orchestrator.plan.memory import PairTokens, Training, footprint, scoring_gb
+from orchestrator.plan.memory import PairTokens, Training, footprint, scoring
 from orchestrator.spec import catalog
 from orchestrator.spec.trials import PlacementRule, TrialSpec, matches
 from trainers.errors import PlanError, SpecError
@@ -53,6 +53,11 @@ def place(
     if found is None:
         raise PlanError(_why_not(trial, training, gpus))
     return found
+
+
+def compiled(placed: Placement) -> Placement:
+    """Return the placement with layers that are compiled, which ZeRO 3 does not allow."""
+    return replace(placed, compile=placed.zero_stage < 3)
 
 
 def training_of(trial: TrialSpec, architecture: Architecture | None = None) -> Training | None:
@@ -102,8 +107,9 @@ def gpus_of(capacity: Iterable[Node]) -> Gpus:
 
 @functools.lru_cache(maxsize=4096)
 def fitting(training: Training, gpus: Gpus) -> Placement | None:
-    """Place a training on these GPUs; None if they cannot hold it, or one of them cannot hold the model for scoring."""
-    if scoring_gb(training) > gpus.gb:
+    """Place a training on these GPUs; None if they cannot hold it, or one of them cannot score with the model."""
+    scored = scoring(training, gpus.gb)
+    if scored.gb > gpus.gb or scored.host_gb > gpus.host_gb:
         return None
     for least in _candidates(training, gpus.number):
 
@@ -161,9 +167,11 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
         f"offloaded optimiser ({least.state:.0f} GB of training state, {least.activations:.0f} GB of activations of a "
         f"pair of {training.pair.total:.0f} tokens, {least.unmeasured:.0f} GB of margin)"
     )
-    scoring = scoring_gb(training)
-    if scoring > gpu_gb:
-        needs = f"{scoring:.0f} GB on one GPU to be scored, since scoring is not divided over GPUs, and the smallest have {gpu_gb:g} GB"
+    scored = scoring(training, gpu_gb)
+    if scored.gb > gpu_gb:
+        needs = f"{scored.gb:.0f} GB on one GPU to be scored, even layer by layer, and the smallest have {gpu_gb:g} GB"
+    elif scored.host_gb > host_gb:
+        needs = f"{scored.host_gb:.0f} GB of host memory a GPU to be scored layer by layer, not {host_gb:.0f}"
     return (
         f"{trial.model.name} · {trial.reward.name} needs {needs}. It would fit "
         f"{', or '.join(ways) or 'on larger GPUs, with a smaller model, or in bf16'}."

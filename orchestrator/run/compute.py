@@ -236,6 +236,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
     from trainers.evaluate.scoring import score_pairs
     from trainers.models.loading import device, load_model
     from trainers.models.reward_parts import RewardModule
+    from trainers.models.streaming import to_score
     from trainers.pairs.templates import load_tokenizer
     from trainers.train.checkpoints import model_folder
 
@@ -251,7 +252,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
         trust=train.base.trust,
         base=(train.base.found_at(store), train.base.revision) if train.lora else None,
     )
-    reward = RewardModule(model.to(device()), train.reward)
+    reward = RewardModule(to_score(model, device()), train.reward)
     for stage in missing:
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:

@@ -194,13 +194,15 @@ def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
     """
     if fresh.world_size >= placement.world_size or fresh.device != placement.device:
         return None
+    stage = max(fresh.zero_stage, placement.zero_stage)
     return replace(
         fresh,
+        compile=placement.compile and stage < 3,
         # A forward that was too large for one rank stays too large in a smaller gang.
         forward_tokens=min(fresh.forward_tokens, placement.forward_tokens),
         checkpointing=fresh.checkpointing or placement.checkpointing,
         # A checkpoint does not resume at another ZeRO stage; a higher one never needs more memory.
-        zero_stage=max(fresh.zero_stage, placement.zero_stage),
+        zero_stage=stage,
     )
 
 

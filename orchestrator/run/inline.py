@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -63,6 +64,7 @@ class InlineBackend:
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one."""
+        gc.collect()
         call = TrainCall(
             placement=dataclasses.replace(placement, world_size=1),
             checkpoint_steps=self.execution.checkpoint_steps,
@@ -73,6 +75,8 @@ class InlineBackend:
             compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
+        # An engine and its model refer to each other, and would keep the GPU's memory.
+        gc.collect()
         with reporting("evaluate", self.post) as report:
             compute.run_evaluations(stages, self.execution.store, report)
 

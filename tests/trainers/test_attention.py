@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -188,6 +189,96 @@ def test_a_block_mask_is_the_one_that_torch_makes_of_all_tokens_at_once(parts, w
     assert found.seq_lengths == expected.seq_lengths
     for left, right in zip(found.as_tuple()[2:-1], expected.as_tuple()[2:-1], strict=True):
         assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def plain_flash(query, key, value, of_query, of_key, most_queries, most_keys, *flags, **options):
+    """What torch's FlashAttention promises: row by row, the last query sees the last key, and a window looks back."""
+    dropout, causal, debug = flags
+    before, after = options["window_size_left"], options["window_size_right"]
+    assert (dropout, debug, after, causal) == (0.0, False, 0, before < 0)
+    assert of_query.dtype == of_key.dtype == torch.int32
+    parts = []
+    for (first, last), (begin, end) in zip(
+        pairwise(of_query.tolist()), pairwise(of_key.tolist()), strict=True
+    ):
+        assert last - first <= most_queries
+        assert end - begin <= most_keys
+        at, of = (
+            torch.arange(last - first)[:, None] + (end - begin) - (last - first),
+            torch.arange(end - begin),
+        )
+        seen = of <= at
+        if before >= 0:
+            seen = seen & (at - of <= before)
+        keys, values = (x[begin:end].repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", query[first:last], keys) * options["scale"]
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        parts.append(torch.einsum("hqk,khd->qhd", weights, values))
+    return torch.cat(parts), torch.zeros(1), torch.zeros(2), torch.zeros(0), None
+
+
+def plain_flash_backward(slope, query, key, value, output, sums, *rest, **options):
+    *lengths, dropout, causal, _, _ = rest
+    assert torch.are_deterministic_algorithms_enabled()
+    assert slope.is_contiguous()
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_() for x in (query, key, value)]
+        again = plain_flash(*leaves, *lengths, dropout, causal, False, **options)[0]
+    return torch.autograd.grad(again, leaves, slope)
+
+
+@pytest.fixture
+def flash_on_cpu(monkeypatch):
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", plain_flash)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", plain_flash_backward)
+    monkeypatch.setattr(attention, "fits_flash", lambda query, value: True)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("key_heads", [HEADS, KEY_HEADS, 1])
+def test_rows_of_different_lengths_give_the_values_and_gradients_of_pairs(flash_on_cpu, key_heads, window):
+    ours, theirs = ([x.requires_grad_() for x in states(torch.float64, key_heads)] for _ in range(2))
+    found, _ = attention.pair_attention(
+        None, *ours, rule_of(window), pair_layout=layout(), scaling=SCALE, sliding_window=window
+    )
+    expected = attention._pairwise_attention(*theirs, layout(), SCALE, rule_of(window))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    slope = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    gradients = (
+        torch.autograd.grad(output, given, slope) for output, given in ((found, ours), (expected, theirs))
+    )
+    for left, right in zip(*gradients, strict=True):
+        assert torch.allclose(left, right, rtol=0, atol=1e-11)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("given", ["chunks", "softcap", "s_aux"])
+def test_what_flash_attention_does_not_compute_is_left_to_other_kernels(flash_on_cpu, given, monkeypatch):
+    monkeypatch.setattr(attention, "_flash_attention", lambda *arguments: "flash")
+    rule, named = (
+        rule_of(3),
+        {"softcap": {"softcap": 2.0}, "s_aux": {"s_aux": torch.zeros(HEADS)}}.get(given, {}),
+    )
+    assert attention.pair_attention(None, *states(), rule, pair_layout=layout())[0] == "flash"
+    if given == "chunks":
+        rule = attention._rule_of_layer(mask_function=chunked_causal_mask_function(4, torch.zeros(1).long()))
+    found, _ = attention.pair_attention(None, *states(), rule, pair_layout=layout(), **named)
+    expected = attention._pairwise_attention(
+        *states(), layout(), WIDTH**-0.5, rule, named.get("softcap"), named.get("s_aux")
+    )
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_flash_attention_takes_what_it_is_given(window):
+    """By its declaration in torch, on tensors without values."""
+    given = [x.to("meta").bfloat16().requires_grad_() for x in states()]
+    rows = attention._rows(layout(), torch.device("meta"))
+    shared = PairLayout(layout().spans, {"rows": rows})
+    found = attention._flash_attention(*given, shared, SCALE, window or 0)
+    assert found.shape == (1, layout().spans[-1].end, HEADS, WIDTH)
+    found.sum().backward()
+    assert [x.grad.shape for x in given] == [x.shape for x in given]
 
 
 def catalog_attention():

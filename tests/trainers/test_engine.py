@@ -1,5 +1,6 @@
 """The engine's own promises, on a module of one weight matrix: what its gradients are summed in."""
 
+import contextlib
 from datetime import timedelta
 
 import deepspeed
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.trainers import gang
+from trainers.errors import Interrupted
 from trainers.specs import OptimSpec, Placement
 from trainers.train.engine import make_engine, process_group, share_of_cpus
 
@@ -94,6 +96,24 @@ def test_a_group_knows_its_device_and_outlasts_an_upload(monkeypatch, gpu, world
     assert (backend, options.get("device_id"), chosen) == (
         ("nccl", third, [third]) if gpu else ("gloo", None, [])
     )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "error", "left"),
+    [(2, None, True), (2, Interrupted("asked"), True), (2, MemoryError(), False), (1, MemoryError(), True)],
+)
+def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypatch, world_size, error, left):
+    done = []
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    monkeypatch.setattr(deepspeed.comm.torch, "build_shm_op", None, raising=False)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **options: None)
+    monkeypatch.setattr(deepspeed.comm.comm, "destroy_process_group", lambda: done.append("left"))
+    monkeypatch.setattr(dist, "init_process_group", lambda *given, **options: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda: world_size)
+    with pytest.raises(type(error)) if error else contextlib.nullcontext(), process_group():
+        if error:
+            raise error
+    assert done == ["left"] * left
 
 
 def test_offloaded_state_is_updated_by_a_gpus_share_of_the_cpus():

@@ -26,6 +26,10 @@ LINEAR_LAYERS = {
 }
 FAMILIES = tuple(LINEAR_LAYERS)
 _META_TIMEOUT_S = 120
+# CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
+UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
+# Elements of a block of logits on a GPU. trainers/pairs/packing.py: tokens of a scoring forward.
+LOGITS_BLOCK, SCORED_TOKENS = 1 << 24, 4096
 _NAMES = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
@@ -73,6 +77,17 @@ class Architecture:
             return self.parameters
         unembedding = 0 if self.tied or output == "both" else self.vocabulary * self.hidden
         return self.parameters - unembedding + self.hidden
+
+
+def scoring_gb(
+    held: float, hidden: int, intermediate: int, width: int, tokens: float = SCORED_TOKENS
+) -> float:
+    """Predict the memory of a GPU that scores: `held` bytes of weights, one layer's working memory, a block of logits.
+
+    `width` is the bytes of a weight.
+    """
+    held += tokens * (3 * intermediate + 3 * hidden) * width + 4 * LOGITS_BLOCK
+    return UNMEASURED_GB + (1 + UNMEASURED_SHARE) * held / 1e9
 
 
 def of_config(config: Mapping[str, Any]) -> Architecture | None:

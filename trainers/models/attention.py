@@ -2,8 +2,8 @@
 
 The attention is registered with transformers as `packed_pairs`. In a pair `[prompt | chosen | rejected]`, prompt and
 chosen response have ordinary causal attention; the rejected response attends to the prompt and to itself. On the CPU
-each pair is two calls of torch's fused kernel; on a GPU a micro-batch is one call of FlexAttention if it has a kernel for
-the heads. Sliding windows count positions in a token's own response, not places in the row.
+each pair is two calls of torch's fused kernel. On a GPU a micro-batch is one call: in bf16 of FlashAttention for rows of
+different lengths, else of FlexAttention, where they have a kernel for the heads. Sliding windows count positions in a token's own response, not places in the row.
 
 Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
 takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
@@ -12,16 +12,18 @@ that they have seen.
 Shapes: H query heads, K key heads, N tokens of the batch, Q queries, S keys, D width of a head or of the hidden states.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
 from trainers.errors import ModelError
@@ -38,6 +40,8 @@ _WITHOUT_EFFECT = ("dropout", "output_attentions", "position_ids", "sliding_wind
 _FLEX_WIDTH, _FLEX_BLOCK = 16, 128
 # Of one model there are at most eight: with a window or without, of one block or more, with gradients or without.
 _FLEX_GRAPHS = 64
+# The widest head of which FlashAttention has gradients on every card.
+_FLASH_WIDTH = 192
 
 
 def backbone(model: Any) -> Any:
@@ -134,12 +138,134 @@ def pair_attention(
     scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     fused = fits_flex(query.device.type, min(query.shape[-1], value.shape[-1]), query.dtype)
     attend = _flex_attention if fused else _pairwise_attention
+    if softcap is None and s_aux is None and fits_flash(query, value):
+        window = _window(pair_layout, attention_mask, query.device)
+        if window is not None:
+            return _flash_attention(query, key, value, pair_layout, scale, window), None
     return attend(query, key, value, pair_layout, scale, attention_mask, softcap, s_aux), None
 
 
 def fits_flex(device: str, width: int, dtype: torch.dtype) -> bool:
     """Whether FlexAttention has a kernel: on a GPU, for heads of at least 16 elements, of at most 32 bits each."""
     return device == "cuda" and width >= _FLEX_WIDTH and dtype.itemsize <= 4
+
+
+def fits_flash(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's FlashAttention takes these heads: in bf16, on NVIDIA's cards since A100."""
+    width = query.shape[-1]
+    if query.device.type != "cuda" or query.dtype != torch.bfloat16 or torch.version.hip:
+        return False
+    here = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return here and width == value.shape[-1] <= _FLASH_WIDTH and width % 8 == 0
+
+
+def _window(layout: PairLayout, rule: MaskRule, device: torch.device) -> int | None:
+    """Return how many tokens a query sees, itself included: 0 for all before it, None where the rule is no window."""
+    if rule.causal:
+        return 0
+    name = ("window", rule)
+    if name not in layout.masks:
+        longest = max(span.prompt + max(span.chosen, span.rejected) for span in layout.spans)
+        at, zero = torch.arange(longest, device=device), torch.zeros((), dtype=torch.long, device=device)
+        seen = rule.may_see(zero, zero, at[:, None], at).expand(longest, longest)
+        size = int(seen[-1].sum())
+        window = (at <= at[:, None]) & (at[:, None] - at < size)
+        layout.masks[name] = size if torch.equal(seen, window) else None
+    found = layout.masks[name]
+    assert found is None or isinstance(found, int)
+    return found
+
+
+class _Rows(NamedTuple):
+    """A batch as rows of keys, `[prompt | chosen]` and `[prompt | rejected]` of each pair, and their last tokens as queries.
+
+    `key_S` is the place of each key in the batch; `own_N` where each token of the batch is among the keys, once;
+    `again_I` where the prompts' tokens, at `prompt_I` of the batch, are for the second time. `lengths` say where rows
+    begin, for queries and keys, and the most of each in a row.
+    """
+
+    key_S: Tensor
+    own_N: Tensor
+    prompt_I: Tensor
+    again_I: Tensor
+    lengths: tuple[Tensor, Tensor, int, int]
+
+
+def _rows(layout: PairLayout, device: torch.device) -> _Rows:
+    key, own, prompt, again, queries, keys = [], [], [], [], [], []
+    size = 0
+    for span in layout.spans:
+        row = span.prompt + span.chosen
+        places = torch.arange(span.start, span.end)
+        key += [places[:row], places[: span.prompt], places[row:]]
+        own += [places[:row] - span.start + size, places[row:] - span.start + size + span.prompt]
+        prompt.append(places[: span.prompt])
+        again.append(torch.arange(span.prompt) + size + row)
+        queries += [row, span.rejected]
+        keys += [row, span.prompt + span.rejected]
+        size += row + keys[-1]
+    of_queries, of_keys = (torch.tensor([0, *n]).cumsum(0).int().to(device) for n in (queries, keys))
+    indices = [torch.cat(parts).to(device) for parts in (key, own, prompt, again)]
+    return _Rows(*indices, (of_queries, of_keys, max(queries), max(keys)))
+
+
+def _flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, scale: float, window: int
+) -> Tensor:
+    """Compute the whole batch in one call of FlashAttention, in which a row's last query sees its last key."""
+    if "rows" not in layout.masks:
+        layout.masks["rows"] = _rows(layout, query.device)
+    rows: Any = layout.masks["rows"]
+    # It counts the tokens before a query; -1 are all of them.
+    options = {"scale": scale, "window_size_left": window - 1, "window_size_right": 0}
+    states = (states_1HND[0].transpose(0, 1) for states_1HND in (query, key, value))
+    found: Tensor = _OverRows.apply(*states, rows, options)
+    return found[None].contiguous()
+
+
+class _OverRows(torch.autograd.Function):
+    """FlashAttention of queries [N, H, D] over rows of keys, with gradients that are added in a fixed order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: _Rows, options: dict[str, Any]
+    ) -> Tensor:
+        seen = query, key[rows.key_S], value[rows.key_S]
+        causal = options["window_size_left"] < 0
+        output, *kept, _ = torch.ops.aten._flash_attention_forward(
+            *seen, *rows.lengths, 0.0, causal, False, **options
+        )
+        ctx.save_for_backward(query, key, value, output, *kept)
+        ctx.rest = rows, causal, options
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, sums, *state = ctx.saved_tensors
+        rows, causal, options = ctx.rest
+        seen = query, key[rows.key_S], value[rows.key_S]
+        with _in_fixed_order():
+            of_query, *of_keys = torch.ops.aten._flash_attention_backward(
+                slope.contiguous(), *seen, output, sums, *rows.lengths, 0.0, causal, *state, **options
+            )
+        # No place is named twice, so that these sums have no order.
+        folded = [grad[rows.own_N].index_add_(0, rows.prompt_I, grad[rows.again_I]) for grad in of_keys]
+        return of_query, *folded, None, None
+
+
+@contextlib.contextmanager
+def _in_fixed_order() -> Iterator[None]:
+    """Make kernels add in a fixed order inside the block: FlashAttention's gradient has a way that does."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _pairwise_attention(

@@ -12,6 +12,7 @@ from trainers.models.layouts import layout_of, padded_attention
 from trainers.models.loading import device, load_model
 from trainers.models.memory import memory_named
 from trainers.models.products import products_of
+from trainers.models.streaming import to_score
 from trainers.pairs.templates import load_tokenizer, padding_token
 from trainers.specs import Output, Precision, Trust
 
@@ -36,7 +37,7 @@ class Weights:
 
         An adapter's folder is loaded on its base model: the one that it names, or `base`.
         """
-        model = load_model(
+        loaded = load_model(
             self.location,
             tokenizer=self.tokenizer(),
             output=output,
@@ -45,7 +46,7 @@ class Weights:
             trust=self.trust,
             base=self.base,
         )
-        return model.to(device())
+        return to_score(loaded, device())
 
     def generator(self) -> Any:
         """Load the model with transformers' own attention, as `generate` needs it. Raises ModelError."""

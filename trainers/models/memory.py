@@ -22,6 +22,14 @@ def memory_named(message: str, *, forward_tokens: int | None = None) -> Iterator
         raise OutOfMemory(message, forward_tokens=forward_tokens) from error
 
 
+def device_gb(device: str) -> float:
+    """Return the memory of a GPU in GB; infinite for a CPU."""
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return math.inf
+    return torch.cuda.get_device_properties(chosen).total_memory / 1e9
+
+
 def forget_peak_memory() -> None:
     """Reset the peak, so that a reused process does not report that of an earlier training."""
     if torch.cuda.is_available():

@@ -18,6 +18,7 @@ written last.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,6 +88,38 @@ class Checkpoints:
         if self.every_steps is not None:
             return step % self.every_steps == 0
         return since_s >= max(self.every_s, 10 * write_s)
+
+
+class Later:
+    """What rank 0 writes to a bucket in a thread, one after another: other ranks do not wait for it.
+
+    At the end of the block all is written. An error of a write is raised by the next call, or there.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "later")
+        self._writes: list[Future[None]] = []
+
+    def write(self, act: Callable[[], None]) -> None:
+        """Write it after all that was given before."""
+        self.writing()
+        self._writes.append(self._thread.submit(act))
+
+    def writing(self) -> bool:
+        """Return whether something is still being written."""
+        for write in self._writes:
+            if write.done():
+                write.result()
+        self._writes = [write for write in self._writes if not write.done()]
+        return bool(self._writes)
+
+    def __enter__(self) -> "Later":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.writing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,8 +224,12 @@ def save(
     *,
     total: int,
     training: dict[str, str],
+    later: "Later",
 ) -> float:
-    """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError."""
+    """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError.
+
+    In a bucket it is complete only after what rank 0 writes `later`.
+    """
     began = time.perf_counter()
     folder, step = checkpoints.folder, len(log)
     tag = on_first(lambda: f"step{step:08d}-{uuid.uuid4().hex[:8]}")
@@ -221,13 +259,18 @@ def save(
             files=files,
             write_s=write_s,
         )
-        try:
-            complete(checkpoints.kept, asdict(written))
-        except StorageError:
-            # A checkpoint without a marker would only fill the disk.
-            remove_tree(checkpoints.kept / tag)
-            raise
+        publish = functools.partial(_publish, checkpoints.kept, asdict(written))
+        publish() if mirror is None else later.write(publish)
     return write_s
+
+
+def _publish(folder: Location, marker: dict[str, Any]) -> None:
+    try:
+        complete(folder, marker)
+    except StorageError:
+        # A checkpoint without a marker would only fill the disk.
+        remove_tree(folder / marker["tag"])
+        raise
 
 
 def complete(folder: Location, marker: dict[str, Any]) -> None:
@@ -339,12 +382,16 @@ def keep_epoch(
     folder: Path,
     epoch: int,
     epochs: int,
+    later: Later,
     mirror: ObjectPath | None = None,
 ) -> None:
-    """Write the current model into `folder` or `mirror`, atomically. A collective. Raises StorageError."""
+    """Write the current model into `folder`, atomically, or `later` into `mirror`. A collective. Raises StorageError."""
     weights = full_weights(model, adapter=CONFIG in files)
     if dist.get_rank() > 0:
         return
+    if mirror is not None:
+        # A checkpoint removes the folder of its own files from the node once they are uploaded.
+        folder = folder.with_name(f"{folder.name}-epochs")
     target = folder / model_folder(epoch, epochs)
     draft = folder / f"{DRAFT}{target.name}"
     for left in (draft, target):
@@ -352,11 +399,19 @@ def keep_epoch(
     save_model(weights, files, draft)
     draft.rename(target)
     if mirror is not None:
+        later.write(functools.partial(_upload_kept, target, mirror))
+
+
+def _upload_kept(target: Path, mirror: ObjectPath) -> None:
+    try:
         names = files_below(target)
         upload(target, names, mirror / target.name)
         note = {"files": {name: digest_file(target / name) for name in names}}
         replace(mirror / f"{target.name}.json", json.dumps({**note, SEAL: seal(note)}))
+    finally:
         shutil.rmtree(target, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            target.parent.rmdir()
 
 
 def collect_epochs(

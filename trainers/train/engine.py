@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainers.errors import ModelError
+from trainers.errors import Interrupted, ModelError
 from trainers.models.attention import PACKED_PAIRS, pair_attention
 from trainers.specs import OptimSpec, Placement, Precision
 from trainers.train.checkpoints import on_first, together
@@ -52,6 +52,10 @@ def process_group() -> Iterator[None]:
     deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, auto_mpi_discovery=False)
     try:
         yield
+    except Exception as error:
+        # If only this rank failed, the others are in a collective, and to leave the group would wait for them.
+        own = own and (dist.get_world_size() == 1 or isinstance(error, Interrupted))
+        raise
     finally:
         if own:
             # So that a reused process can start its next training.

@@ -46,6 +46,22 @@ def with_profile(session: Session, profile: str) -> Session:
     return dataclasses.replace(session, options=dataclasses.replace(session.options, profile=profile))
 
 
+def test_compiled_layers_are_a_switch_of_the_placement_and_in_no_key(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "cluster_address", lambda: None)
+    monkeypatch.setattr(
+        run, "run_missing", lambda session, declared, todo, placed, done: asked.append(placed) or refuse()
+    )
+    session = make_session(LOAD, tmp_path)
+    run.run(session, full_grid)
+    options = dataclasses.replace(session.options, compile=True)
+    run.run(dataclasses.replace(session, options=options), full_grid)
+    plain, compiled = asked
+    assert plain.keys() == compiled.keys()
+    assert {placed.compile for placed in plain.values()} == {False}
+    assert {dataclasses.replace(placed, compile=True) for placed in plain.values()} == {*compiled.values()}
+
+
 def refuse(*_: object):
     raise StorageError("joined")
 

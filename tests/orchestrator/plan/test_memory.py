@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.plan.memory import PairTokens, Training, footprint, scoring_gb
+from orchestrator.plan.memory import PairTokens, Training, footprint, scoring
 from orchestrator.spec import catalog
 from orchestrator.spec.models import architecture_of
 from tests.model_files import write_gguf, write_model
@@ -131,7 +131,24 @@ def test_the_unembedding_of_an_untied_model_is_trained_by_im_rm_only():
 
 def test_scoring_takes_the_weights_a_layer_and_a_block_of_logits():
     held = 4 * (SHAPES.parameters + SHAPES.hidden) + 4096 * 3 * (8192 + 2048) * 4 + 4 * 2**24
-    assert scoring_gb(training()) == pytest.approx(2 + 1.08 * held / 1e9)
+    found = scoring(training(), 80.0)
+    assert found.gb == pytest.approx(2 + 1.08 * held / 1e9)
+    assert found.host_gb == found.copied_gb == 0
+
+
+def test_a_model_that_a_gpu_does_not_hold_is_scored_with_its_layers_in_host_memory():
+    shapes = catalog.ARCHITECTURES["meta-llama/Llama-3.1-8B-Instruct"]
+    for reward, tables in ((EX_RM, 1), (IM_RM, 2)):
+        found = scoring(training(architecture=shapes, reward=reward), 24.0)
+        table = 4 * shapes.vocabulary * shapes.hidden / 1e9
+        layers = 4 * shapes.parameters / 1e9 - 2 * table
+        assert found.copied_gb == pytest.approx(layers, rel=1e-4)
+        assert found.host_gb >= layers
+        # Two of 32 layers, and 4,096 tokens in one of them.
+        work = 4 * 4096 * 3 * (14336 + 4096) / 1e9
+        assert found.gb == pytest.approx(
+            2 + 1.08 * (tables * table + layers / 16 + work + 2**26 / 1e9), rel=0.001
+        )
 
 
 def test_beside_an_adapter_the_unembedding_has_no_gradient():

@@ -152,12 +152,15 @@ def test_an_offloaded_optimiser_needs_host_memory():
 
 
 @pytest.mark.parametrize("reward", [EX_RM, IM_RM])
-def test_cards_that_hold_a_training_together_but_alone_never_the_model_are_refused(reward):
+def test_cards_that_hold_a_training_together_but_alone_never_the_model_score_it_layer_by_layer(reward):
     model = replace(catalog.MODELS["llama-3.1-8b"], precision="fp32")
-    spec = trial(model=model, reward=reward)
-    with pytest.raises(PlanError, match=r"GB on one GPU to be scored, .* have 24 GB\. .* on 8 × A100-40GB"):
-        place(spec, gpus(8, 24.0))
-    assert place(spec, gpus(8, 40.0)).zero_stage == 3
+    spec, small = trial(model=model, reward=reward), gpus(8, 24.0)
+    assert place(spec, small).zero_stage == 3
+    assert place(spec, read_cluster("1x4xA10G-24GB")).world_size == 4
+    with pytest.raises(PlanError, match=r"35 GB of host memory a GPU to be scored layer by layer, not 30\."):
+        place(spec, [replace(node, host_gb=8 * 30.0) for node in small])
+    with pytest.raises(PlanError, match=r"GB on one GPU to be scored, even layer by layer, .* have 6 GB\."):
+        place(spec, gpus(32, 6.0))
 
 
 def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():

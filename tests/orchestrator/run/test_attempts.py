@@ -159,6 +159,14 @@ def test_a_training_planned_for_gpus_is_not_laid_on_cpus():
     assert on_fewer(planned, Placement(forward_tokens=1)) is None
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_on_fewer_devices_layers_stay_compiled_where_their_weights_stay_whole(stage: int):
+    planned = Placement(world_size=4, zero_stage=2, forward_tokens=1, compile=True, device="cuda")
+    found = on_fewer(planned, Placement(world_size=2, zero_stage=stage, forward_tokens=1, device="cuda"))
+    assert found is not None
+    assert found.compile == (stage == 2)
+
+
 class OneGpuIsTooFew:
     """A cluster of two GPUs, on one of which the training runs out of memory however it is split."""
 

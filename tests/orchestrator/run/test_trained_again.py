@@ -1,5 +1,6 @@
 """Weights that are trained again, to other last bits: no row of a report is of the old and the new ones."""
 
+import gc as memory
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,19 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
     backend = InlineBackend(execution, print, StopRequest(0.0))
     with mock.patch.object(compute, "run_train", train):
         complete_trial(plan, Placement(forward_tokens=1), backend, execution)
+
+
+def test_when_weights_are_scored_nothing_of_their_training_is_in_memory(store: Store, tiny_model: Path):
+    (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
+    alive: list[int] = []
+
+    def look(*_: Any) -> None:
+        alive.append(sum(type(item).__name__ == "DeepSpeedEngine" for item in memory.get_objects()))
+        raise Damaged("enough")
+
+    with mock.patch.object(compute, "run_evaluations", look), pytest.raises(Damaged, match="enough"):
+        complete(plan, store, compute.run_train)
+    assert alive[0] == 0
 
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
