@@ -391,54 +391,31 @@ def memory(check: Check) -> Figures:
 
 
 def streaming(check: Check) -> Figures:
-    """Scores of a model whose layers come from host memory one after another: those of the whole model, bit for bit."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    from trainers.evaluate.scoring import score_pairs
-    from trainers.models.layouts import settle_layout
-    from trainers.models.reward_parts import RewardModule
+    """Log-probabilities by a model whose layers come from host memory one after another: those of the whole one, bit for bit."""
+    from benchmarks.data import random_draw
+    from orchestrator.spec.catalog import ARCHITECTURES
+    from trainers.evaluate.scoring import compute_reference
+    from trainers.models.loading import load_model
     from trainers.models.streaming import stream_layers
-    from trainers.pairs.tokens import TokenPair
-    from trainers.rewards import RewardSpec
+    from trainers.pairs.templates import load_tokenizer
 
-    sizes = (64, 128, 4) if check.cpu else (2048, 8192, 16)
-    config = LlamaConfig(
-        vocab_size=512,
-        **dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers"), sizes, strict=True)),
-    )
-    config.num_attention_heads, config.num_key_value_heads, config.num_labels = 8, 2, 1
-    torch.manual_seed(SEED)
-    model = LlamaForSequenceClassification(config).eval()
-    settle_layout(model, "the model of this check")
-    parts = [
-        [1 + (place * 7 + number) % 500 for place in range(length)] for number, length in enumerate(PAIR)
-    ]
-    pairs = [TokenPair(index=n, prompt=parts[0][n:], chosen=parts[1], rejected=parts[2]) for n in range(16)]
-
-    def scored() -> tuple[list[float], float, float]:
-        reward, began = RewardModule(model, RewardSpec(kind="ex_rm")), 0.0
-        for _ in range(2):
+    found, figures = [], Figures()
+    with tempfile.TemporaryDirectory() as folder:
+        config = _llama(ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"], check)
+        pairs = random_draw(Path(folder), config, (9, 7, 5) if check.cpu else PAIR, 16).pairs
+        tokenizer = load_tokenizer(folder)
+        for name, place in (("streamed", stream_layers), ("whole", torch.nn.Module.to)):
+            model = load_model(folder, tokenizer=tokenizer, output="unembedding", precision="fp32")
+            model = place(model, check.device)
+            compute_reference(model, pairs, report=lambda row: None)
             began = time.perf_counter()
-            found = score_pairs(reward, pairs, reference=None, report=lambda row: None)
-        used = 0.0 if check.cpu else torch.cuda.max_memory_allocated() / 1e9
-        return [*found[0].tolist(), *found[1].tolist()], time.perf_counter() - began, used
-
-    stream_layers(model, check.device)
-    mine, streamed_s, streamed_gb = scored()
-    for layer in model.model.layers:
-        layer._forward_hooks.clear()
-        layer._forward_pre_hooks.clear()
-    model.to(check.device)
-    right, whole_s, whole_gb = scored()
-    if mine != right:
-        raise WrongNumber("scores of streamed layers are not those of the whole model")
-    if check.cpu:
-        return {}
-    if not streamed_gb < whole_gb:
-        raise WrongNumber(
-            f"streamed layers took {streamed_gb:.2f} GB where the whole model took {whole_gb:.2f}"
-        )
-    return {"times the whole model's seconds": streamed_s / whole_s, "GB": streamed_gb, "GB whole": whole_gb}
+            found.append(compute_reference(model, pairs, report=lambda row: None))
+            if not check.cpu:
+                figures |= {f"s, {name}": time.perf_counter() - began}
+                figures |= {f"GB, {name}": torch.cuda.max_memory_allocated() / 1e9}
+    if found[0] != found[1] or figures.get("GB, streamed", 0) > figures.get("GB, whole", 0):
+        raise WrongNumber(f"layers from host memory are not a whole model's, or take as much: {figures}")
+    return figures
 
 
 def sweep(check: Check) -> Figures:
@@ -496,15 +473,7 @@ def throughput(check: Check) -> Figures:
         models.append(("8B cut to 8 layers", replace(large, layers=8), [("bf16", "im_rm")], [OURS]))
     found: Figures = {}
     for name, sizes, cells, names in models:
-        config = {
-            "vocab_size": 512 if check.cpu else sizes.vocabulary,
-            "hidden_size": 32 if check.cpu else sizes.hidden,
-            "intermediate_size": 64 if check.cpu else sizes.intermediate,
-            "num_hidden_layers": 2 if check.cpu else sizes.layers,
-            "num_attention_heads": 4 if check.cpu else sizes.heads,
-            "num_key_value_heads": 2 if check.cpu else sizes.key_heads,
-            "max_position_embeddings": 4096,
-        }
+        config = _llama(sizes, check)
         with tempfile.TemporaryDirectory() as folder:
             lengths = (9, 7, 5) if check.cpu else PAIR
             drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
@@ -529,6 +498,19 @@ def throughput(check: Check) -> Figures:
                     **_profiled(jobs[0], check),
                 }
     return found
+
+
+def _llama(sizes: Any, check: Check) -> dict[str, Any]:
+    """The config of a llama of that shape, tiny on a CPU."""
+    return {
+        "vocab_size": 512 if check.cpu else sizes.vocabulary,
+        "hidden_size": 32 if check.cpu else sizes.hidden,
+        "intermediate_size": 64 if check.cpu else sizes.intermediate,
+        "num_hidden_layers": 2 if check.cpu else sizes.layers,
+        "num_attention_heads": 4 if check.cpu else sizes.heads,
+        "num_key_value_heads": 2 if check.cpu else sizes.key_heads,
+        "max_position_embeddings": 4096,
+    }
 
 
 def _profiled(job: Any, check: Check) -> Figures:

@@ -18,7 +18,7 @@ from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 from trainers.storage import parse_uri
 from trainers.train import checkpoints, loop
-from trainers.train.checkpoints import Checkpoints
+from trainers.train.checkpoints import Checkpoints, Later
 from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
 
@@ -142,6 +142,25 @@ def test_weights_that_a_bucket_refuses_fail_the_training(inputs, bucket, tmp_pat
     kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=100, mirror=bucket.root)
     with pytest.raises(StorageError, match="the bucket is full"):
         run(inputs, tmp_path / "out", checkpoints=kept)
+
+
+def test_after_a_write_that_failed_there_are_no_more_and_its_error_is_raised():
+    written, go = [], threading.Event()
+
+    def fail():
+        assert go.wait(30)
+        raise StorageError("the bucket is full")
+
+    def give():
+        with Later() as later:
+            # A checkpoint would be without its epoch's weights.
+            for act in (lambda: written.append("weights"), fail, lambda: written.append("marker")):
+                later.write(act)
+            go.set()
+
+    with pytest.raises(StorageError, match="the bucket is full"):
+        give()
+    assert written == ["weights"]
 
 
 def test_the_finished_model_is_written_when_the_group_of_ranks_is_gone(inputs, tmp_path, monkeypatch):

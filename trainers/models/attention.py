@@ -153,7 +153,7 @@ def fits_flex(device: str, width: int, dtype: torch.dtype) -> bool:
 def fits_flash(query: Tensor, value: Tensor) -> bool:
     """Whether torch's FlashAttention takes these heads: in bf16, on NVIDIA's cards since A100."""
     width = query.shape[-1]
-    if query.device.type != "cuda" or query.dtype != torch.bfloat16 or torch.version.hip:
+    if query.device.type != "cuda" or not query.dtype == value.dtype == torch.bfloat16 or torch.version.hip:
         return False
     here = torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability() >= (8, 0)
     return here and width == value.shape[-1] <= _FLASH_WIDTH and width % 8 == 0
@@ -192,21 +192,21 @@ class _Rows(NamedTuple):
 
 
 def _rows(layout: PairLayout, device: torch.device) -> _Rows:
-    key, own, prompt, again, queries, keys = [], [], [], [], [], []
-    size = 0
+    key: list[int] = []
+    asks: list[bool] = []
+    queries, keys = [0], [0]
     for span in layout.spans:
-        row = span.prompt + span.chosen
-        places = torch.arange(span.start, span.end)
-        key += [places[:row], places[: span.prompt], places[row:]]
-        own += [places[:row] - span.start + size, places[row:] - span.start + size + span.prompt]
-        prompt.append(places[: span.prompt])
-        again.append(torch.arange(span.prompt) + size + row)
-        queries += [row, span.rejected]
-        keys += [row, span.prompt + span.rejected]
-        size += row + keys[-1]
-    of_queries, of_keys = (torch.tensor([0, *n]).cumsum(0).int().to(device) for n in (queries, keys))
-    indices = [torch.cat(parts).to(device) for parts in (key, own, prompt, again)]
-    return _Rows(*indices, (of_queries, of_keys, max(queries), max(keys)))
+        whole = span.prompt + span.chosen
+        key += [*range(span.start, span.rejected_start), *range(span.start, span.start + span.prompt)]
+        key += range(span.rejected_start, span.end)
+        asks += [True] * whole + [False] * span.prompt + [True] * span.rejected
+        queries += [whole, span.rejected]
+        keys += [whole, span.prompt + span.rejected]
+    key_S, asks_S = torch.tensor(key), torch.tensor(asks)
+    own_N, again_I = asks_S.nonzero()[:, 0], (~asks_S).nonzero()[:, 0]
+    begin = [torch.tensor(lengths).cumsum(0).int().to(device) for lengths in (queries, keys)]
+    places = [found.to(device) for found in (key_S, own_N, key_S[again_I], again_I)]
+    return _Rows(*places, (begin[0], begin[1], max(queries), max(keys)))
 
 
 def _flash_attention(

@@ -93,33 +93,34 @@ class Checkpoints:
 class Later:
     """What rank 0 writes to a bucket in a thread, one after another: other ranks do not wait for it.
 
-    At the end of the block all is written. An error of a write is raised by the next call, or there.
+    At the end of the block all is written. An error of a write is raised by the next call, or there; nothing is written
+    after it.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "later")
-        self._writes: list[Future[None]] = []
+        self._last: Future[None] | None = None
 
     def write(self, act: Callable[[], None]) -> None:
         """Write it after all that was given before."""
-        self.writing()
-        self._writes.append(self._thread.submit(act))
+        before = self._last
 
-    def writing(self) -> bool:
-        """Return whether something is still being written."""
-        for write in self._writes:
-            if write.done():
-                write.result()
-        self._writes = [write for write in self._writes if not write.done()]
-        return bool(self._writes)
+        def in_turn() -> None:
+            if before is not None:
+                before.result()
+            act()
+
+        if before is not None and before.done():
+            before.result()
+        self._last = self._thread.submit(in_turn)
 
     def __enter__(self) -> "Later":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
-        if kind is None:
-            self.writing()
+        if kind is None and self._last is not None:
+            self._last.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,24 +260,20 @@ def save(
             files=files,
             write_s=write_s,
         )
-        publish = functools.partial(_publish, checkpoints.kept, asdict(written))
+        publish = functools.partial(complete, checkpoints.kept, asdict(written))
         publish() if mirror is None else later.write(publish)
     return write_s
 
 
-def _publish(folder: Location, marker: dict[str, Any]) -> None:
+def complete(folder: Location, marker: dict[str, Any]) -> None:
+    """Write the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
     try:
-        complete(folder, marker)
+        replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
+        _drop_old(folder)
     except StorageError:
         # A checkpoint without a marker would only fill the disk.
         remove_tree(folder / marker["tag"])
         raise
-
-
-def complete(folder: Location, marker: dict[str, Any]) -> None:
-    """Publish the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
-    replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
-    _drop_old(folder)
 
 
 def _bytes_of(engine: Any) -> int:
