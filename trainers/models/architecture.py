@@ -28,7 +28,7 @@ FAMILIES = tuple(LINEAR_LAYERS)
 _META_TIMEOUT_S = 120
 # CUDA context, NCCL's buffers, FlexAttention's workspace; fragmentation. Only a GPU shows them: unmeasured.
 UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
-# Elements of a block of logits on a GPU. trainers/pairs/packing.py: tokens of a scoring forward.
+# trainers/models/unembedding.py: elements of a block of logits on a GPU. trainers/pairs/packing.py: tokens of a forward.
 LOGITS_BLOCK, SCORED_TOKENS = 1 << 24, 4096
 _NAMES = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "head_dim"),

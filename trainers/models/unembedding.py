@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainers.models.architecture import LOGITS_BLOCK
-
-# Logits held at a time, in fp32: LOGITS_BLOCK, 64 MB, on a GPU; 8 MB on a CPU, whose allocator maps anything large afresh each time.
+# Logits held at a time, in fp32: 64 MB on a GPU; 8 MB on a CPU, whose allocator maps anything large afresh each time.
+_BLOCK_ELEMENTS = 1 << 24
 _BLOCK_ELEMENTS_ON_CPU = 1 << 21
 _SMALLEST_BLOCK = 256
 
@@ -144,7 +143,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 def _blocks(hidden_MD: Tensor, vocabulary: int) -> Iterator[slice]:
     """Divide the vocabulary into blocks that are as large as the limit on logits allows."""
-    held = _BLOCK_ELEMENTS_ON_CPU if hidden_MD.device.type == "cpu" else LOGITS_BLOCK
+    held = _BLOCK_ELEMENTS_ON_CPU if hidden_MD.device.type == "cpu" else _BLOCK_ELEMENTS
     size = max(_SMALLEST_BLOCK, held // max(1, len(hidden_MD)))
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))
