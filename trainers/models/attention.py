@@ -12,10 +12,9 @@ that they have seen.
 Shapes: H query heads, K key heads, N tokens of the batch, Q queries, S keys, D width of a head or of the hidden states.
 """
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, NamedTuple
@@ -245,27 +244,18 @@ class _OverRows(torch.autograd.Function):
         query, key, value, output, sums, *state = ctx.saved_tensors
         rows, causal, options = ctx.rest
         seen = query, key[rows.key_S], value[rows.key_S]
-        with _in_fixed_order():
+        before = torch.are_deterministic_algorithms_enabled()
+        # It asks this setting for its way that adds in a fixed order.
+        torch.use_deterministic_algorithms(True)
+        try:
             of_query, *of_keys = torch.ops.aten._flash_attention_backward(
                 slope.contiguous(), *seen, output, sums, *rows.lengths, 0.0, causal, *state, **options
             )
+        finally:
+            torch.use_deterministic_algorithms(before)
         # No place is named twice, so that these sums have no order.
         folded = [grad[rows.own_N].index_add_(0, rows.prompt_I, grad[rows.again_I]) for grad in of_keys]
         return of_query, *folded, None, None
-
-
-@contextlib.contextmanager
-def _in_fixed_order() -> Iterator[None]:
-    """Make kernels add in a fixed order inside the block: FlashAttention's gradient has a way that does."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _pairwise_attention(
