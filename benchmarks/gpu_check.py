@@ -399,12 +399,17 @@ def streaming(check: Check) -> Figures:
     from trainers.models.streaming import stream_layers
     from trainers.pairs.templates import load_tokenizer
 
-    found, figures = [], Figures()
+    found: list[Any] = []
+    figures: Figures = {}
+    ways: dict[str, Callable[[Any, str], Any]] = {
+        "streamed": stream_layers,
+        "whole": lambda model, device: model.to(device),
+    }
     with tempfile.TemporaryDirectory() as folder:
         config = _llama(ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"], check)
         pairs = random_draw(Path(folder), config, (9, 7, 5) if check.cpu else PAIR, 16).pairs
         tokenizer = load_tokenizer(folder)
-        for name, place in (("streamed", stream_layers), ("whole", torch.nn.Module.to)):
+        for name, place in ways.items():
             model = load_model(folder, tokenizer=tokenizer, output="unembedding", precision="fp32")
             model = place(model, check.device)
             compute_reference(model, pairs, report=lambda row: None)

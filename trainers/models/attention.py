@@ -204,8 +204,13 @@ def _rows(layout: PairLayout, device: torch.device) -> _Rows:
     key_S, asks_S = torch.tensor(key), torch.tensor(asks)
     own_N, again_I = asks_S.nonzero()[:, 0], (~asks_S).nonzero()[:, 0]
     begin = [torch.tensor(lengths).cumsum(0).int().to(device) for lengths in (queries, keys)]
-    places = [found.to(device) for found in (key_S, own_N, key_S[again_I], again_I)]
-    return _Rows(*places, (begin[0], begin[1], max(queries), max(keys)))
+    return _Rows(
+        key_S=key_S.to(device),
+        own_N=own_N.to(device),
+        prompt_I=key_S[again_I].to(device),
+        again_I=again_I.to(device),
+        lengths=(begin[0], begin[1], max(queries), max(keys)),
+    )
 
 
 def _flash_attention(
@@ -231,12 +236,13 @@ class _OverRows(torch.autograd.Function):
     ) -> Tensor:
         seen = query, key[rows.key_S], value[rows.key_S]
         causal = options["window_size_left"] < 0
-        output, *kept, _ = torch.ops.aten._flash_attention_forward(
+        found, *kept, _ = torch.ops.aten._flash_attention_forward(
             *seen, *rows.lengths, 0.0, causal, False, **options
         )
+        output: Tensor = found
         ctx.save_for_backward(query, key, value, output, *kept)
         ctx.rest = rows, causal, options
-        return output  # type: ignore[no-any-return]
+        return output
 
     @staticmethod
     @once_differentiable

@@ -261,7 +261,10 @@ def save(
             write_s=write_s,
         )
         publish = functools.partial(complete, checkpoints.kept, asdict(written))
-        publish() if mirror is None else later.write(publish)
+        if mirror is None:
+            publish()
+        else:
+            later.write(publish)
     return write_s
 
 
