@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
-from orchestrator.plan.memory import SCORED_TOKENS, PairTokens, Training, scoring
+from orchestrator.plan.memory import PairTokens, Training, scoring
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.stages import PrepareStage, PretrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
+from trainers.models.architecture import SCORED_TOKENS
 from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads
