@@ -156,7 +156,7 @@ def pairs_of(rows: Sequence[int], most: int | None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Device hours spent so far; and for one more seed of each cell, the hours to train it and to score one pair of each set."""
+    """Device hours spent so far (of estimates, on what all cells share); and for one more seed of each cell, the hours to train it and to score one pair of each set."""
 
     spent: float
     train: Mapping[Cell, float]
@@ -208,7 +208,7 @@ def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
     """
     if rule.budget_h is None:
         return State(seeds=dict(rule.declared), pairs=pairs)
-    seeds, left_h = dict[Cell, int](), rule.budget_h
+    seeds, left_h = dict[Cell, int](), rule.budget_h - costs.spent
     for cell in rule.declared:
         if (hours := costs.seed(cell, min(rows, pairs or rows))) <= left_h:
             seeds[cell], left_h = 1, left_h - hours
