@@ -146,7 +146,7 @@ def outlook(
             parts = step_parts(*sizes)
             group.step_shares = {name: part / sum(parts.values()) for name, part in parts.items()}
             group.utilisation = utilisation(*sizes)
-            policy = spec.answers and known[spec.answers.policy]
+            policy = known[spec.answers.policy] if spec.answers else None
             _add_jobs(jobs, group, item, placed, missing[item.key], times, policy)
     schedule = list(jobs.values())
     hours = sum(job.request.width * job.takes_s for job in schedule) / 3600
