@@ -98,7 +98,9 @@ def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores
     said = capsys.readouterr().out
     assert decided[1] in said
     assert "of them in attempts that failed or were killed" in said
-    assert scored(tmp_path / "store") == {int(decided[2])}
+    # A later round may have added more.
+    (pairs,) = scored(tmp_path / "store")
+    assert pairs >= int(decided[2]) > 4
     assert trained.items() <= {file: file.stat().st_mtime_ns for file in trained}.items()
 
 
