@@ -25,6 +25,7 @@ from orchestrator.report.comparison import CONTROLS, Analysis
 from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
+from orchestrator.report.summary import statistics_tables
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep
@@ -207,6 +208,13 @@ class SweepResults:
                 of_model = {"model": model} if model else {}
                 rows.append({**place, **of_model, **said, "over": found.over, **counts})
         return pd.DataFrame(rows)
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """Return one of the report's tables of statistics, as `power` and `scaling`. Raises SpecError with the known names."""
+        analysis = Analysis(on_common_pairs(self.trials))
+        tables = {table.name: table for table in statistics_tables(analysis)}
+        self._require("table", name, tables)
+        return tables[name].frame()
 
     def ensembles(self) -> "pd.DataFrame":
         """Return the accuracies of the mean reward of all seeds of a model, beside those of a seed alone, set by set."""

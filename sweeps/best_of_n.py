@@ -74,6 +74,8 @@ def build(options: BestOfNOptions, chosen: Selection) -> Sweep:
 
 def _answers(options: BestOfNOptions, chosen: Selection) -> AnswersSpec:
     first, sampling = chosen.models[0], options.sampling
+    if sampling.engine == "vllm" and sampling.temperature > 2:
+        raise SpecError(f"--temperature {sampling.temperature}: vLLM takes 2 at most; leave out --engine.")
     if sampling.engine == "vllm" and importlib.util.find_spec("vllm") is None:
         raise SpecError("--engine vllm: vllm is not installed here; install it, or leave out --engine.")
     if options.max_prompts is not None and options.max_prompts < 1:

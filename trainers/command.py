@@ -163,10 +163,11 @@ def parse(
     """
     try:
         words = added_up(kind, words)
+        return tyro.cli(kind, args=words, prog=prog, description=description, config=tuple(config))
     except SpecError as error:
+        # Some values are checked by what holds them.
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    return tyro.cli(kind, args=words, prog=prog, description=description, config=tuple(config))
+        sys.exit(USAGE)
 
 
 def added_up(kind: type, words: Sequence[str]) -> list[str]:

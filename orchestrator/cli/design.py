@@ -7,7 +7,7 @@ run that was killed makes the same decisions again.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,11 +34,13 @@ from orchestrator.report.power import asked, components, half_width
 from orchestrator.report.results import on_common_pairs, sweep_results
 from orchestrator.spec.declaration import declare
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials
-from orchestrator.spec.stages import TrialPlan
+from orchestrator.spec.stages import ReferenceStage, SampleStage, TrialPlan
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import CATEGORIES, Category
+from orchestrator.store.records import CATEGORIES, Category, read_state
 from trainers.errors import SpecError
+from trainers.models.architecture import Architecture
+from trainers.specs import ModelSpec
 
 _BUDGET = re.compile(r"(?P<dollars>\$)?(?P<number>\d+(\.\d*)?|\.\d+)(?P<unit>gpuh|cpuh)?")
 
@@ -91,8 +93,9 @@ class Growth:
     until: float | None = None
     budget: str | None = None
     price: float | None = None
-    # Device hours by artifact, over all states so far.
-    _spent: dict[tuple[str, str], float] = field(default_factory=dict)
+    # Device hours by artifact, over all states so far; those of failed attempts at them apart.
+    _spent: dict[str, float] = field(default_factory=dict)
+    _lost: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def cells(self) -> dict[Cell, dict[int, list[TrialSpec]]]:
@@ -181,41 +184,57 @@ class Growth:
         return found
 
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
-        """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet."""
+        """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet.
+
+        Estimated, only what all cells share is spent.
+        """
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
-        models = [plan.spec.model for plan in resolved.plans]
-        known = {} if measured else architectures(models, ask=self.unit == "GPU")
+        shared, lost = dict[str, float](), dict[str, float]()
+        for note in read_state(self.base.name, self.store).trials.values():
+            # Of a stage that trials share, each has noted the same.
+            lost |= {name: max(hours, lost.get(name, 0.0)) for name, hours in note.lost_h.items()}
         for plan in resolved.plans:
             cell = plan.spec.train_set.name, plan.spec.model.name
-            if measured:
-                trained, scored = self._measured_h(plan)
-            else:
-                trained, scored = self._estimated_h(replace(plan, architecture=known[plan.spec.model]))
+            trained, scored = self._measured_h(plan, lost) if measured else self._estimated_h(plan, shared)
             train.setdefault(cell, []).append(trained)
             score.setdefault(cell, []).append(scored / _drawn(plan))
         a_seed = {cell: len(next(iter(seeds.values()))) for cell, seeds in self.cells.items()}
         return Costs(
-            spent=sum(self._spent.values()),
+            spent=self.spent_h if measured else sum(shared.values()),
             train={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in train.items()},
             score={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in score.items()},
         )
 
-    def _measured_h(self, plan: TrialPlan) -> tuple[float, float]:
+    @property
+    def spent_h(self) -> float:
+        """Device hours of all states so far."""
+        return sum(self._spent.values()) + sum(self._lost.values())
+
+    def _measured_h(self, plan: TrialPlan, lost: Mapping[str, float]) -> tuple[float, float]:
         """Return the hours of a training with what does not depend on evaluation pairs, and those of the evaluations."""
         for stage in plan.stages():
-            manifest = self.store.sound_manifest(stage.kind, stage.key)
+            manifest, name = self.store.sound_manifest(stage.kind, stage.key), f"{stage.kind}/{stage.key}"
             if manifest and stage.kind in ("sample", "reference", "train", "evaluate"):
                 # Only trainings note where they ran.
                 ranks = manifest["info"].get("placement", {}).get("world_size", 1)
-                hours = ranks * manifest["seconds"] / 3600
-                self._spent[stage.kind, stage.key] = hours
+                self._spent[name] = ranks * manifest["seconds"] / 3600
+                self._lost[name] = lost.get(name, 0.0)
         scored, answers = (
-            sum(self._spent["evaluate", stage.key] for stage in stages)
+            sum(self._spent[f"evaluate/{stage.key}"] for stage in stages)
             for stages in (plan.evaluations, plan.answers)
         )
-        return self._spent["train", plan.key] + answers, scored
+        return self._spent[f"train/{plan.key}"] + answers, scored
 
-    def _estimated_h(self, plan: TrialPlan) -> tuple[float, float]:
+    @cached_property
+    def _known(self) -> dict[ModelSpec, Architecture | None]:
+        policies = [trial.answers.policy for trial in self.base.trials if trial.answers]
+        return architectures(
+            [*(trial.model for trial in self.base.trials), *policies], ask=self.unit == "GPU"
+        )
+
+    def _estimated_h(self, plan: TrialPlan, shared: dict[str, float]) -> tuple[float, float]:
+        """Return the hours as `_measured_h` does, and note those of the trial's answers and reference passes in `shared`."""
+        plan = replace(plan, architecture=self._known[plan.spec.model])
         placed = placement.place(plan.spec, self.nodes, self.base.placements, architecture=plan.architecture)
         # An estimate from sets that are prepared by now would differ from that of the run that was killed.
         times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
@@ -223,6 +242,12 @@ class Growth:
             times.scoring_s(plan, [stage.prepared for stage in stages], placed) if stages else 0.0
             for stages in (plan.evaluations, plan.answers)
         )
+        for stage in plan.stages():
+            if isinstance(stage, ReferenceStage):
+                shared[stage.key] = times.scoring_s(plan, [stage.prepared], placed) / 3600
+            elif isinstance(stage, SampleStage) and plan.spec.answers:
+                policy = self._known[plan.spec.answers.policy]
+                shared[stage.key] = times.sample_s(plan, stage, policy, placed) / 3600
         trained = placed.world_size * times.train_s(plan, placed)
         return (trained + answers) / 3600, scored / 3600
 
@@ -235,10 +260,10 @@ class Growth:
         costs, drawn = self.costs(self.grid, measured=False), max(map(_drawn, self.grid.plans))
         state = design.first(self.base.trials[0].eval_draw.max_pairs, self.rule, costs, drawn)
         if not state.seeds:
-            hours, cell = min((costs.seed(cell, drawn), cell) for cell in self.cells)
+            hours, cell = min((costs.spent + costs.seed(cell, drawn), cell) for cell in self.cells)
             raise SpecError(
                 f"--budget {self.budget}: no cell fits. The cheapest, {cell[1]} on {cell[0]}, takes about {hours:.2g} "
-                f"{self.unit}-hours for one seed; give more than that."
+                f"{self.unit}-hours for one seed with all that it needs; give more than that."
             )
         return state
 
@@ -262,13 +287,20 @@ class Growth:
                 return
             if decision:
                 more = f", about {shown_hours(decision.hours)} more" if decision.hours else ""
-                spent = shown_hours(sum(self._spent.values()))
-                say(f"design: {decision.why}; {spent} {self.unit}-hours so far{more}")
+                say(f"design: {decision.why}; {self._so_far()}{more}")
             if state != before:
                 yield self.sweep(state)
             if decision and decision.stops:
                 return
             before = state
+
+    def _so_far(self) -> str:
+        """Say what was spent, on attempts that failed, and over the budget."""
+        said = f"{shown_hours(self.spent_h)} {self.unit}-hours so far"
+        if lost := sum(self._lost.values()):
+            said += f", {shown_hours(lost)} of them in attempts that failed or were killed"
+        over = self.spent_h - (self.rule.budget_h or math.inf)
+        return said + (f", {shown_hours(over)} more than the budget" if over > 0 else "")
 
     def outlook(self) -> list[dict[str, Any]]:
         """Return the half-width and the detectable difference of the declared design, for each difference."""
@@ -295,7 +327,7 @@ class Growth:
         if found is None:
             resolved = self.resolve(self.sweep(state))
             costs, drawn = self.costs(resolved, measured=False), max(map(_drawn, resolved.plans))
-            spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
+            spent = costs.spent + sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
             questions = self.questions(resolved, measured=False)
             found = Found(questions=questions, costs=replace(costs, spent=spent))
         measure = design.predicts(state, found)

@@ -442,8 +442,6 @@ def _totals(found: Outlook) -> list[str]:
         lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
-    if drawn := found.stages.get("sample", {}).get("missing"):
-        lines.append(f"the time to draw answers ({drawn} sample to do) is in no total")
     if found.not_fetched:
         lines.append(f"not fetched: {', '.join(found.not_fetched)}")
     return lines

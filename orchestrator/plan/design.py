@@ -156,7 +156,7 @@ def pairs_of(rows: Sequence[int], most: int | None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Device hours spent so far; and for one more seed of each cell, the hours to train it and to score one pair of each set."""
+    """Device hours spent so far (of estimates, on what all cells share); and for one more seed of each cell, the hours to train it and to score one pair of each set."""
 
     spent: float
     train: Mapping[Cell, float]
@@ -208,7 +208,7 @@ def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
     """
     if rule.budget_h is None:
         return State(seeds=dict(rule.declared), pairs=pairs)
-    seeds, left_h = dict[Cell, int](), rule.budget_h
+    seeds, left_h = dict[Cell, int](), rule.budget_h - costs.spent
     for cell in rule.declared:
         if (hours := costs.seed(cell, min(rows, pairs or rows))) <= left_h:
             seeds[cell], left_h = 1, left_h - hours
@@ -237,6 +237,10 @@ def decide(state: State, found: Found, rule: Rule) -> Decision:
     if rule.until is not None and min(state.seeds.values()) > 1:
         everything = State(seeds={cell: max(MOST_SEEDS, seeds) for cell, seeds in state.seeds.items()})
         limit = max(item.predicted(state, everything) for item in questions)
+        if limit > rule.until and (more := _more_pairs(state, costs, rows)):
+            # Few pairs say little about what all would leave.
+            then, added = more
+            return Decision(state=then, why=f"{now}: adding {_difference(state, then)}", hours=added)
         if limit > rule.until:
             over = "more models" if widest.over_models else "more models, or larger evaluation sets"
             why = f"{now}: even {MOST_SEEDS} seeds and all pairs would leave about ± {limit:.3f}; it takes {over}"
@@ -273,10 +277,7 @@ def _step(
     steps = [
         (_with_seed(then, cell), costs.seed(cell, drawn)) for cell in cells if then.seeds[cell] < MOST_SEEDS
     ]
-    if drawn < rows:
-        more = min(rows, 2 * drawn)
-        hours = more * sum(costs.score[cell] * seeds for cell, seeds in then.seeds.items())
-        steps.append((replace(then, pairs=more), hours))
+    steps += filter(None, [_more_pairs(then, costs, rows)])
     worth = [
         # Rounded, so that ties pick the first step on every machine.
         (float(f"{(wide - wider) / max(hours, 1e-12):.6g}"), after, hours)
@@ -287,6 +288,15 @@ def _step(
         return None
     _, after, hours = max(worth, key=lambda item: item[0])
     return after, hours
+
+
+def _more_pairs(state: State, costs: Costs, rows: int) -> tuple[State, float] | None:
+    """Return the state with twice the pairs, and the hours to score all trials on them; None if it has all."""
+    if state.pairs is None or state.pairs >= rows:
+        return None
+    more = min(rows, 2 * state.pairs)
+    hours = more * sum(costs.score[cell] * seeds for cell, seeds in state.seeds.items())
+    return replace(state, pairs=more), hours
 
 
 def _with_seed(state: State, cell: Cell) -> State:

@@ -13,10 +13,12 @@ from orchestrator.plan.hardware import GpuKind, Node
 from orchestrator.plan.memory import PairTokens, Training, scoring
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
-from orchestrator.spec.stages import PrepareStage, PretrainStage, TrialPlan
+from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.stages import PrepareStage, PretrainStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from trainers.models.architecture import SCORED_TOKENS
+from trainers.evaluate.sampling import ANSWERS_AT_ONCE
+from trainers.models.architecture import SCORED_TOKENS, Architecture
 from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads
@@ -189,6 +191,36 @@ class Durations:
             return seconds
         forwards = sum(math.ceil(pairs * lengths.total / SCORED_TOKENS) for pairs, lengths in sets)
         return seconds + forwards * scoring(training, self.kind.gb).copied_gb / PCIE_GB_S
+
+    def sample_s(
+        self, plan: TrialPlan, stage: SampleStage, policy: Architecture | None, placement: Placement
+    ) -> float:
+        """Return the seconds in which a policy answers the prompts on one device; UNKNOWN_S if its size is unknown.
+
+        Every answer is taken to be as long as it may be. A batch reads all weights for each token. Until the rows of the
+        set are in the store, each counts as a prompt.
+        """
+        if policy is None:
+            return UNKNOWN_S
+        asked = {pair.prompt for pair in pairs_of(self.store, stage.prompts.digest)}
+        rows = len(asked) or stage.prompts.rows or UNSEEN_PAIRS
+        prompts, samples = min(rows, stage.draw.max_pairs or rows), stage.sampling.samples
+        # The set is prepared where it is evaluated on, too.
+        prepared = PrepareStage(base=stage.base, split=stage.prompts, draw=plan.spec.eval_draw)
+        length, new = _prepared(prepared, self.store)[1].prompt, stage.sampling.max_new_tokens
+        table = policy.vocabulary * policy.hidden
+        matrices = policy.parameters - (1 if policy.tied else 2) * table
+        work = 2 * prompts * samples * (matrices * (length + new) + table * new)
+        batches = math.ceil(prompts / max(1, ANSWERS_AT_ONCE // samples)) * math.ceil(
+            samples / ANSWERS_AT_ONCE
+        )
+        width, memory = (
+            2 if stage.base.precision == "bf16" else 4,
+            self.kind.memory_gb_s if self.kind else CPU_GB_S[0],
+        )
+        token_s = width * (matrices + table) / memory / 1e9 + FORWARD_S[placement.device]
+        rate = flops_per_s(self.kind, stage.base.precision)
+        return SET_UP_S[placement.device] + work / rate + batches * new * token_s
 
     def _forwards_s(self, plan: TrialPlan, pairs: int, lengths: PairTokens) -> float:
         """Return the seconds of the forward passes of the pairs; 0 if the model's size is unknown."""

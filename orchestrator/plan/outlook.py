@@ -22,7 +22,14 @@ from orchestrator.plan.schedule import (
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.models import architecture_of
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PrepareStage, PretrainStage, ReferenceStage, Stage, TrialPlan
+from orchestrator.spec.stages import (
+    PrepareStage,
+    PretrainStage,
+    ReferenceStage,
+    SampleStage,
+    Stage,
+    TrialPlan,
+)
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.records import Message, Pair
@@ -98,7 +105,8 @@ def outlook(
     """Plan the missing stages of a sweep on the nodes. Only configs of models are fetched."""
     gpus, gpu_gb, _ = placement.gpus_of(nodes)
     devices = gpus or sum(node.cpus for node in nodes)
-    known = architectures([item.spec.model for item in resolved.plans], ask=gpus > 0)
+    policies = [item.spec.answers.policy for item in resolved.plans if item.spec.answers]
+    known = architectures([*(item.spec.model for item in resolved.plans), *policies], ask=gpus > 0)
     named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
     times = Durations(store=store, kind=slowest(nodes), measured=measured_rates(named, store))
     missing = {item.key: item.missing(store) for item in resolved.plans}
@@ -138,7 +146,8 @@ def outlook(
             parts = step_parts(*sizes)
             group.step_shares = {name: part / sum(parts.values()) for name, part in parts.items()}
             group.utilisation = utilisation(*sizes)
-            _add_jobs(jobs, group, item, placed, missing[item.key], times)
+            policy = known[spec.answers.policy] if spec.answers else None
+            _add_jobs(jobs, group, item, placed, missing[item.key], times, policy)
     schedule = list(jobs.values())
     hours = sum(job.request.width * job.takes_s for job in schedule) / 3600
     makespan_h = _played_s(schedule, nodes) / 3600
@@ -159,7 +168,7 @@ def outlook(
         price=None if per_hour is None else per_hour * hours,
         price_held=None if per_hour is None else per_hour * devices * makespan_h,
         price_is=price_is,
-        unknown=tuple(sorted({group.model for group in groups.values() if group.parameters is None})),
+        unknown=tuple(sorted(model.name for model, shapes in known.items() if shapes is None)),
         not_fetched=_not_fetched(resolved.plans),
     )
 
@@ -196,8 +205,9 @@ def _add_jobs(
     placed: Placement,
     missing: Sequence[Stage],
     times: Durations,
+    policy: Architecture | None,
 ) -> None:
-    """Add the trial's training and evaluation, and the reference passes that no trial before it has asked for."""
+    """Add the trial's training and evaluation, and the answers and reference passes that no trial before it has asked for."""
 
     def add(request: Request, after: Sequence[RequestId] = (), trial: str = "") -> None:
         job = Job(request=request, takes_s=request.expected_s, after=tuple(after), trial=trial)
@@ -205,12 +215,16 @@ def _add_jobs(
         if trial and group.device_hours is not None:
             group.device_hours += request.width * request.expected_s / 3600
 
-    waits = []
+    waits, drawn = list[RequestId](), list[RequestId]()
     for stage in missing:
         if isinstance(stage, ReferenceStage):
             seconds = times.scoring_s(item, [stage.prepared], placed)
             add(request := Request.of("shared", stage.key, placed, seconds))
             waits.append(request.id)
+        elif isinstance(stage, SampleStage) and policy:
+            seconds = times.sample_s(item, stage, policy, placed)
+            add(request := Request.of("shared", stage.key, placed, seconds))
+            drawn.append(request.id)
     # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)
     group.step_s = rate.step_s if rate else None
@@ -221,7 +235,7 @@ def _add_jobs(
         waits.append(request.id)
     if unscored := [stage.prepared for stage in item.scored if stage in missing]:
         seconds = times.scoring_s(item, unscored, placed)
-        add(Request.of("evaluate", item.key, placed, seconds), waits, item.key)
+        add(Request.of("evaluate", item.key, placed, seconds), [*waits, *drawn], item.key)
 
 
 def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:

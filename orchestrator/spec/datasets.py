@@ -95,6 +95,9 @@ class DatasetReader:
         parts = [self.split(part, part.train_split) for part, _ in spec.mixture]
         if not all(part.fetched for part in parts):
             return _Known(split=Split(name=spec.name, split=split, digest=f"not fetched {spec.source}"))
+        if len({part.digest for part in parts}) < len(parts):
+            names = ", ".join(part.name for part in parts)
+            raise DataError(f"data set {spec.name}: {names} hold the same rows; name each set once.")
         digest, chosen, originals = Digest(), set[str](), set[str]()
         left_out: list[str] = []
         funnel: Funnel = []
@@ -125,11 +128,15 @@ class DatasetReader:
         return _Known(split=found, chosen=frozenset(chosen), originals=frozenset(originals))
 
     def _mixed(self, spec: DatasetSpec, parts: Sequence[Split]) -> Iterator[Pair]:
-        """Yield the pairs of a mixture, from the store's copies where it has them."""
-        rows = [
-            pairs_of(self._store, known.digest) or sources.read_pairs(part, part.train_split)
-            for part, known in zip(spec.parts, parts, strict=True)
-        ]
+        """Yield the pairs of a mixture, from the store's copies where it has them; of a set with its own draw, those."""
+        from trainers.pairs.tokens import draw_order
+
+        rows = []
+        for part, known in zip(spec.parts, parts, strict=True):
+            own = pairs_of(self._store, known.digest) or sources.read_pairs(part, part.train_split)
+            if draw := part.train_draw:
+                own = [own[row] for row in sorted(draw_order(len(own), draw)[: draw.max_pairs])]
+            rows.append(own)
         return sources.mixed([share for _, share in spec.mixture], rows)
 
     def _remote(self, spec: DatasetSpec, split: str) -> _Known:

@@ -1,6 +1,7 @@
 """sweeps/best_of_n.py at its smallest: answers are drawn once, every reward model picks among them, a judge says what picks are worth."""
 
 import json
+import os
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -18,14 +19,16 @@ from trainers.evaluate.scores import read_pair_scores
 
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world_candidates")
 EX_RM = "small · ex_rm · tiny_world · s0"
-ASKED = ("--samples", "6", "--max-new-tokens", "3", "--max-prompts", "5")
 
 
 SMALL = ["--max-train-pairs", "16", "--max-eval-pairs", "8", "--seeds", "0", "--lr", "1e-3", "--epochs", "20"]
 
 
-def run(storage: Path, model: Path, *words: str, name: str = "best_of_n") -> int:
-    common = ["--models", f"small={model}", *SETS, *ASKED, *SMALL]
+def run(
+    storage: Path, model: Path, *words: str, name: str = "best_of_n", samples: int = 6, tokens: int = 3
+) -> int:
+    common = ["--models", f"small={model}", *SETS, *SMALL, "--max-prompts", "5"]
+    common += ["--samples", str(samples), "--max-new-tokens", str(tokens)]
     common += ["--profile", "laptop", "--backend", "inline", "--name", name]
     return run_analysis(best_of_n, storage, *words, *common, draws=False)
 
@@ -37,12 +40,16 @@ def storage(tiny_model, tmp_path_factory):
     return folder
 
 
-def test_the_plan_says_that_it_does_not_count_drawing(storage, tiny_model, capsys):
-    for folder, counted in ((storage.parent / "new", False), (storage, True)):
+def test_a_plan_counts_the_hours_of_drawing_until_it_is_done(storage, tiny_model, capsys):
+    hours = []
+    for folder, tokens in ((storage.parent / "new", 3), (storage.parent / "new", 30003), (storage, 3)):
         capsys.readouterr()
-        assert run(folder, tiny_model, "plan") == 0
-        said = " ".join(capsys.readouterr().out.split())
-        assert ("the time to draw answers (1 sample to do) is in no total" not in said) == counted, said
+        assert run(folder, tiny_model, "plan", "--json", tokens=tokens) == 0
+        hours.append(json.loads(capsys.readouterr().out)["device_hours"])
+    short, long, done = hours
+    # Each token takes 10 ms and more, in one batch.
+    assert long - short > 30000 * 0.01 / 3600
+    assert done == 0
 
 
 def the_sample(store: Store) -> str:
@@ -157,6 +164,44 @@ def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(
     assert itself["quality"].is_monotonic_increasing
 
 
+@pytest.mark.slow
+def test_a_real_model_answers_sums_and_both_its_reward_models_pick(smollm2, smollm2_storage, tmp_path):
+    storage, file = tmp_path / "store", tmp_path / "sums.jsonl"
+    shutil.copytree(smollm2_storage, storage, copy_function=os.link)
+    rows = [
+        {"prompt": f"What is {n} + 9?", "chosen": f"{n} + 9 = {n + 9}", "rejected": f"{n} + 9 = {n}"}
+        for n in range(10, 22)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--models", f"smollm2={smollm2}", "--train-sets", str(file), "--eval-sets", str(file)]
+    words += ["--test-share", "0.3", "--verifier", "arithmetic", "--max-prompts", "2", "--samples", "8"]
+    words += [
+        "--max-new-tokens",
+        "12",
+        "--epochs",
+        "3",
+        "--lr",
+        "5e-5",
+        "--effective-batch",
+        "4",
+        "--seeds",
+        "0",
+    ]
+    assert run_analysis(best_of_n, storage, *words, "--backend", "inline", draws=False) == 0
+    answers = read_answers(Store(storage).read("sample", the_sample(Store(storage))) / "answers.jsonl")
+    assert [len(item.texts) for item in answers] == [8, 8]
+    assert any("+ 9 = " in text for item in answers for text in item.texts)
+    found = open_sweep(storage, "best_of_n").best_of_n()
+    found = found[found["evaluation_set"] == "answers of smollm2 to sums"]
+    assert [*found["n"]] == [1, 2, 4, 8] * 2
+    assert (found["quality"] <= found["best"] + 1e-9).all()
+
+
+def test_a_number_of_answers_among_which_there_is_no_best_is_refused(tiny_model, tmp_path, capsys):
+    assert run(tmp_path / "store", tiny_model, samples=1) == 2
+    assert "error: --samples 1: at least 2, to choose among." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -169,6 +214,7 @@ def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(
         (("--policy", "MUTE"), "GenerationConfig(eos_token_id=N).save_pretrained"),
         (("--prompts", "ultrafeedback"), "give --gold with a reward model"),
         (("--engine", "vllm"), "vllm is not installed here"),
+        (("--engine", "vllm", "--temperature", "3"), "vLLM takes 2 at most"),
     ],
     ids=str,
 )  # fmt: skip

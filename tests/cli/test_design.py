@@ -10,6 +10,7 @@ import pytest
 from orchestrator.cli.design import Growth
 from orchestrator.cli.main import Grid, main
 from orchestrator.plan.design import State
+from orchestrator.run import compute
 from orchestrator.spec.catalog import PROFILES
 from orchestrator.spec.declaration import adopt, declare
 from orchestrator.spec.resolve import resolve
@@ -40,6 +41,11 @@ def found(storage: Path) -> dict[str, tuple[str, int]]:
     return {row["key"]: (row["trial"], row["evaluated"]) for row in rows}
 
 
+def scored(storage: Path) -> set[int]:
+    """Pairs of an evaluation, in the last report."""
+    return {row["n"] for row in trial_rows(storage, "full_grid")}
+
+
 def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_again(
     tiny_model, tmp_path, capsys
 ):
@@ -64,6 +70,38 @@ def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_agai
     assert run(tmp_path / "store", *words) == 0
     assert "trials are complete" in capsys.readouterr().out
     assert found(tmp_path / "store") == whole
+
+
+def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores_the_same_ones(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    score, calls = compute.run_evaluations, list[int]()
+
+    def killed(stages, *rest):
+        calls.append(len(stages))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        score(stages, *rest)
+
+    words = small(tiny_model, "--max-eval-pairs", "4", "--seeds", "0", "1", "--until", "0.6")
+    monkeypatch.setattr(compute, "run_evaluations", killed)
+    assert run(tmp_path / "store", *words) == 130
+    decided = re.search(r"design: (.*: adding evaluation on (\d+) pairs for 4[^;]*)", capsys.readouterr().out)
+    assert decided
+    # Four trials are scored on four pairs, one on more.
+    assert scored(tmp_path / "store") == {4}
+    monkeypatch.setattr(compute, "run_evaluations", score)
+    trained = {
+        file: file.stat().st_mtime_ns for file in tmp_path.glob("store/artifacts/train/*/manifest.json")
+    }
+    assert run(tmp_path / "store", *words) == 0
+    said = capsys.readouterr().out
+    assert decided[1] in said
+    assert "of them in attempts that failed or were killed" in said
+    # A later round may have added more.
+    (pairs,) = scored(tmp_path / "store")
+    assert pairs >= int(decided[2]) > 4
+    assert trained.items() <= {file: file.stat().st_mtime_ns for file in trained}.items()
 
 
 def test_a_seed_that_was_added_and_failed_is_retried_by_the_flags_that_added_it(

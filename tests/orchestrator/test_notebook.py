@@ -278,6 +278,15 @@ def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(
     assert json.loads(said.out) == found.to_dict("records")
 
 
+def test_tables_are_the_report_s_own(simulated: Store):
+    results = open_sweep(str(simulated.root), "demo")
+    power, means = results.table("power"), results.difference("ex_rm", "im_rm")
+    assert {*power["category"]} == {*means["category"]}
+    assert (power["detectable"] > power["half_width"]).all()
+    with pytest.raises(SpecError, match="demo has no table powre; did you mean power"):
+        results.table("powre")
+
+
 def test_figures_are_the_report_s_own(simulated: Store):
     results = open_sweep(str(simulated.root), "demo")
     figure = results.figure("accuracy_by_category")

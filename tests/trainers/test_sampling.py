@@ -1,6 +1,8 @@
 """Answers of a policy: a process that is killed loses none, and which judges know which prompts."""
 
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +102,26 @@ def test_where_memory_is_short_fewer_answers_are_drawn_at_once(policy, tmp_path,
     # 5 answers of each by 2, 2 and 1.
     assert asked == [10, 5, 2, 2, 2]
     assert {len(item.texts) for item in found} == {5}
+
+
+def test_vllm_ends_answers_where_transformers_does_and_no_two_share_a_seed(policy, tmp_path, monkeypatch):
+    """A stand-in that does what vLLM's source says of what it is asked: it seeds the answers to a prompt by seed, seed + 1, …"""
+    seeds, word = list[int](), 7
+
+    class Model:
+        def __init__(self, model, *, revision, dtype, trust_remote_code):
+            assert (model, dtype) == (policy.location, "float32")
+
+        def generate(self, prompts, params, *, use_tqdm):
+            assert all(asked.ignore_eos and asked.stop_token_ids == [END] for asked in params)
+            seeds.extend(asked.seed + at for asked in params for at in range(asked.n))
+            said = SimpleNamespace(token_ids=(word, END, word))
+            return [SimpleNamespace(outputs=[said] * asked.n) for asked in params]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Model, SamplingParams=SimpleNamespace))
+    found = drawn(policy, tmp_path, asked=SamplingSpec(samples=5, engine="vllm"))
+    assert len(set(seeds)) == len(found) * 5
+    assert {text for item in found for text in item.texts} == {policy.tokenizer().decode([word])}
 
 
 def test_every_distinct_answer_is_in_a_pair():

@@ -119,8 +119,8 @@ def _transformers(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec
 
 
 def _vllm(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Draw:
-    """Draw by vLLM. Untested: it needs a GPU."""
-    from vllm import LLM, SamplingParams, TokensPrompt
+    """Draw by vLLM, written against its source of 2026-11. Untested: it needs a GPU."""
+    from vllm import LLM, SamplingParams
 
     model = LLM(
         model=policy.location,
@@ -130,23 +130,27 @@ def _vllm(policy: "Weights", ends: Sequence[int], sampling: SamplingSpec) -> Dra
     )
 
     def draw(prompts: list[Tokens], seed: int) -> list[list[Tokens]]:
-        how = SamplingParams(
-            n=sampling.samples,
-            temperature=sampling.temperature,
-            top_p=1.0,
-            top_k=-1,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=list(ends),
-            seed=seed,
-            detokenize=False,
-        )
-        asked = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        # vLLM seeds the answers to a prompt by seed, seed + 1, …; no two answers may share theirs. Its defaults draw from
+        # the full distribution. The end token of the tokenizer, which it would add to `ends`, may be another one.
+        how = [
+            SamplingParams(
+                n=sampling.samples,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=list(ends),
+                ignore_eos=True,
+                seed=seed + number * sampling.samples,
+                detokenize=False,
+            )
+            for number in range(len(prompts))
+        ]
+        drawn = model.generate([{"prompt_token_ids": ids} for ids in prompts], how, use_tqdm=False)
         return [
             [
                 list(itertools.takewhile(lambda token: token not in ends, one.token_ids))
                 for one in each.outputs
             ]
-            for each in model.generate(asked, how, use_tqdm=False)
+            for each in drawn
         ]
 
     return draw

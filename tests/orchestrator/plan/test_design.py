@@ -184,6 +184,16 @@ def test_a_width_that_no_seed_reaches_stops_at_once_and_says_so():
     assert "it takes more models" in decision.why
 
 
+def test_a_width_is_given_up_only_on_all_pairs():
+    """What 25 of 400 pairs say of 30 seeds and all pairs may be far off."""
+    begin = start(6, 4, 25)
+    played = [*play(begin, Sweeps("models", 6, 0).measure, Rule(until=0.01))]
+    assert [item.state.pairs for item in played] == [50, 100, 200, 400, 400]
+    assert {tuple(item.state.seeds.values()) for item in played} == {(4,) * 6}
+    assert [item.stops for item in played] == [False] * 4 + [True]
+    assert played[0].hours == pytest.approx(50 * 6 * 4 * 1e-4)
+
+
 def test_one_seed_never_reaches_a_width():
     """The interval of one training of each of two models says nothing of others."""
     begin = start(2, 1, None)

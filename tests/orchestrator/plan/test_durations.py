@@ -20,12 +20,21 @@ from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec import catalog
-from orchestrator.spec.stages import ConvertStage, TrialPlan
+from orchestrator.spec.stages import ConvertStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from tests.orchestrator.sweep_samples import LLAMA, plan, trial
+from tests.orchestrator.sweep_samples import LLAMA, base_model, plan, split, trial
+from trainers.data.records import Pair, user_prompt, write_pairs
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, LoraSpec, ModelSpec, OptimSpec, Placement, ValidationSpec
+from trainers.specs import (
+    DrawSpec,
+    LoraSpec,
+    ModelSpec,
+    OptimSpec,
+    Placement,
+    SamplingSpec,
+    ValidationSpec,
+)
 
 H100, L4 = gpu_kind("H100"), gpu_kind("L4")
 KNOWN = catalog.PAPER_MODELS[0]
@@ -196,6 +205,26 @@ def test_layers_that_are_copied_to_a_gpu_in_each_forward_take_time(store: Store)
     forwards = math.ceil(min(2000, wide.train.prepared.split.rows) * UNSEEN_LENGTHS.total / 4096)
     # 28 GB of layers at 20 GB/s.
     assert part - whole == pytest.approx(1.4 * forwards, rel=0.02)
+def test_drawing_takes_forwards_and_a_pass_over_the_weights_for_each_token_of_a_batch(store: Store):
+    asked = SamplingSpec(samples=128, max_new_tokens=10)
+    draw, prompts = DrawSpec(max_pairs=6), split("tiny_world", "test")
+    stage = SampleStage(base=base_model(), prompts=prompts, draw=draw, sampling=asked)
+    times, item = Durations(store=store, kind=H100), sized()
+    table = SHAPES.vocabulary * SHAPES.hidden
+
+    def seconds(prompts: int) -> float:
+        tokens = (SHAPES.parameters - table) * (UNSEEN_LENGTHS.prompt + 10) + table * 10
+        work = 2 * prompts * 128 * tokens / (67e12 * durations.UTILISATION["fp32"])
+        # Two prompts a batch.
+        return 90 + work + prompts / 2 * 10 * (4 * SHAPES.parameters / 3350e9 + 0.03)
+
+    assert times.sample_s(item, stage, SHAPES, laid()) == pytest.approx(seconds(6))
+    # Eight rows, of which two ask the same.
+    pairs = [Pair(prompt=user_prompt(str(at // 2)), chosen="a", rejected="b") for at in range(8)]
+    with store.write("dataset", prompts.digest) as attempt:
+        write_pairs(pairs, attempt.directory / "pairs.jsonl")
+    assert times.sample_s(item, stage, SHAPES, laid()) == pytest.approx(seconds(4))
+    assert times.sample_s(item, stage, None, laid()) == UNKNOWN_S
 
 
 def test_a_gguf_file_is_no_tiny_model(store: Store):

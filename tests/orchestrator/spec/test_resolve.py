@@ -32,8 +32,10 @@ from tests.orchestrator.sweep_samples import (
     write_jsonl,
 )
 from trainers.data.__main__ import remembered
+from trainers.data.sources import read_pairs
 from trainers.errors import DataError, ModelError, SpecError
-from trainers.specs import DatasetSpec, LoraSpec, ModelSpec, Trust
+from trainers.pairs.tokens import draw_order
+from trainers.specs import DatasetSpec, DrawSpec, LoraSpec, ModelSpec, Trust
 
 HUB_MODEL = ModelSpec(name="acme", source="acme/tiny-model")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -100,6 +102,9 @@ def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categorie
     little = replace(mixture, mixture=((mine, 0.99), (other, 0.01)))
     with pytest.raises(DataError, match="9 pairs has none of a set"):
         resolve(sweep([little], [mine]), store)
+    copied = dataset_folder(tmp_path / "copied", train=rows(9, "mine"))
+    with pytest.raises(DataError, match="data, copied hold the same rows; name each set once"):
+        resolve(sweep([replace(mixture, mixture=((mine, 0.5), (copied, 0.5)))], [other]), store)
     trained_on = replace(other, name="seen", test_split="train")
     with pytest.raises(SpecError, match="seen holds the very rows that mix trains on"):
         resolve(sweep([mixture], [trained_on]), store)
@@ -112,6 +117,19 @@ def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categorie
     hub = replace(mixture, mixture=((mine, 0.3), (DatasetSpec(name="far", source="acme/far"), 0.7)))
     unknown = resolve(sweep([hub], [mine]), store, fetch=False).plans[0].train.prepared.split
     assert unknown.digest.startswith("not fetched")
+
+
+def test_a_set_with_its_own_draw_gives_a_mixture_the_pairs_of_that_draw(store: Store, tmp_path: Path):
+    draw = DrawSpec(max_pairs=6, seed=875, permutation="torch")
+    mine = dataset_folder(tmp_path / "data", train=rows(20, "mine"), test=rows(3, "test"))
+    other = dataset_folder(tmp_path / "other", train=rows(40, "other"))
+    parts = ((replace(mine, train_draw=draw), 0.5), (other, 0.5))
+    mixture = DatasetSpec(name="mix", source="mine:0.5+other:0.5", mixture=parts)
+    split = resolve(sweep([mixture], [mine]), store).plans[0].train.prepared.split
+    mixed = [pair.chosen for pair in pairs_of(store, split.digest)]
+    alone = [pair.chosen for pair in read_pairs(mine, "train")]
+    assert len(mixed) == 12
+    assert mixed[:6] == [alone[row] for row in sorted(draw_order(20, draw)[:6])]
 
 
 def test_a_set_under_another_name_is_still_in_distribution(store: Store):
