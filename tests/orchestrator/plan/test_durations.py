@@ -205,6 +205,8 @@ def test_layers_that_are_copied_to_a_gpu_in_each_forward_take_time(store: Store)
     forwards = math.ceil(min(2000, wide.train.prepared.split.rows) * UNSEEN_LENGTHS.total / 4096)
     # 28 GB of layers at 20 GB/s.
     assert part - whole == pytest.approx(1.4 * forwards, rel=0.02)
+
+
 def test_drawing_takes_forwards_and_a_pass_over_the_weights_for_each_token_of_a_batch(store: Store):
     asked = SamplingSpec(samples=128, max_new_tokens=10)
     draw, prompts = DrawSpec(max_pairs=6), split("tiny_world", "test")
