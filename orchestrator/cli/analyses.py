@@ -6,7 +6,6 @@ without Ray.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import tyro
 from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json, set_flags
-from orchestrator.cli.terminal import quiet, say
+from orchestrator.cli.terminal import quiet
 from orchestrator.report.results import scored
 from orchestrator.report.studies import Study, scored_of
 from orchestrator.report.summary import Shown, Written
@@ -127,8 +126,8 @@ class Analyses(Generic[Options]):
 
 def _compute(session: Session, stages: Sequence[AnalyseStage]) -> None:
     """Compute the analyses; what libraries print goes to the driver's log."""
-    with quiet(session.driver_log, session.console.width) as terminal:
-        compute_analyses(stages, session.store, functools.partial(say, terminal))
+    with quiet(session.driver_log, session.console.width):
+        compute_analyses(stages, session.store)
 
 
 def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
@@ -157,8 +156,7 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
         dump_json([{"analysis": stage.label, "key": stage.key, **result} for stage, result in labelled])
     else:
         session.say(f"report: {folder}")
-    holes = len(complete) < len(stages) or any(result.get("holes") for result in results)
-    return HOLES if holes else 0
+    return HOLES if len(complete) < len(stages) else 0
 
 
 def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
