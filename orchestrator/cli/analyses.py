@@ -149,7 +149,9 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     """Write and print the report of the analyses; return HOLES where one is missing or incomplete."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = [stage for stage in stages if session.store.complete(stage.kind, stage.key)]
-    places = {stage.key: folder / _part(stage, stages) for stage in complete}
+    # Of several analyses, each has a folder of its own.
+    names = {stage.key: stage.base.name if stage.base else stage.analysis for stage in complete}
+    places = {key: folder / name if len(stages) > 1 else folder for key, name in names.items()}
     results = _show(session, folder, places)
     if session.options.json:
         labelled = zip(complete, results, strict=True)
@@ -157,18 +159,6 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     else:
         session.say(f"report: {folder}")
     return HOLES if len(complete) < len(stages) else 0
-
-
-def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
-    """Return where one analysis stands in the report: at its top if it is the only one, else in a folder of its own."""
-    if len(stages) == 1:
-        return ""
-    if stage.base is None:
-        names = [item.analysis for item in stages]
-        return stage.analysis if names.count(stage.analysis) == 1 else stage.key
-    name = stage.base.name
-    alike = [item for item in stages if item.base and item.base.name == name]
-    return name if len(alike) < 2 else f"{name}-{stage.analysis}"
 
 
 def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:
