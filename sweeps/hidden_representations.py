@@ -15,7 +15,6 @@ from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_mode
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import write_analysis
-from orchestrator.report.house_style import GREY, panels
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
@@ -43,7 +42,7 @@ def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the statistics of every set, with table and figure."""
+    """Write the statistics of every set."""
     from trainers.theory.representations import cosines, inner_products, separator, statistics
     from trainers.theory.states import differences, pair_states
 
@@ -51,13 +50,12 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     found = {name: differences(pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}
     seen = found.pop(SEEN)
     direction = separator(seen)
-    values = {
-        name: {"inner_product": inner_products(seen, unseen), "cosine": cosines(direction, unseen)}
-        for name, unseen in found.items()
-    }
     results = {
-        name: {measure: statistics(numbers) for measure, numbers in measures.items()}
-        for name, measures in values.items()
+        name: {
+            "inner_product": statistics(inner_products(seen, unseen)),
+            "cosine": statistics(cosines(direction, unseen)),
+        }
+        for name, unseen in found.items()
     }
     rows: list[dict[str, Any]] = [
         {"set": name, "measure": measure, **numbers}
@@ -77,19 +75,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         [f"Untrained, {len(inputs.pairs[SEEN])} training pairs.", table.markdown()],
         results=results,
         rows={"statistics": rows},
-        figures={"hidden_representations": lambda: _draw(values)},
     )
-
-
-def _draw(values: dict[str, dict[str, Any]]) -> Any:
-    figure, axes = panels(1, len(MEASURES), 5.0, 4.0)
-    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
-        for name, measures in values.items():
-            axis.hist(measures[measure].numpy(), bins=40, density=True, histtype="step", label=name)
-        axis.axvline(0, color=GREY, linewidth=0.8)
-        axis.set(title=title)
-        axis.legend()
-    return figure
 
 
 EXPERIMENT = Analyses(options=ModelOptions, declare=declare)

@@ -98,20 +98,13 @@ def test_the_part_of_token_matches_and_the_rest_are_told_apart():
 @pytest.mark.parametrize("delta", [0.001, 0.1, 2.0])
 @pytest.mark.parametrize("mass", [-40.0, -5.0, -0.01])
 def test_theorem_1s_witness_separates_by_the_margin_and_stays_below_the_bound(beta, delta, mass):
-    correct = torch.arange(50) < 5
-    log_reference = draw(50, seed=3)
-    # ln π_ref(C) = mass.
-    log_reference[correct] += mass - torch.logsumexp(log_reference[correct], 0)
-    log_reference[~correct] += math.log(-math.expm1(mass)) - torch.logsumexp(log_reference[~correct], 0)
-    policy = theorems.witness(log_reference, correct, beta=beta, delta=delta)
-    found = theorems.verification(policy, log_reference, correct, beta=beta, delta=delta)
-    assert float(torch.logsumexp(policy, 0)) == pytest.approx(0, abs=1e-9)
-    assert found.margin == pytest.approx(delta, rel=1e-6)
-    assert found.log_reference_correct == pytest.approx(mass)
-    assert found.log_correct <= found.log_bound
+    (found,) = theorems.theorem_1([beta], [delta], [math.exp(mass)], responses=50, correct=5)
+    assert found["margin"] == pytest.approx(delta, rel=1e-6)
+    assert found["log_reference_correct"] == pytest.approx(mass)
+    assert found["log_correct"] <= found["log_bound"]
     # π(C) = e^{δ/β} p / (1 − p + e^{δ/β} p).
     tilted = delta / beta + mass
-    assert found.log_correct == pytest.approx(
+    assert found["log_correct"] == pytest.approx(
         tilted - float(torch.logaddexp(torch.tensor(tilted), torch.tensor(math.log(-math.expm1(mass))))),
         abs=1e-4,
     )
@@ -119,32 +112,33 @@ def test_theorem_1s_witness_separates_by_the_margin_and_stays_below_the_bound(be
 
 @pytest.fixture(scope="module")
 def world():
-    return theorems.single_token_world(pairs=12, width=8, words=2, polarity=1.0, noise=0.6, seed=5)
+    return theorems.single_token_world(pairs=12, width=8, noise=0.6, seed=5)
 
 
 def test_theorem_2_an_im_rm_learns_nothing_of_tokens_that_it_has_not_seen(world):
-    difference, loss = theorems.descend_implicit(world, beta=0.5, steps=200, step_size=5.0, seed=0)
+    difference, loss = theorems.descend_implicit(*world, beta=0.5, steps=200, step_size=5.0, seed=0)
     assert loss < 0.1
     assert (difference == 0).all()
     assert theorems.ranked_right(difference) == 0.5
 
 
 def test_an_im_rm_does_move_tokens_that_it_has_seen(world):
-    seen_again = world._replace(unseen=world.seen)
-    difference, _ = theorems.descend_implicit(seen_again, beta=0.5, steps=100, step_size=5.0, seed=0)
+    seen, _ = world
+    difference, _ = theorems.descend_implicit(seen, seen, beta=0.5, steps=100, step_size=5.0, seed=0)
     assert (difference != 0).all()
     assert theorems.ranked_right(difference) == 1.0
 
 
 def test_theorem_2_an_ex_rm_head_turns_towards_the_max_margin_separator(world):
-    found, head = theorems.descend_explicit(world.seen.difference_PD, steps=(10, 100, 1000, 3000))
-    assert [item.cosine for item in found] == sorted(item.cosine for item in found)
-    assert found[-1].cosine > 0.999
-    assert found[-1].log_loss < -100
-    best = representations.separator(world.seen.difference_PD)
-    right = world.unseen.difference_PD @ best > 0.05 * world.unseen.difference_PD.norm(dim=1)
+    seen, unseen = world
+    found, head = theorems.descend_explicit(seen.difference_PD, steps=(10, 100, 1000, 3000))
+    assert [item["cosine"] for item in found] == sorted(item["cosine"] for item in found)
+    assert found[-1]["cosine"] > 0.999
+    assert found[-1]["log_loss"] < -100
+    best = representations.separator(seen.difference_PD)
+    right = unseen.difference_PD @ best > 0.05 * unseen.difference_PD.norm(dim=1)
     assert right.sum() > 6
-    assert (world.unseen.difference_PD[right] @ head > 0).all()
+    assert (unseen.difference_PD[right] @ head > 0).all()
 
 
 def test_the_separator_is_the_one_with_the_largest_margin():

@@ -108,7 +108,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
             if offset + elements // block * block_bytes > room:
                 raise ValueError(f"tensor {name} at offset {offset} does not lie in the file")
     except (OSError, LookupError, ValueError, TypeError, struct.error) as error:
-        raise ModelError(f"{file} is damaged or no GGUF file: {error!r}; fetch it again.") from error
+        raise ModelError(f"{file} is damaged or no GGUF file: {error}; fetch it again.") from error
     return known, {name: elements for name, (elements, _, _) in tensors.items()}
 
 
