@@ -7,38 +7,22 @@ python sweeps/hidden_representations.py                                         
 python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.jsonl
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
-# Raise when the analysis computes something else from the same parameters.
-VERSION = 1
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """No parameter but the model and the pairs."""
-
-
-def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
-    """One analysis per model."""
-    return declare_models(
-        options,
-        session,
-        analysis="hidden_representations",
-        version=VERSION,
-        compute=compute,
-        parameters=Parameters(),
-    )
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
@@ -78,6 +62,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     )
 
 
-EXPERIMENT = Analyses(options=ModelOptions, declare=declare)
+# Raise the version when the analysis computes something else.
+EXPERIMENT = analyses_of_untrained("hidden_representations", 1, compute, Parameters())
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

@@ -297,6 +297,19 @@ def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
     return Analyses(options=ScoredModelOptions, declare=declare)
 
 
+def analyses_of_untrained(
+    name: str, version: int, compute: Compute, parameters: Any
+) -> Analyses[ModelOptions]:
+    """Return the experiment that looks at untrained models, one by one."""
+
+    def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
+        return declare_models(
+            options, session, analysis=name, version=version, compute=compute, parameters=parameters
+        )
+
+    return Analyses(options=ModelOptions, declare=declare)
+
+
 def declare_models(
     options: ModelOptions, session: Session, *, analysis: str, version: int, compute: Compute, parameters: Any
 ) -> Sequence[AnalyseStage]:
@@ -342,18 +355,6 @@ def declare_models(
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
     """Load the base model in float64, on a GPU where there is one; the head of an EX-RM is drawn from seed 0."""
-    from trainers.models.loading import device, load_model
-    from trainers.pairs.templates import load_tokenizer
-
-    base = inputs.base
-    assert base is not None
-    model = load_model(
-        inputs.location,
-        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust, base.template),
-        output=output,
-        precision="fp32",
-        revision=base.revision,
-        head_seed=None if output == "unembedding" else 0,
-        trust=base.trust,
-    )
-    return model.double().to(device())
+    assert inputs.base is not None
+    weights = dataclasses.replace(inputs.base.weights(inputs.location), precision="fp32")
+    return weights.model(output, head_seed=0).double()
