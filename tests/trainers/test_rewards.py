@@ -335,7 +335,7 @@ def score(model, batch, spec):
     return batch.owner_M.bincount().float().chunk(2)
 
 
-REWARD_TYPE = RewardType(kind="length", output="head", score=score, usage=lambda spec: "Count.")
+REWARD_TYPE = RewardType(kind="length", output="head", score=score, formula="r = |y|")
 """
 
 
