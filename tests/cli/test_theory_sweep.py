@@ -43,7 +43,7 @@ def test_both_theorems_hold(storage):
 
 def test_the_report_holds_tables_and_a_summary(storage):
     folder = storage / "sweeps" / "theory" / "report"
-    assert {file.stem for file in folder.glob("*.parquet")} == {"theorem_1", "theorem_2", "descent"}
+    assert {file.stem for file in folder.glob("*.parquet")} == {"theorem_1", "theorem_2"}
     assert "of pairs of unseen tokens the IM-RM ranks 0.500 right" in (folder / "summary.md").read_text()
 
 
