@@ -52,7 +52,6 @@ class Selection:
     def trials(
         self,
         *,
-        label: str = "",
         axes: Mapping[str, Sequence[Any]] = MappingProxyType({}),
         settings: Mapping[str, Any] = MappingProxyType({}),
         **changes: Any,
@@ -60,10 +59,10 @@ class Selection:
         """Return every model with every reward type on every training set at every seed, at every point of the axes.
 
         Flags override the experiment's own `axes`; its `settings`, single values, override flags. `changes` replace
-        fields of the selection; `label` follows the reward type's name.
+        fields of the selection.
         """
         chosen = {**{name: getattr(self, name) for name in _OF_GRID}, **changes}
-        return grid(label=label, axes=axes_of(axes, self.axes), settings=settings, **chosen)
+        return grid(axes=axes_of(axes, self.axes), settings=settings, **chosen)
 
     def sweep(
         self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()
