@@ -38,7 +38,7 @@ def theorem_1(
             log_reference_N[members_N] += math.log(share) - torch.logsumexp(log_reference_N[members_N], 0)
         log_reference_correct = float(torch.logsumexp(log_reference_N[correct_N], 0))
         for beta, delta in itertools.product(betas, deltas):
-            log_policy_N = (log_reference_N + (delta / beta) * correct_N).log_softmax(0)
+            log_policy_N = (log_reference_N + (delta / beta) * correct_N.double()).log_softmax(0)
             reward_N = beta * (log_policy_N - log_reference_N)
             rows.append(
                 {
