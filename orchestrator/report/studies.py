@@ -1,7 +1,7 @@
 """Studies of a finished sweep's scores: their common frame, and the computations of each.
 
 A study reads the complete trials of one sweep, on the pairs that all of them have, computes values of each pair or prompt,
-and shows them as tables and a figure. A file in sweeps/ defines its question and its presentation.
+and shows them as tables. A file in sweeps/ defines its question and its presentation.
 Shapes: P pairs, S seeds, Q prompts.
 """
 
@@ -48,13 +48,12 @@ from trainers.errors import DataError, SpecError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """The findings of a study: sentences, tables, the content of results.json, rows by file name, and a figure."""
+    """The findings of a study: sentences, tables, the content of results.json, and rows by file name."""
 
     said: Sequence[str] = ()
     tables: Sequence[Table]
     results: Mapping[str, Any]
     rows: Mapping[str, Rows] = field(default_factory=dict)
-    draw: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,6 @@ class Study:
             found.tables,
             results=found.results,
             rows=found.rows,
-            figures={self.name: found.draw},
         )
 
 
