@@ -5,6 +5,7 @@ rate, with the accuracy on held-out pairs after the last epoch, and says which r
 has a say in it. A training that diverges is a hole of the sweep.
 
 python sweeps/learning_rates.py --profile laptop
+python sweeps/learning_rates.py report --by lr
 """
 
 from orchestrator.cli.main import Grid, main

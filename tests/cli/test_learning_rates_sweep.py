@@ -58,7 +58,7 @@ def test_the_report_says_which_rate_is_the_best_on_held_out_pairs(storage):
     assert sorted(found) == pytest.approx(RATES)
     assert {item["info"]["pairs"] for item in trainings(storage).values()} == {24}
     best = " or ".join(f"{lr:g}" for lr in sorted(found) if found[lr] == max(found.values()))
-    said = (storage / "sweeps" / "learning_rates" / "report" / "summary.md").read_text()
+    said = (storage / "sweeps" / "learning_rates" / "report" / "report.html").read_text()
     assert f"Best by held-out pairs, trained on tiny_world: EX-RM at lr {best} (" in said
 
 
