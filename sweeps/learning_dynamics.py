@@ -8,7 +8,6 @@ python sweeps/learning_dynamics.py                                              
 python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --max-train-pairs 2
 """
 
-import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from orchestrator.report.house_style import GREY, panels
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
-from trainers.rewards import PAPER_BETA
+from trainers.rewards import PAPER_BETA, RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +34,21 @@ class Parameters:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Predict and measure the change of every unseen pair by every step."""
-    from trainers.theory.one_step import agreement, both_changes
+    from trainers.theory.one_step import agreement, changes
 
     asked: Parameters = stage.parameters
     trained_on = inputs.pairs[SEEN][: asked.steps_on]
     unseen = {name: pairs for name, pairs in inputs.pairs.items() if name != SEEN}
-    load, step = functools.partial(load_untrained, inputs), asked.step_size
-    found = both_changes(load, trained_on, unseen, step_size=step, beta=asked.beta)
-    rows = [{"reward": kind, **row} for (kind, _), some in found.items() for row in some]
-    results = {kind: {name: agreement(found[kind, name]) for name in unseen} for kind, _ in found}
+    step, kinds = asked.step_size, (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=asked.beta))
+    rows = [
+        {"reward": spec.kind, **row}
+        for spec in kinds
+        for row in changes(load_untrained(inputs, spec.type.output), spec, trained_on, unseen, step)
+    ]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["reward"], row["set"]), []).append(row)
+    results = {spec.kind: {name: agreement(found[spec.kind, name]) for name in unseen} for spec in kinds}
     said = (
         f"One step of η = {step:g} on each of {len(trained_on)} training pairs; the change of r⁺ − r⁻ of unseen pairs. "
         "Error: ‖measured − predicted‖ / ‖measured‖, the output layer alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises."

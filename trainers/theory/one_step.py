@@ -4,7 +4,7 @@ A step is plain gradient descent through the trainer's own scoring and loss: on 
 have it (hidden states fixed), or on all weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,6 @@ from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import Output
 from trainers.theory.dynamics import explicit_change, implicit_changes
 from trainers.theory.states import differences, pair_states, plain_unembedding
 
@@ -73,22 +72,6 @@ def changes(
                 for place, (other, part) in enumerate(zip(pairs, parts.tolist(), strict=True))
             ]
     return rows
-
-
-def both_changes(
-    load: Callable[[Output], Any],
-    trained_on: Sequence[TokenPair],
-    unseen: Mapping[str, Sequence[TokenPair]],
-    *,
-    step_size: float,
-    beta: float,
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the changes of an EX-RM and an IM-RM, by reward type and set; `load` returns a model with a given output."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for spec in (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=beta)):
-        rows = changes(load(spec.type.output), spec, trained_on, unseen, step_size)
-        found |= {(spec.kind, name): [row for row in rows if row["set"] == name] for name in unseen}
-    return found
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
