@@ -6,7 +6,7 @@ Shapes: N responses, P pairs, D hidden, V vocabulary.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,30 +172,3 @@ def theorem_2(pairs: int, width: int, seed: int) -> dict[str, float]:
         "ex_rm_unseen_accuracy": ranked_right(unseen.difference_PD @ head_D),
         "separator_unseen_accuracy": ranked_right(unseen.difference_PD @ separator_D),
     }
-
-
-def checked(
-    *,
-    betas: Sequence[float],
-    deltas: Sequence[float],
-    masses: Sequence[float],
-    seeds: Sequence[int],
-    pairs: int,
-    width: int,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Check the first theorem at all points and the second in all worlds; return a summary, and the rows of both.
-
-    Of worlds it is the furthest, or the mean of accuracies.
-    """
-    first: list[dict[str, Any]] = list(theorem_1(betas, deltas, masses))
-    second: list[dict[str, Any]] = [theorem_2(pairs, width, seed) for seed in seeds]
-    names = ("im_rm_unseen_accuracy", "ex_rm_unseen_accuracy", "separator_unseen_accuracy")
-    results = {
-        "theorem_1_largest_margin_error": max(abs(row["margin"] / row["delta"] - 1) for row in first),
-        "theorem_1_points_above_bound": sum(row["log_correct"] > row["log_bound"] for row in first),
-        "theorem_1_points": len(first),
-        "im_rm_largest_unseen_difference": max(row["im_rm_largest_unseen_difference"] for row in second),
-        "ex_rm_cosine": min(row["ex_rm_cosine"] for row in second),
-        **{name: sum(row[name] for row in second) / len(second) for name in names},
-    }
-    return results, {"theorem_1": first, "theorem_2": second}
