@@ -7,7 +7,6 @@ import fnmatch
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal, Union
 
 from orchestrator.spec.axes import AXES, NO_AXES, Axes, in_a_name, shown
@@ -170,11 +169,10 @@ def grid(
     eval_draw: DrawSpec,
     keep_epochs: KeepEpochs = (),
     axes: Axes = NO_AXES,
-    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrialSpec, ...]:
     """Return the full product: seeds outermost, so that early results cover every model, and axes innermost.
 
-    A training set's own draw goes before `train_draw`. `settings` are values, by axis, that do not vary.
+    A training set's own draw goes before `train_draw`.
     """
     cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
@@ -193,8 +191,7 @@ def grid(
                 seed=seed,
                 eval_sets=tuple(eval_sets),
                 eval_draw=eval_draw,
-            ),
-            settings,
+            )
         )
     )
 
