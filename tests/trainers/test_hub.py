@@ -58,7 +58,7 @@ def test_what_cannot_be_pushed_is_said_before_the_training(hub, tiny_model, tmp_
     assert TOKEN[::-1] not in str(found.value)
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(SpecError, match="for the token of HF_TOKEN or hf auth login: .*401"):
+    with pytest.raises(SpecError, match=r"for the token of HF_TOKEN or hf auth login: .*401"):
         train(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert list(hub.private) == ["acme/open"]
