@@ -20,23 +20,20 @@ from orchestrator.spec.catalog import Profile
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Attempt
 from sweeps.full_grid import full_grid
-from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
+from trainers.specs import BUILTIN, ModelSpec, OptimSpec
 
 # Raise when the generation check computes something else from the same weights. 2: only the trained model is asked.
 VERSION = 2
 SAMPLES, SEED = 8, 0
 
 
-def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """Return the paper's 15 epochs (paper §1); a tiny model takes more, at a rate of its own."""
-    if model.source.startswith(BUILTIN):
-        return OptimSpec(lr=1e-3, epochs=40, effective_batch=32)
-    return OptimSpec(epochs=15)
+# The paper's 15 epochs (paper §1); a tiny model takes more, at a rate of its own.
+RECIPE = catalog.recipe_of(OptimSpec(epochs=15), OptimSpec(lr=1e-3, epochs=40, effective_batch=32))
 
 
 def _profile(name: str, model: ModelSpec, graphs: str, seeds: tuple[int, ...]) -> Profile:
     one, sets = replace(catalog.ONE_MODEL, name=name, models=(model,)), (catalog.dataset(graphs),)
-    return replace(one, train_sets=sets, eval_sets=sets, seeds=seeds, recipe=_recipe)
+    return replace(one, train_sets=sets, eval_sets=sets, seeds=seeds, recipe=RECIPE)
 
 
 PROFILES = {
