@@ -89,7 +89,9 @@ def require_price(price: float | None) -> None:
 
 
 def dump_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
+    # Text in memory has no encoding.
+    utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=1, ensure_ascii=not utf))
 
 
 def open_session(
