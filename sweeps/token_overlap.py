@@ -42,13 +42,8 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         model, inputs.pairs[SEEN], {item.dataset: inputs.pairs[item.dataset] for item in outcomes}
     )
     pairs, deciles, relations = by_nearness(outcomes, near, list(MEASURES))
-    flat = [(row["set"], MEASURES[row["measure"]]) for row in relations if not row["varies"]]
-    told = "; ".join(": ".join(place) for place in dict.fromkeys(flat))
     return Findings(
-        said=[
-            CAUTION,
-            *([f"The same for every pair, so that nothing can be told by it: {told}."] if flat else []),
-        ],
+        said=[CAUTION],
         tables=_tables(relations, deciles),
         results={"deciles": deciles, "correlations": relations},
         rows={"pairs": pairs},

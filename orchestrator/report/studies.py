@@ -264,7 +264,6 @@ def by_nearness(
                 {
                     **labels,
                     "pairs": len(here),
-                    "varies": bool(np.ptp(nearness_P)),
                     "correlation": rank_correlation(nearness_P, right_P),
                 }
             )
