@@ -60,13 +60,13 @@ def implicit_changes(
     unseen: Sequence[PairStates], trained: PairStates, unembedding_VD: Tensor, **how: float
 ) -> Tensor:
     """Return the summands of the change of an IM-RM's r⁺ − r⁻ for each unseen pair, [P, 2]."""
-    sides = [
+    chosen, rejected = (
         tokens_of(unembedding_VD, *tokens) for tokens in (trained.chosen_tokens, trained.rejected_tokens)
-    ]
+    )
     return torch.stack(
         [
-            implicit_change(tokens_of(unembedding_VD, *item.chosen_tokens), *sides, **how)
-            - implicit_change(tokens_of(unembedding_VD, *item.rejected_tokens), *sides, **how)
+            implicit_change(tokens_of(unembedding_VD, *item.chosen_tokens), chosen, rejected, **how)
+            - implicit_change(tokens_of(unembedding_VD, *item.rejected_tokens), chosen, rejected, **how)
             for item in unseen
         ]
     )
