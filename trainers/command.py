@@ -106,9 +106,13 @@ def parse(
 
     The help opens with the description, else with the docstring of `kind`.
     """
-    return tyro.cli(
-        kind, args=added_up(kind, words), prog=prog, description=description, config=tuple(config)
-    )
+    words = added_up(kind, words)
+    try:
+        return tyro.cli(kind, args=words, prog=prog, description=description, config=tuple(config))
+    except SpecError as error:
+        # Some values are checked by what holds them.
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USAGE)
 
 
 def added_up(kind: type, words: Sequence[str]) -> list[str]:
