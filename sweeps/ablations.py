@@ -4,12 +4,12 @@
     ex_rm_mean                 the mean over the response's tokens, not its last token
     im_rm_no_reference         without the reference model
     ex_grm                     the probability of "Yes" to the question whether the response is correct
-    ex_rm_head_only            frozen backbone: what the untrained hidden states are worth to a head
-    im_rm_unembedding_only     frozen backbone: what they are worth to an unembedding
-    im_rm_frozen_unembedding   all but the unembedding is trained
+    ex_rm freeze=backbone      what the untrained hidden states are worth to a head
+    im_rm freeze=backbone      what they are worth to an unembedding
+    im_rm freeze=unembedding   all but the unembedding is trained
 
 python sweeps/ablations.py --profile laptop
-python sweeps/ablations.py --only reward=*_only reward=?x_rm reward=im_rm
+python sweeps/ablations.py --only freeze=backbone reward=?x_rm reward=im_rm
 
 A built-in model knows no word of EX-GRM's question, so that one needs `--models` of your own or the paper's.
 """
@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
+from orchestrator.spec.axes import varied
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from trainers.specs import BUILTIN
@@ -26,12 +27,8 @@ from trainers.specs import BUILTIN
 # rate × steps. At these, 36 steps on the laptop and 315 in the paper, that is fifteen times the head's initial
 # standard deviation; one rate for both reward types.
 FROZEN_LR, FROZEN_LR_TINY = 1e-3, 1e-2
-# Reward type, the variant's label, and what is frozen.
-VARIANTS = (
-    ("ex_rm", "head_only", "backbone"),
-    ("im_rm", "unembedding_only", "backbone"),
-    ("im_rm", "frozen_unembedding", "unembedding"),
-)
+# Reward type, and what is frozen.
+VARIANTS = (("ex_rm", "backbone"), ("im_rm", "backbone"), ("im_rm", "unembedding"))
 REWARDS = ("ex_rm", "im_rm", "ex_rm_mean", "im_rm_no_reference", "ex_grm")
 PROFILES = {
     "paper": replace(catalog.PAPER, rewards=REWARDS),
@@ -45,14 +42,14 @@ def ablations(chosen: Selection) -> Sweep:
     for model in chosen.models:
         wordless = model.source.startswith(BUILTIN)
         rewards = [reward for reward in chosen.rewards if not (wordless and reward.kind == "ex_grm")]
-        trials += chosen.trials(models=(model,), rewards=rewards)
-        for name, label, frozen in VARIANTS:
-            settings: dict[str, object] = {"freeze": (frozen,)}
-            if frozen == "backbone":
-                settings["lr"] = FROZEN_LR_TINY if wordless else FROZEN_LR
-            of_kind = [reward for reward in rewards if reward.name == name]
-            trials += chosen.trials(models=(model,), rewards=of_kind, label=label, settings=settings)
-    return chosen.sweep(trials)
+        whole = chosen.trials(models=(model,), rewards=rewards)
+        trials += whole
+        for name, frozen in VARIANTS:
+            rate = {"lr": FROZEN_LR_TINY if wordless else FROZEN_LR} if frozen == "backbone" else {}
+            trials += [
+                varied(trial, {"freeze": (frozen,)}, rate) for trial in whole if trial.reward.name == name
+            ]
+    return chosen.sweep(dict.fromkeys(trials))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ python sweeps/domain_shift.py --sweep NAME
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, preference
-from orchestrator.report.house_style import GREY, dots, name_rows, panels
 from orchestrator.report.results import TrialResult
 from orchestrator.report.studies import FEATURES, Findings, Study, control_rows, differences
-from orchestrator.report.tables import Table, reward_title
+from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
 
@@ -42,7 +40,6 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         tables=(_control_table(controls), _regression_table(regressions)),
         results={"preference": advice, "controls": controls, "regressions": regressions},
         rows={"pairs": pairs},
-        draw=lambda: _draw(regressions),
     )
 
 
@@ -80,28 +77,6 @@ def _regression_table(rows: Rows) -> Table:
         ],
         forms=dict.fromkeys(FEATURES, "+.3f"),
     )
-
-
-def _draw(rows: Rows) -> Any:
-    """Coefficients of accuracy with their intervals, a panel per training set and category."""
-    rows = [row for row in rows if row["outcome"] == "accuracy"]
-    if not rows:
-        return None
-    figure, axes = panels(len(rows), 1, 5.0, 1.7)
-    for axis, row in zip(axes, rows, strict=True):
-        known = row["fitted"].coefficients
-        dots(
-            axis,
-            {at: known[name] for at, name in enumerate(FEATURES) if name in known},
-            color="black",
-            marker="o",
-        )
-        axis.axvline(0, color=GREY, linewidth=0.9, linestyle=":")
-        name_rows(axis, [name.replace("_", " ") for name in FEATURES])
-        types = " − ".join(reward_title(row[name]) for name in ("baseline", "other"))
-        axis.set_title(f"{row['train_set']}: {row['category']}, {types}")
-    axes[-1].set_xlabel("change of the difference by one standard deviation")
-    return figure
 
 
 # 5: each other type beside the first of the sweep, named.

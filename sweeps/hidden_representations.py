@@ -7,21 +7,16 @@ python sweeps/hidden_representations.py                                         
 python sweeps/hidden_representations.py --models PATH --train-set persona=FILE.jsonl
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import write_analysis
-from orchestrator.report.house_style import GREY, panels
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 
-# Raise when the analysis computes something else from the same parameters.
-VERSION = 1
 MEASURES = {"inner_product": "⟨D_seen, D_unseen⟩", "cosine": "cos(w, D_unseen)"}
 
 
@@ -30,20 +25,8 @@ class Parameters:
     """No parameter but the model and the pairs."""
 
 
-def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
-    """One analysis per model."""
-    return declare_models(
-        options,
-        session,
-        analysis="hidden_representations",
-        version=VERSION,
-        compute=compute,
-        parameters=Parameters(),
-    )
-
-
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the statistics of every set, with table and figure."""
+    """Write the statistics of every set."""
     from trainers.theory.representations import cosines, inner_products, separator, statistics
     from trainers.theory.states import differences, pair_states
 
@@ -51,13 +34,12 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     found = {name: differences(pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}
     seen = found.pop(SEEN)
     direction = separator(seen)
-    values = {
-        name: {"inner_product": inner_products(seen, unseen), "cosine": cosines(direction, unseen)}
-        for name, unseen in found.items()
-    }
     results = {
-        name: {measure: statistics(numbers) for measure, numbers in measures.items()}
-        for name, measures in values.items()
+        name: {
+            "inner_product": statistics(inner_products(seen, unseen)),
+            "cosine": statistics(cosines(direction, unseen)),
+        }
+        for name, unseen in found.items()
     }
     rows: list[dict[str, Any]] = [
         {"set": name, "measure": measure, **numbers}
@@ -77,21 +59,10 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         [f"Untrained, {len(inputs.pairs[SEEN])} training pairs.", table.markdown()],
         results=results,
         rows={"statistics": rows},
-        figures={"hidden_representations": lambda: _draw(values)},
     )
 
 
-def _draw(values: dict[str, dict[str, Any]]) -> Any:
-    figure, axes = panels(1, len(MEASURES), 5.0, 4.0)
-    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
-        for name, measures in values.items():
-            axis.hist(measures[measure].numpy(), bins=40, density=True, histtype="step", label=name)
-        axis.axvline(0, color=GREY, linewidth=0.8)
-        axis.set(title=title)
-        axis.legend()
-    return figure
-
-
-EXPERIMENT = Analyses(options=ModelOptions, declare=declare)
+# Raise the version when the analysis computes something else.
+EXPERIMENT = analyses_of_untrained("hidden_representations", 1, compute, Parameters())
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

@@ -5,74 +5,50 @@ when the output layer (as in the formulas) or every weight takes the step. The p
 pairs of equal tokens is shown separately.
 
 python sweeps/learning_dynamics.py                                                a built-in tiny model in the tiny world
-python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --steps-on 2
+python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --max-train-pairs 2
 """
 
-import functools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from orchestrator.cli.analyses import SEEN, Analyses, ModelOptions, declare_models, load_untrained
+from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.cli.session import Session
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, panels
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
-from trainers.errors import SpecError
-from trainers.rewards import PAPER_BETA
-
-# Raise when the analysis computes something else from the same parameters.
-VERSION = 1
+from trainers.rewards import PAPER_BETA, RewardSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """The parameters besides model and pairs."""
+    """How many training pairs a step is taken on, each from the same start; η of the step; β of the IM-RM."""
 
-    steps_on: Annotated[int, tyro.conf.arg(metavar="N")] = 4
-    """Training pairs that a step is taken on, each from the same start."""
-    step_size: Annotated[float, tyro.conf.arg(metavar="X")] = 1e-3
-    """η of the step."""
-    beta: Annotated[float, tyro.conf.arg(metavar="X")] = PAPER_BETA
-    """β of the IM-RM."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicsOptions(ModelOptions):
-    """One gradient step on a pair, predicted and measured."""
-
-    parameters: tyro.conf.OmitArgPrefixes[Parameters] = Parameters()
-
-
-def declare(options: DynamicsOptions, session: Session) -> Sequence[AnalyseStage]:
-    """One analysis per model."""
-    asked = options.parameters
-    for flag, value in (("steps-on", asked.steps_on), ("step-size", asked.step_size), ("beta", asked.beta)):
-        if not (math.isfinite(value) and value > 0):
-            raise SpecError(f"--{flag} {value}: give a positive number.")
-    return declare_models(
-        options, session, analysis="learning_dynamics", version=VERSION, compute=compute, parameters=asked
-    )
+    steps_on: int = 4
+    step_size: float = 1e-3
+    beta: float = PAPER_BETA
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Predict and measure the change of every unseen pair by every step."""
-    from trainers.theory.one_step import agreement, both_changes
+    from trainers.theory.one_step import agreement, changes
 
     asked: Parameters = stage.parameters
     trained_on = inputs.pairs[SEEN][: asked.steps_on]
     unseen = {name: pairs for name, pairs in inputs.pairs.items() if name != SEEN}
-    load, step = functools.partial(load_untrained, inputs), asked.step_size
-    found = both_changes(load, trained_on, unseen, step_size=step, beta=asked.beta)
-    rows = [{"reward": kind, **row} for (kind, _), some in found.items() for row in some]
-    results = {kind: {name: agreement(found[kind, name]) for name in unseen} for kind, _ in found}
+    step, kinds = asked.step_size, (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=asked.beta))
+    rows = [
+        {"reward": spec.kind, **row}
+        for spec in kinds
+        for row in changes(load_untrained(inputs, spec.type.output), spec, trained_on, unseen, step)
+    ]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["reward"], row["set"]), []).append(row)
+    results = {spec.kind: {name: agreement(found[spec.kind, name]) for name in unseen} for spec in kinds}
     said = (
         f"One step of η = {step:g} on each of {len(trained_on)} training pairs; the change of r⁺ − r⁻ of unseen pairs. "
         "Error: ‖measured − predicted‖ / ‖measured‖, the output layer alone taking the step. Rises: share of the pairs whose r⁺ − r⁻ rises."
@@ -111,6 +87,7 @@ def _draw(found: Mapping[tuple[str, str], Rows], names: Sequence[str]) -> Any:
     return figure
 
 
-EXPERIMENT = Analyses(options=DynamicsOptions, declare=declare)
+# Raise the version when the analysis computes something else from the same parameters.
+EXPERIMENT = analyses_of_untrained("learning_dynamics", 1, compute, Parameters())
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

@@ -18,18 +18,13 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
 from trainers.data.known import PERSONA
-from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec
+from trainers.specs import DatasetSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"
 
 
-def _recipe(model: ModelSpec, train_set: DatasetSpec) -> OptimSpec:
-    """Return the paper's 50 epochs of 80 pairs (paper §1)."""
-    if model.source.startswith(BUILTIN):
-        return catalog.recipe(model, train_set)
-    return OptimSpec(epochs=50)
-
-
+# The paper's 50 epochs of 80 pairs (paper §1).
+RECIPE = catalog.recipe_of(OptimSpec(epochs=50))
 PAPER = Profile(
     name="paper",
     models=(
@@ -43,10 +38,10 @@ PAPER = Profile(
     seeds=(0, 1, 2),
     max_train_pairs=None,
     max_eval_pairs=None,
-    recipe=_recipe,
+    recipe=RECIPE,
     keep_epochs="every",
 )
-LAPTOP = replace(catalog.ONE_MODEL, recipe=_recipe, keep_epochs="every")
+LAPTOP = replace(catalog.ONE_MODEL, recipe=RECIPE, keep_epochs="every")
 PROFILES = {"paper": PAPER, "laptop": LAPTOP}
 
 

@@ -19,7 +19,6 @@ import numpy as np
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report.analysis_files import Rows
-from orchestrator.report.house_style import legend, panels, points
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import over_seeds
 from orchestrator.report.studies import Findings, Study, learned_cells, right_by_prompt, titled
@@ -62,7 +61,6 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         said=list(map(_sentence, rows)),
         tables=(_table(rows),),
         results={"cells": rows},
-        draw=lambda: _draw(rows),
     )
 
 
@@ -92,27 +90,6 @@ def _table(rows: Rows) -> Table:
         rows=titled(rows),
         forms={CONTRAST: "+.3f"},
     )
-
-
-def _draw(rows: Rows) -> Any:
-    """A panel per model and rewriting: original responses left, new ones right, test prompts hollow."""
-    where = list(dict.fromkeys((row["model"], row["rewriting"]) for row in rows))
-    kinds = list(dict.fromkeys(row["reward"] for row in rows))
-    figure, axes = panels(1, len(where), 3.6, 2.8)
-    for axis, place in zip(axes, where, strict=True):
-        for number, row in enumerate(row for row in rows if (row["model"], row["rewriting"]) == place):
-            kind, title = row["reward"], reward_title(row["reward"])
-            at = [left + 0.2 * number for left in (0, 1)]
-            seen, new = ([row[name] for name in list(CELLS)[first::2]] for first in (0, 1))
-            points(axis, at, seen, kind, kinds, label=f"{title}, training prompts")
-            beside = [left + 0.1 for left in at]
-            points(axis, beside, new, kind, kinds, label=f"{title}, test prompts", markerfacecolor="white")
-        axis.set_xticks([0.15, 1.15], ["original responses", "new responses"])
-        axis.set_ylim(-0.05, 1.05)
-        axis.set_title(" · ".join(place))
-    axes[0].set_ylabel("accuracy")
-    legend(figure, axes, columns=1)
-    return figure
 
 
 EXPERIMENT = analyses_of(Study(name="persona_prompts", version=3, find=find, sweep="persona"))

@@ -9,13 +9,11 @@ python sweeps/token_overlap.py --sweep NAME --models NAME=PATH --train-set NAME 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from orchestrator.cli.analyses import SEEN, analyses_of_models, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.analysis_files import Rows, draw_lines
+from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import set_outcomes
-from orchestrator.report.house_style import legend
 from orchestrator.report.results import TrialResult
 from orchestrator.report.studies import Findings, Study, by_nearness, titled
 from orchestrator.report.tables import Table
@@ -44,17 +42,11 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         model, inputs.pairs[SEEN], {item.dataset: inputs.pairs[item.dataset] for item in outcomes}
     )
     pairs, deciles, relations = by_nearness(outcomes, near, list(MEASURES))
-    flat = [(row["set"], MEASURES[row["measure"]]) for row in relations if not row["varies"]]
-    told = "; ".join(": ".join(place) for place in dict.fromkeys(flat))
     return Findings(
-        said=[
-            CAUTION,
-            *([f"The same for every pair, so that nothing can be told by it: {told}."] if flat else []),
-        ],
+        said=[CAUTION],
         tables=_tables(relations, deciles),
         results={"deciles": deciles, "correlations": relations},
         rows={"pairs": pairs},
-        draw=lambda: _draw(deciles),
     )
 
 
@@ -82,17 +74,6 @@ def _tables(relations: Rows, deciles: Rows) -> tuple[Table, Table]:
         forms={"from": ".5f", "to": ".5f"},
     )
     return correlations, tenths
-
-
-def _draw(rows: Rows) -> Any:
-    """A row per set and a column per measure; points at the middle of each tenth's values."""
-    shown = [{**row, "middle": (row["from"] + row["to"]) / 2} for row in rows]
-    where, columns = ("set", "measure"), len(MEASURES)
-    figure, axes = draw_lines(shown, where, "middle", "accuracy", columns=columns, width=3.6, height=2.3)
-    for (name, measure), axis in axes.items():
-        axis.set(title=name, xlabel=MEASURES[measure])
-    legend(figure, axes.values())
-    return figure
 
 
 EXPERIMENT = analyses_of_models(Study(name="token_overlap", version=4, find=find))

@@ -3,23 +3,17 @@
 Exit codes: 0 done · 1 a defect · 2 wrong usage or input, said before anything starts · 3 it started and failed.
 """
 
-import atexit
-import codecs
 import contextlib
-import dataclasses
 import io
 import json
 import os
-import select
 import sys
 import tempfile
-import types
 import typing
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -34,30 +28,9 @@ from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust
 UNREAD = 1
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 Arguments = TypeVar("Arguments")
-Takes = Literal["nothing", "one", "several", "subcommand"]
 
 if typing.TYPE_CHECKING:
     from trainers.pairs.tokens import TokenPair
-
-READABLE = "rmsweep-readable"
-_SIGNS = str.maketrans(
-    {
-        **dict.fromkeys("·•", "*"),
-        **dict.fromkeys("─━–—−", "-"),
-        **dict.fromkeys("│┃", "|"),
-        **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩┳╇", "+"),
-        "×": "x",
-        "±": "+-",
-        "β": "beta",
-        "σ": "sigma",
-        "√": "sqrt",
-        "≤": "<=",
-        "≥": ">=",
-        "→": "->",
-        "…": "...",
-        "’": "'",
-    }
-)
 
 
 def command(
@@ -101,22 +74,10 @@ def _quieten_transformers() -> None:
 
 
 def write_any_text() -> None:
-    """Let stdout and stderr take every text: signs that their encoding lacks are written in ASCII."""
-    codecs.register_error(READABLE, _readable)
+    """Let stdout and stderr take every text: a sign that their encoding lacks is written as a question mark."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not is_utf(stream.encoding):
-            stream.reconfigure(errors=READABLE)
-    atexit.register(_drop_unread)
-
-
-def _drop_unread() -> None:
-    """Drop the rest of the output when its reader has ended, as head does."""
-    # It may be no file, or closed.
-    with contextlib.suppress(OSError, ValueError):
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        if any(event & select.POLLERR for _, event in poll.poll(0)):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -131,22 +92,6 @@ def for_any_reader() -> Iterator[None]:
         # What is left to write goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UNREAD)
-
-
-def is_utf(encoding: str | None) -> bool:
-    """Whether an encoding has every sign. Text in memory, which has no encoding, does."""
-    return encoding is None or encoding.lower().startswith("utf")
-
-
-def _readable(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return "".join(map(_ascii, error.object[error.start : error.end])), error.end
-
-
-def _ascii(sign: str) -> str:
-    plain = unicodedata.normalize("NFKD", sign.translate(_SIGNS))
-    return plain.encode("ascii", "ignore").decode() or "?"
 
 
 def parse(
@@ -173,53 +118,26 @@ def parse(
 def added_up(kind: type, words: Sequence[str]) -> list[str]:
     """Move the values of a repeated flag behind its first ones, since tyro would take the last ones alone.
 
-    Raises SpecError where a flag that takes one value is given twice.
+    A flag that takes one value is then refused by tyro, which has no place for the second.
     """
-    takes = dict(_takes("", kind))
+    commands = {item.__name__.lower() for item in typing.get_args(typing.get_type_hints(kind).get("command"))}
     into: list[str] = []
     groups, first = [into], dict[str, list[str]]()
     for word in words:
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-") if word.startswith("--") else word
-        if takes.get(flag) == "subcommand" and not (len(into) == 1 and takes.get(into[0]) == "one"):
-            # Only the first time: after that the same word is a value.
-            del takes[flag]
-            into = [word]
-            groups.append(into)
-        elif word.startswith("--") and flag in first:
-            if takes[flag] == "one":
-                raise SpecError(
-                    f"{flag} is given twice; it takes one value, and one of the two would be lost."
-                )
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            if flag not in first:
+                groups.append(first.setdefault(flag, [flag]))
             into = first[flag]
             into.extend([value] if equals else [])
-        elif word.startswith("--"):
-            into = [word]
+        elif word in commands and len(into) != 1:
+            # What follows a flag is its value. After one command, the same word is a value, too.
+            commands, into = set(), [word]
             groups.append(into)
-            if flag in takes:
-                first[flag] = into
         else:
             into.append(word)
     return [word for group in groups for word in group]
-
-
-def _takes(name: str, hint: Any) -> Iterator[tuple[str, Takes]]:
-    """Yield each flag and subcommand of a type hint, and what follows it on a command line."""
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Annotated:
-        names = [item.name for item in parts[1:] if getattr(item, "name", None)]
-        yield from _takes(names[0] if names else name, parts[0])
-    elif dataclasses.is_dataclass(hint):
-        for field, inner in typing.get_type_hints(hint, include_extras=True).items():
-            yield from _takes(field, inner)
-    elif typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) not in parts:
-        for part in parts:
-            (command,) = typing.get_args(part)[:1] or (part,)
-            yield command.__name__.lower(), "subcommand"
-            yield from _takes(name, part)
-    else:
-        several = typing.get_origin(hint) is tuple and Ellipsis in parts
-        yield f"--{name.replace('_', '-')}", "nothing" if hint is bool else "several" if several else "one"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ without Ray.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import tyro
 from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync, Ui, flag
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json, set_flags
-from orchestrator.cli.terminal import quiet, say
+from orchestrator.cli.terminal import quiet
 from orchestrator.report.results import scored
 from orchestrator.report.studies import Study, scored_of
 from orchestrator.report.summary import Shown, Written
@@ -127,8 +126,8 @@ class Analyses(Generic[Options]):
 
 def _compute(session: Session, stages: Sequence[AnalyseStage]) -> None:
     """Compute the analyses; what libraries print goes to the driver's log."""
-    with quiet(session.driver_log, session.console.width) as terminal:
-        compute_analyses(stages, session.store, functools.partial(say, terminal))
+    with quiet(session.driver_log, session.console.width):
+        compute_analyses(stages, session.store)
 
 
 def _plan(session: Session, stages: Sequence[AnalyseStage]) -> int:
@@ -150,27 +149,16 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     """Write and print the report of the analyses; return HOLES where one is missing or incomplete."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = [stage for stage in stages if session.store.complete(stage.kind, stage.key)]
-    places = {stage.key: folder / _part(stage, stages) for stage in complete}
+    # Of several analyses, each has a folder of its own.
+    names = {stage.key: stage.base.name if stage.base else stage.analysis for stage in complete}
+    places = {key: folder / name if len(stages) > 1 else folder for key, name in names.items()}
     results = _show(session, folder, places)
     if session.options.json:
         labelled = zip(complete, results, strict=True)
         dump_json([{"analysis": stage.label, "key": stage.key, **result} for stage, result in labelled])
     else:
         session.say(f"report: {folder}")
-    holes = len(complete) < len(stages) or any(result.get("holes") for result in results)
-    return HOLES if holes else 0
-
-
-def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
-    """Return where one analysis stands in the report: at its top if it is the only one, else in a folder of its own."""
-    if len(stages) == 1:
-        return ""
-    if stage.base is None:
-        names = [item.analysis for item in stages]
-        return stage.analysis if names.count(stage.analysis) == 1 else stage.key
-    name = stage.base.name
-    alike = [item for item in stages if item.base and item.base.name == name]
-    return name if len(alike) < 2 else f"{name}-{stage.analysis}"
+    return HOLES if len(complete) < len(stages) else 0
 
 
 def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -309,6 +297,19 @@ def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
     return Analyses(options=ScoredModelOptions, declare=declare)
 
 
+def analyses_of_untrained(
+    name: str, version: int, compute: Compute, parameters: Any
+) -> Analyses[ModelOptions]:
+    """Return the experiment that looks at untrained models, one by one."""
+
+    def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
+        return declare_models(
+            options, session, analysis=name, version=version, compute=compute, parameters=parameters
+        )
+
+    return Analyses(options=ModelOptions, declare=declare)
+
+
 def declare_models(
     options: ModelOptions, session: Session, *, analysis: str, version: int, compute: Compute, parameters: Any
 ) -> Sequence[AnalyseStage]:
@@ -354,18 +355,6 @@ def declare_models(
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:
     """Load the base model in float64, on a GPU where there is one; the head of an EX-RM is drawn from seed 0."""
-    from trainers.models.loading import device, load_model
-    from trainers.pairs.templates import load_tokenizer
-
-    base = inputs.base
-    assert base is not None
-    model = load_model(
-        inputs.location,
-        tokenizer=load_tokenizer(inputs.location, base.revision, base.trust, base.template),
-        output=output,
-        precision="fp32",
-        revision=base.revision,
-        head_seed=None if output == "unembedding" else 0,
-        trust=base.trust,
-    )
-    return model.double().to(device())
+    assert inputs.base is not None
+    weights = dataclasses.replace(inputs.base.weights(inputs.location), precision="fp32")
+    return weights.model(output, head_seed=0).double()

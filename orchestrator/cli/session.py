@@ -25,7 +25,6 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.stages import FollowUp
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration
-from trainers.command import is_utf
 from trainers.data.sources import suite_spec
 from trainers.errors import SpecError, StorageError
 from trainers.pairs.templates import given_template
@@ -90,7 +89,9 @@ def require_price(price: float | None) -> None:
 
 
 def dump_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=not is_utf(sys.stdout.encoding)))
+    # Text in memory has no encoding.
+    utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, indent=1, ensure_ascii=not utf))
 
 
 def open_session(

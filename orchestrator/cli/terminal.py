@@ -23,7 +23,6 @@ from orchestrator.plan.durations import time_left_s
 from orchestrator.run.events import Completed, Event, Failed, Notice, Retried, RowsLogged
 from orchestrator.spec.redaction import RedactingFormatter, scrub
 from orchestrator.store.records import TrialNote
-from trainers.command import READABLE, is_utf
 from trainers.errors import StorageError
 
 SHOWN = 12
@@ -92,14 +91,13 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
     sys.stderr.flush()
     kept_out, kept_error = os.dup(1), os.dup(2)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    errors = "strict" if is_utf(encoding) else READABLE
     with log.open("a", encoding="utf-8") as sink, contextlib.ExitStack() as opened:
         if _is_cell(sys.stdout):
             terminal: IO[str] = sys.stdout
             opened.enter_context(contextlib.redirect_stdout(sink))
             opened.enter_context(contextlib.redirect_stderr(sink))
         else:
-            kept = os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors=errors)
+            kept = os.fdopen(os.dup(kept_out), "w", encoding=encoding, errors="replace")
             terminal = opened.enter_context(kept)
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)

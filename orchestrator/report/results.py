@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
-from orchestrator.report.statistics import Estimate, over_seeds, right
-from orchestrator.spec.stages import EvaluateStage
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.records import (
     CATEGORIES,
@@ -362,14 +360,6 @@ def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
         record = item.record
         found.setdefault((record.train_set, record.model, record.reward), []).append(item)
     return list(found.values())
-
-
-def seeds_accuracy(evaluations: Sequence[EvaluateStage], store: Store) -> Estimate:
-    """Return the mean accuracy over seeds on one set, with its 95 % interval."""
-    scores = [
-        read_pair_scores(store.read_file("evaluate", stage.key, "scores.parquet")) for stage in evaluations
-    ]
-    return over_seeds(np.stack([right(item.chosen, item.rejected) for item in scores]))
 
 
 def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:

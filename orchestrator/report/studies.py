@@ -1,7 +1,7 @@
 """Studies of a finished sweep's scores: their common frame, and the computations of each.
 
 A study reads the complete trials of one sweep, on the pairs that all of them have, computes values of each pair or prompt,
-and shows them as tables and a figure. A file in sweeps/ defines its question and its presentation.
+and shows them as tables. A file in sweeps/ defines its question and its presentation.
 Shapes: P pairs, S seeds, Q prompts.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
+from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.comparison import (
     CONTROLS,
     Analysis,
@@ -24,14 +24,12 @@ from orchestrator.report.comparison import (
     regression,
     set_outcomes,
 )
-from orchestrator.report.house_style import GREY, legend
 from orchestrator.report.results import (
     ScoredTrials,
     TrialResult,
     by_seeds,
     results_of,
     scored,
-    seeds_accuracy,
 )
 from orchestrator.report.statistics import (
     Floats,
@@ -41,7 +39,7 @@ from orchestrator.report.statistics import (
 )
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.datasets import pairs_of
-from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, EvaluateStage
+from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt, Store
 from orchestrator.store.records import read_declaration
 from trainers.data.texts import bag, nearest_overlap, similarity, words
@@ -50,13 +48,12 @@ from trainers.errors import DataError, SpecError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """The findings of a study: sentences, tables, the content of results.json, rows by file name, and a figure."""
+    """The findings of a study: sentences, tables, the content of results.json, and rows by file name."""
 
     said: Sequence[str] = ()
     tables: Sequence[Table]
     results: Mapping[str, Any]
     rows: Mapping[str, Rows] = field(default_factory=dict)
-    draw: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +79,6 @@ class Study:
             found.tables,
             results=found.results,
             rows=found.rows,
-            figures={self.name: found.draw},
         )
 
 
@@ -268,7 +264,6 @@ def by_nearness(
                 {
                     **labels,
                     "pairs": len(here),
-                    "varies": bool(np.ptp(nearness_P)),
                     "correlation": rank_correlation(nearness_P, right_P),
                 }
             )
@@ -287,59 +282,3 @@ def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
     numbers: dict[Any, int] = {}
     prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
-
-
-# Along a value: the accuracies of a sweep's own evaluations.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """Accuracy along a value: `places` holds the labels of each evaluation by `names`; the last label is the value."""
-
-    title: str
-    names: tuple[str, ...]
-    places: tuple[tuple[str | float, ...], ...]
-
-
-def compute_curve(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the mean accuracy of the evaluations at each place: a table with a column for each value, rows, and a figure."""
-    asked: Curve = stage.parameters
-    *labels, along = asked.names
-    found: dict[tuple[Any, ...], list[EvaluateStage]] = {}
-    for place, item in zip(asked.places, stage.reads, strict=True):
-        assert isinstance(item, EvaluateStage)
-        # A training that failed has no scores; the curve is of the others.
-        if inputs.store.complete(item.kind, item.key):
-            found.setdefault(place, []).append(item)
-    rows: list[dict[str, Any]] = [
-        dict(zip(asked.names, place, strict=True))
-        | {"seeds": len(some), "accuracy": seeds_accuracy(some, inputs.store)}
-        for place, some in sorted(found.items())
-    ]
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in titled(rows):
-        place = tuple(row[name] for name in labels)
-        line = lines.setdefault(place, dict(zip(labels, place, strict=True)))
-        line[f"{row[along]:g}"] = row["accuracy"]
-    shown = [f"{value:g}" for value in sorted({row[along] for row in rows})]
-    table = Table(name=along, title="", columns=" ".join((*labels, *shown)), rows=list(lines.values()))
-    flat = Table(name="curve", title="", columns=" ".join((*asked.names, "seeds", "accuracy")), rows=rows)
-
-    def draw() -> Any:
-        panel = [name for name in labels if isinstance(rows[0][name], str) and name != "reward"]
-        sets = len({row["evaluation_set"] for row in rows})
-        figure, axes = draw_lines(rows, panel, along, "accuracy", columns=sets, width=5.0, height=4.0)
-        for axis in axes.values():
-            axis.axhline(0.5, color=GREY, linewidth=0.8)
-            axis.set_xlabel(along)
-        legend(figure, axes.values())
-        return figure
-
-    write_analysis(
-        attempt,
-        f"{stage.analysis}: {asked.title}",
-        ["Mean over seeds, 95 % interval over test pairs and seeds.", table.markdown()],
-        results={"name": stage.analysis, "curve": rows},
-        rows={"curve": flat.records()},
-        figures={"curve": draw},
-    )

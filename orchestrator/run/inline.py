@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -18,8 +18,6 @@ from orchestrator.store.leases import heartbeat
 from trainers.errors import Interrupted
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
-
-Say = Callable[[str], None]
 
 
 def run_inline(
@@ -88,21 +86,21 @@ class InlineBackend:
         time.sleep(seconds)
 
 
-def compute_analyses(stages: Sequence[AnalyseStage], store: Store, say: Say) -> None:
-    """Compute the missing stages and their needs. Analyses print through `say`."""
+def compute_analyses(stages: Sequence[AnalyseStage], store: Store) -> None:
+    """Compute the missing stages and their needs."""
     stop = StopRequest(0.0)
     with stop.listening(), heartbeat(store.root) as leases:
         # There is no trial to post events about.
         backend = InlineBackend(Execution(store=store, leases=leases), lambda event: None, stop)
         for stage in stages:
             try:
-                _compute_missing(stage, backend, say)
+                _compute_missing(stage, backend)
             except Exception as error:
                 failures.set_aside_damage(error, store)
                 raise
 
 
-def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> None:
+def _compute_missing(stage: AnalyseStage, backend: InlineBackend) -> None:
     from trainers.pairs.tokens import read_tokens
 
     store = backend.execution.store
@@ -126,6 +124,5 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend, say: Say) -> N
                     for name, needed in stage.prepared
                 },
                 store=store,
-                say=say,
             )
             stage.compute(stage, inputs, attempt)

@@ -281,8 +281,8 @@ class Axes:
 
     choices: tuple[Choice, ...] = ()
 
-    def of(self, trial: Trial, settings: Mapping[str, Any] = types.MappingProxyType({})) -> list[Trial]:
-        """Return a grid's trial at every point; `settings` override the values that are given for all trials.
+    def of(self, trial: Trial) -> list[Trial]:
+        """Return a grid's trial at every point.
 
         Points that differ only in values that the trial does not read are one trial. Raises SpecError where two choices
         set one axis.
@@ -303,10 +303,9 @@ class Axes:
             if not choice.varies
             for name, value in points[0].values
         }
-        given = {**fixed, **settings}
         varying = [points for choice, points in fitting.items() if choice.varies]
         made = [
-            varied(trial, {name: value for point in points for name, value in point.values}, given)
+            varied(trial, {name: value for point in points for name, value in point.values}, fixed)
             for points in itertools.product(*varying)
         ]
         return list(dict.fromkeys(made))

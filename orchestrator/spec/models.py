@@ -19,7 +19,7 @@ from trainers.data.sources import HUB_ID
 from trainers.errors import ModelError
 from trainers.models.architecture import Architecture, of_config, on_meta_device
 from trainers.models.folders import code_files, require_sound_model
-from trainers.models.gguf_header import architecture_numbers, require_sound_gguf
+from trainers.models.gguf_header import architecture_numbers, read_header
 from trainers.models.tiny import CHAT_TEMPLATE, TINY_MODELS
 from trainers.specs import BUILTIN, ModelSpec
 from trainers.storage import digest_file, replace
@@ -46,7 +46,7 @@ def identify_model(spec: ModelSpec, *, lock: Path = REVISION_LOCK, fetch: bool =
         file = _gguf_file(path)
         if file is None:
             return _folder_model(spec, path)
-        require_sound_gguf(file)
+        read_header(file)
         gguf = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
         return _base(spec, gguf.key, gguf.key, origin=gguf)
     if not HUB_ID.fullmatch(spec.source):

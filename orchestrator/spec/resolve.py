@@ -119,7 +119,9 @@ def _all(wanted: set[Named], find: Callable[[Named], Found], kind: type[SweepErr
 def _require_distinct_names(sweep: Sweep) -> None:
     # One model in two precisions is one model.
     models = {replace(trial.model, precision="fp32") for trial in sweep.trials}
-    datasets = {dataset for trial in sweep.trials for dataset in (trial.train_set, *trial.eval_sets)}
+    # One set with rewritten copies is one set.
+    train_sets = {replace(trial.train_set, augmentation=None) for trial in sweep.trials}
+    datasets = train_sets | {dataset for trial in sweep.trials for dataset in trial.eval_sets}
     for what, specs in (("models", models), ("data sets", datasets)):
         names = [spec.name for spec in specs]
         twice = sorted(f"{spec.name} ({spec.source})" for spec in specs if names.count(spec.name) > 1)

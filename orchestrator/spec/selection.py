@@ -52,18 +52,15 @@ class Selection:
     def trials(
         self,
         *,
-        label: str = "",
         axes: Mapping[str, Sequence[Any]] = MappingProxyType({}),
-        settings: Mapping[str, Any] = MappingProxyType({}),
         **changes: Any,
     ) -> tuple[TrialSpec, ...]:
         """Return every model with every reward type on every training set at every seed, at every point of the axes.
 
-        Flags override the experiment's own `axes`; its `settings`, single values, override flags. `changes` replace
-        fields of the selection; `label` follows the reward type's name.
+        Flags override the experiment's own `axes`. `changes` replace fields of the selection.
         """
         chosen = {**{name: getattr(self, name) for name in _OF_GRID}, **changes}
-        return grid(label=label, axes=axes_of(axes, self.axes), settings=settings, **chosen)
+        return grid(axes=axes_of(axes, self.axes), **chosen)
 
     def sweep(
         self, trials: Iterable[TrialSpec], categories: Iterable[tuple[str, str, Category]] = ()

@@ -500,7 +500,7 @@ class AnalyseStage(Keyed):
 class AnalysisInputs:
     """The inputs of an analysis: the model's place (folder or hub id) and tokenised pairs.
 
-    It may read artifacts from `store` by the keys in its parameters, and `say` progress on the terminal.
+    It may read artifacts from `store` by the keys in its parameters.
     """
 
     name: str
@@ -508,7 +508,6 @@ class AnalysisInputs:
     base: BaseModel | None
     pairs: dict[str, list[Any]]
     store: Store
-    say: Callable[[str], None]
 
 
 Compute = Callable[[AnalyseStage, AnalysisInputs, Attempt], None]

@@ -7,7 +7,6 @@ import fnmatch
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal, Union
 
 from orchestrator.spec.axes import AXES, NO_AXES, Axes, in_a_name, shown
@@ -49,8 +48,8 @@ class TrialSpec:
     """One training with its evaluations.
 
     Weights are kept and evaluated after `keep_epochs` (from 1) and after the last. `validation` pairs are held out of
-    the training set, and scored after each epoch. `axes` (the values that vary in the sweep) and `label` (a word of the
-    experiment's) tell trials apart that differ only in how they are trained. `answers` are scored, too.
+    the training set, and scored after each epoch. `axes` (the values that vary in the sweep) tell trials apart that
+    differ only in how they are trained. `answers` are scored, too.
     """
 
     model: ModelSpec
@@ -62,7 +61,6 @@ class TrialSpec:
     eval_sets: tuple[DatasetSpec, ...]
     eval_draw: DrawSpec
     keep_epochs: tuple[int, ...] = ()
-    label: str = ""
     axes: tuple[tuple[str, Any], ...] = ()
     validation: ValidationSpec | None = None
     loss: LossSpec = BRADLEY_TERRY
@@ -80,11 +78,6 @@ class TrialSpec:
             )
 
     @property
-    def labelled_reward(self) -> str:
-        """`im_rm`, or with a label: `im_rm_unembedding_only`."""
-        return "_".join(filter(None, (self.reward.name, self.label)))
-
-    @property
     def variant(self) -> str:
         """The values of what varies: `lr=1e-05 epochs=2`."""
         return " ".join(f"{name}={shown(value)}" for name, value in self.axes)
@@ -92,18 +85,18 @@ class TrialSpec:
     @property
     def reward_name(self) -> str:
         """The reward type with the values that vary, `im_rm_lr=1e-05`: trials that share it differ only in their seed."""
-        return self.labelled_reward + "".join(in_a_name(*item) for item in self.axes)
+        return self.reward.name + "".join(in_a_name(*item) for item in self.axes)
 
     @property
     def name(self) -> str:
         """`llama-64 · im_rm lr=1e-05 · tiny_world · s0`, as MLflow and the tables show it."""
-        kind = f"{self.labelled_reward} {self.variant}".strip()
+        kind = f"{self.reward.name} {self.variant}".strip()
         return f"{self.model.name} · {kind} · {self.train_set.name} · s{self.seed}"
 
     @property
     def labels(self) -> dict[str, str]:
         """The values that `--only KEY=GLOB` matches, every axis that the trial reads included."""
-        values = (self.model.name, self.labelled_reward, self.train_set.name, str(self.seed))
+        values = (self.model.name, self.reward.name, self.train_set.name, str(self.seed))
         axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if axis.applies(self)}
         return {**dict(zip(ONLY_KEYS, values, strict=True)), **axes}
 
@@ -175,13 +168,11 @@ def grid(
     train_draw: DrawSpec,
     eval_draw: DrawSpec,
     keep_epochs: KeepEpochs = (),
-    label: str = "",
     axes: Axes = NO_AXES,
-    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[TrialSpec, ...]:
     """Return the full product: seeds outermost, so that early results cover every model, and axes innermost.
 
-    A training set's own draw goes before `train_draw`. `settings` are values, by axis, that do not vary.
+    A training set's own draw goes before `train_draw`.
     """
     cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
@@ -200,9 +191,7 @@ def grid(
                 seed=seed,
                 eval_sets=tuple(eval_sets),
                 eval_draw=eval_draw,
-                label=label,
-            ),
-            settings,
+            )
         )
     )
 

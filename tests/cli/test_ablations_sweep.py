@@ -15,7 +15,7 @@ from trainers.models.tiny import build_tokenizer
 
 ALL = {
     *("ex_rm", "im_rm", "ex_rm_mean", "im_rm_no_reference", "ex_grm"),
-    *("ex_rm_head_only", "im_rm_unembedding_only", "im_rm_frozen_unembedding"),
+    *("ex_rm_freeze=backbone", "im_rm_freeze=backbone", "im_rm_freeze=unembedding"),
 }
 
 
@@ -49,9 +49,9 @@ def test_every_ablation_is_trained_and_evaluated(storage):
 @pytest.mark.parametrize(
     ("reward", "moved"),
     [
-        ("ex_rm_head_only", {"score.weight"}),
-        ("im_rm_unembedding_only", {"lm_head.weight"}),
-        ("im_rm_frozen_unembedding", {"model.norm.weight", "model.embed_tokens.weight"}),
+        ("ex_rm_freeze=backbone", {"score.weight"}),
+        ("im_rm_freeze=backbone", {"lm_head.weight"}),
+        ("im_rm_freeze=unembedding", {"model.norm.weight", "model.embed_tokens.weight"}),
     ],
 )
 def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
@@ -61,7 +61,7 @@ def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
     different = {
         name for name, weight in trained.items() if name not in base or not torch.equal(weight, base[name])
     }
-    if reward.endswith("_only"):
+    if reward.endswith("=backbone"):
         assert different == moved
     else:
         assert moved < different
@@ -70,8 +70,8 @@ def test_only_what_is_not_frozen_moves(storage, model, reward, moved):
 
 def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_starts():
     for profile, pairs in ((PROFILES["laptop"], 80), (PROFILES["paper"], 2000)):
-        made = ablations(session.select(Options(only=("reward=*_only",)), profile, "demo")).trials
-        assert {trial.reward_name for trial in made} == {"ex_rm_head_only", "im_rm_unembedding_only"}
+        made = ablations(session.select(Options(only=("freeze=backbone",)), profile, "demo")).trials
+        assert {trial.reward_name for trial in made} == {"ex_rm_freeze=backbone", "im_rm_freeze=backbone"}
         for trial in made:
             steps = trial.optim.epochs * -(-pairs // trial.optim.effective_batch)
             assert trial.optim.lr * steps > 10 * HEAD_STD

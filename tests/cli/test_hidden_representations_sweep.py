@@ -53,8 +53,7 @@ def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(fol
     assert found["share_positive"] == float((products > 0).double().mean())
 
 
-def test_figure_and_summary_are_there(folder):
-    assert (folder / "figures" / "hidden_representations.png").stat().st_size > 1000
+def test_the_summary_is_there(folder):
     assert "cos(w, D_unseen)" in (folder / "summary.md").read_text()
 
 

@@ -1,10 +1,12 @@
 """sweeps/learning_dynamics.py at its smallest, on untrained weights: the formulas hold for a real model's own steps."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import parquet
 
+from orchestrator.cli.analyses import analyses_of_untrained
 from sweeps import learning_dynamics
 from tests.sweep_runs import artifacts, run_analysis
 
@@ -21,9 +23,11 @@ def found(tiny_model, tmp_path_factory):
     storage = tmp_path_factory.mktemp("dynamics") / "store"
     steps = {}
     for step_size in ("2e-3", "1e-3"):
-        words = ("--models", str(tiny_model), *SMALL, "--step-size", step_size, "--beta", "0.5")
+        asked = learning_dynamics.Parameters(step_size=float(step_size), beta=0.5)
+        found = analyses_of_untrained("learning_dynamics", 1, learning_dynamics.compute, asked)
         before = artifacts(storage)
-        assert run_analysis(learning_dynamics, storage, *words) == 0
+        module = SimpleNamespace(__name__="learning_dynamics", EXPERIMENT=found)
+        assert run_analysis(module, storage, "--models", str(tiny_model), *SMALL) == 0
         ((_, steps[step_size]),) = artifacts(storage).items() - before.items()
     return steps
 
@@ -66,9 +70,5 @@ def test_the_figure_and_the_summary_are_there(found):
     assert "| im_rm | tiny_world_paraphrase |" in (folder / "summary.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("--steps-on", "0"), ("--step-size", "0"), ("--beta", "inf"), ("--eval-sets", "seen=tiny_world")],
-)
-def test_words_that_mean_nothing_are_refused(tmp_path, words):
-    assert run_analysis(learning_dynamics, tmp_path / "store", *words) == 2
+def test_a_set_cannot_be_called_as_the_training_pairs_are(tmp_path):
+    assert run_analysis(learning_dynamics, tmp_path / "store", "--eval-sets", "seen=tiny_world") == 2

@@ -7,13 +7,12 @@ from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps import mitigation
-from tests.sweep_runs import artifacts, run_sweep, trial_rows
+from tests.sweep_runs import run_sweep, trial_rows
 from trainers.data import worlds
 from trainers.data.sources import read_pairs
 from trainers.specs import Augmentation, DatasetSpec
 
 ORIGINAL = DatasetSpec(name="tiny_world", source="builtin:tiny_world")
-SHARES = {"tiny_world": 0.0, **{f"tiny_world_share_{share}": share for share in (0.25, 0.5, 1.0)}}
 
 
 def copies(share):
@@ -43,40 +42,31 @@ def test_no_word_of_the_other_rewriting_tells_right_from_wrong_in_what_is_traine
 @pytest.fixture(scope="module")
 def storage(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mitigation") / "store"
-    words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "1", "--only", "reward=im_rm")
+    words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "8", "--lr", "1e-2")
+    words = (*words, "--only", "reward=im_rm")
     build, profiles = mitigation.mitigation, mitigation.PROFILES
     draws = ("--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
-    assert run_sweep("mitigation", build, profiles, folder, *words, *draws, follow_up=mitigation.declare) == 0
+    assert run_sweep("mitigation", build, profiles, folder, *words, *draws) == 0
     return folder
 
 
-def test_the_curve_is_the_mean_accuracy_of_each_share(storage):
-    ((_, folder),) = artifacts(storage).items()
-    curve = parquet.read_table(folder / "curve.parquet").to_pylist()
+def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(storage):
+    report = storage / "sweeps" / "mitigation" / "report"
+    table = parquet.read_table(report / "tables" / "by_copies.parquet").to_pylist()
     rows = trial_rows(storage, "mitigation")
-    for point in curve:
+    points = [row for row in table if row["category"] == "token-level shift"]
+    assert [float(point["copies"]) for point in points] == [*mitigation.SHARES]
+    for point in points:
         accuracies = [
             row["accuracy"]
             for row in rows
-            if row["evaluation_set"] == point["evaluation_set"] and SHARES[row["train_set"]] == point["share"]
+            if row["evaluation_set"] == "tiny_world_other_words"
+            and row["reward"] == f"im_rm_copies={float(point['copies']):g}"
         ]
-        assert len(accuracies) == point["seeds"] == 2
+        assert len(accuracies) == 2
         assert point["accuracy"] == pytest.approx(sum(accuracies) / 2)
-        assert point["accuracy_low"] <= point["accuracy"] <= point["accuracy_high"]
-    assert {(point["evaluation_set"], point["share"]) for point in curve} == {
-        (name, share)
-        for name in ("tiny_world", "tiny_world_reworded", "tiny_world_other_words")
-        for share in mitigation.SHARES
-    }
-    assert {point["evaluation_set"] for point in curve if point["trained_with"]} == {"tiny_world_reworded"}
-    assert (folder / "figures" / "curve.png").stat().st_size > 1000
-
-
-def test_rewritings_are_token_level_shifts_whatever_the_share(storage):
-    found = {(row["evaluation_set"], row["category"]) for row in trial_rows(storage, "mitigation")}
-    assert found == {
+    assert {(row["evaluation_set"], row["category"]) for row in rows} == {
         ("tiny_world", "in-distribution"),
-        ("tiny_world_reworded", "token-level shift"),
         ("tiny_world_other_words", "token-level shift"),
     }
 
@@ -92,25 +82,5 @@ def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
     keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
     assert len(set(keys.values())) == 2 * len(mitigation.SHARES)
     (plain,) = (item for item in sweep.trials if item.train_set == ORIGINAL and item.reward.kind == "im_rm")
-    alone = Sweep(name="alone", trials=(replace(plain, eval_sets=(ORIGINAL,)),))
+    alone = Sweep(name="alone", trials=(replace(plain, eval_sets=(ORIGINAL,), axes=()),))
     assert resolve(alone, Store(tmp_path)).plans[0].key == keys[plain.name]
-
-
-def test_each_training_set_and_each_point_of_an_axis_has_a_curve_of_its_own(tiny_model, tmp_path):
-    from dataclasses import replace
-
-    from orchestrator.cli.options import Options
-    from orchestrator.cli.session import select
-
-    words = Options(models=(str(tiny_model),), seeds=(0,), axis=("lr=1e-4,1e-3",))
-    chosen = select(words, mitigation.PROFILES["laptop"], "curves")
-    other = [replace(item, name=f"again_{item.name}", rewriting_of="again") for item in chosen.eval_sets[1:]]
-    twice = (*chosen.train_sets, replace(ORIGINAL, name="again", source="builtin:tiny_world_paraphrase"))
-    chosen = replace(chosen, train_sets=twice, eval_sets=(*chosen.eval_sets, *other))
-    curves = mitigation.declare(resolve(mitigation.mitigation(chosen), Store(tmp_path)).plans)
-    assert {stage.analysis for stage in curves} == {"mitigation lr=0.0001", "mitigation lr=0.001"}
-    for stage in curves:
-        places = stage.parameters.places
-        assert len(set(places)) == len(places) == 2 * 2 * 4 * 5
-        copies = {place[1:3] for place in places if place[3]}
-        assert copies == {("tiny_world", "tiny_world_reworded"), ("again", "again_tiny_world_reworded")}

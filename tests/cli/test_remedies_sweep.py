@@ -19,7 +19,7 @@ def test_every_remedy_is_trained_and_evaluated(tmp_path):
     (key,) = {row["key"] for row in rows if row["reward"] == "im_rm_length_normalised"}
     card = (Store(tmp_path / "store").read("weights", key) / "model" / "README.md").read_text()
     assert USUAL_LENGTH > TINY_LENGTH
-    assert f"the reward is {0.01 * USUAL_LENGTH} times the mean" in card
+    assert f"β is {0.01 * USUAL_LENGTH}." in card
 
 
 def test_each_beta_of_an_axis_is_a_means_larger_one_and_in_its_name():

@@ -128,16 +128,6 @@ def test_documents_are_what_the_chat_template_gives(tokenizer: Any) -> None:
     assert text == worlds.chat_text(pair.prompt[0].content, pair.chosen)
 
 
-def test_special_tokens_are_distinct(tokenizer: Any) -> None:
-    ids = (
-        tokenizer.pad_token_id,
-        tokenizer.unk_token_id,
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    )
-    assert len(set(ids)) == 4
-
-
 def test_pretraining_writes_the_same_folder_twice_and_leaves_the_random_state(
     tmp_path: Path,
 ) -> None:
@@ -160,10 +150,3 @@ def test_pretraining_writes_the_same_folder_twice_and_leaves_the_random_state(
     assert loaded.config.hidden_size == 16
     assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
     assert len(tokenizer) == loaded.config.vocab_size
-
-
-@pytest.mark.parametrize("name", tiny.TINY_MODELS)
-def test_named_models_are_named_after_what_they_are(name: str) -> None:
-    model = tiny.TINY_MODELS[name]
-    assert name == f"{model.architecture}-{model.width}"
-    assert model.width % model.heads == 0

@@ -19,10 +19,7 @@ paraphrases use words and prefixes that no training response holds.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
-import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -350,26 +347,6 @@ def is_correct(answer: str, prompt: str) -> bool:
     return is_cycle([int(word) for word in words], vertices, edges)
 
 
-def cycle_share(vertices: int, edges: Sequence[Edge]) -> float:
-    """Return the share of all orders of the vertices that are cycles of the graph: what guessing an order is worth."""
-    neighbours = [set[int]() for _ in range(vertices)]
-    for u, v in edges:
-        neighbours[u].add(v)
-        neighbours[v].add(u)
-    # Paths from vertex 0 by (visited, last), each counted once: there are (n − 1)! orders that begin with 0.
-    paths = {(1, 0): 1}
-    for _ in range(vertices - 1):
-        longer: dict[tuple[int, int], int] = {}
-        for (visited, last), count in paths.items():
-            for vertex in neighbours[last]:
-                if not visited >> vertex & 1:
-                    state = (visited | 1 << vertex, vertex)
-                    longer[state] = longer.get(state, 0) + count
-        paths = longer
-    closed = sum(count for (_, last), count in paths.items() if 0 in neighbours[last])
-    return closed / math.factorial(vertices - 1)
-
-
 # Rewriting by rule: words and turns of phrase are exchanged as a file in rules/ says. It serves tests and the laptop
 # profile, not claims.
 
@@ -385,11 +362,6 @@ def rewritten_by_rules(text: str, name: str) -> str:
             text = _like(text, other) + text[len(beginning) :]
             break
     return _WORD.sub(lambda found: _like(found[0], words.get(found[0].lower(), found[0])), text)
-
-
-def rules_digest(name: str) -> str:
-    """Return the digest of what the rules `name` say. Raises SpecError."""
-    return hashlib.sha256(json.dumps(_rules(name)).encode()).hexdigest()
 
 
 def _like(model: str, text: str) -> str:

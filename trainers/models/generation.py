@@ -32,8 +32,8 @@ class Weights:
         """Load the model's tokenizer."""
         return load_tokenizer(self.location, self.revision, self.trust, self.template)
 
-    def model(self, output: Output = "unembedding") -> Any:
-        """Load the model, on a GPU if there is one. Raises ModelError.
+    def model(self, output: Output = "unembedding", *, head_seed: int | None = None) -> Any:
+        """Load the model, on a GPU if there is one; `head_seed` draws a head. Raises ModelError.
 
         An adapter's folder is loaded on its base model: the one that it names, or `base`.
         """
@@ -43,6 +43,7 @@ class Weights:
             output=output,
             precision=self.precision,
             revision=self.revision,
+            head_seed=head_seed,
             trust=self.trust,
             base=self.base,
         )

@@ -7,19 +7,16 @@ Layout (github.com/ggml-org/ggml, docs/gguf.md), little-endian:
 magic `GGUF` · version u32 · tensors u64 · entries u64 · the entries · the tensors' infos · padding · the tensors.
 """
 
-import contextlib
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainers.errors import ModelError
 
-MAGIC, VERSIONS = b"GGUF", (2, 3)
-DEFAULT_ALIGNMENT = 32
-MAX_DIMENSIONS = 4
+VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 # Value types of entries by their number in the file: struct's letter for each.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -34,124 +31,93 @@ _NUMBERS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tensor:
-    elements: int
-    kind: int
-    offset: int
-
-
+@dataclass(slots=True)
 class _Reader:
     """Reads a file from start to end; raises ValueError for a count or length that reaches past its end."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self.size, self.position = stream, size, 0
+    stream: BinaryIO
+    size: int
+    position: int = 0
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.size - self.position:
             raise ValueError(f"{what} needs {count} bytes at byte {self.position}, past the end of the file")
         self.position += count
-        return self._stream.read(count)
+        return self.stream.read(count)
 
-    def number(self, letter: str, what: str) -> int:
-        found: int = struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}"), what))[0]
+    def number(self, letter: str, what: str) -> Any:
+        (found,) = struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}"), what))
         return found
 
     def text(self, what: str) -> str:
         return self.take(self.number("Q", what), what).decode()
 
-    def value(self, kind: int, what: str) -> str | int | None:
-        """Return a text or a number; arrays are skipped."""
+    def value(self, what: str) -> Any:
+        """Return a text or a number; arrays are skipped. Raises KeyError for an unknown type."""
+        kind = self.number("I", what)
         if kind == _STRING:
             return self.text(what)
-        if kind in _SCALARS:
-            return self.number(_SCALARS[kind], what)
         if kind != _ARRAY:
-            raise ValueError(f"{what} has the unknown type {kind}")
+            return self.number(_SCALARS[kind], what)
         inner, count = self.number("I", what), self.number("Q", what)
-        if inner in _SCALARS:
+        if inner != _STRING:
             self.take(count * struct.calcsize(f"<{_SCALARS[inner]}"), what)
-        elif inner != _STRING:
-            raise ValueError(f"{what} is an array of the unknown type {inner}")
-        # Every string takes 8 bytes at least, so an impossible count is refused before the loop.
-        elif 8 * count > self.size - self.position:
-            raise ValueError(f"{what} counts {count} strings, more than the file could hold")
         else:
+            # A damaged count ends where the file does, since every text has a length.
             for _ in range(count):
                 self.text(what)
         return None
 
-    def named(self, count: int, what: str) -> Iterator[str]:
-        """Yield `count` names; the caller reads what follows each."""
-        seen: set[str] = set()
-        for number in range(count):
-            name = self.text(f"the name of {what} {number}")
-            if not name or name in seen:
-                raise ValueError(f"{what} {number} is called {name!r}, which is empty or taken")
-            seen.add(name)
-            yield name
+    def tensor(self, name: str) -> tuple[int, int, int]:
+        """Return the number of a tensor's elements, their type and its offset."""
+        elements = math.prod(self.number("Q", name) for _ in range(self.number("I", name)))
+        return elements, self.number("I", name), self.number("Q", name)
 
-    def tensor(self, name: str) -> _Tensor:
-        dimensions = self.number("I", name)
-        if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise ValueError(f"tensor {name} has {dimensions} dimensions")
-        elements = math.prod(self.number("Q", name) for _ in range(dimensions))
-        return _Tensor(elements=elements, kind=self.number("I", name), offset=self.number("Q", name))
+    def named(self, count: int, what: str, value: Callable[[str], Any]) -> dict[str, Any]:
+        """Return `count` values by the names in front of them."""
+        found = {(name := self.text(f"the name of {what} {number}")): value(name) for number in range(count)}
+        if len(found) < count or not count:
+            raise ValueError(f"it has no {what}, or two of one name")
+        return found
 
 
-@contextlib.contextmanager
-def _header(file: Path) -> Iterator[tuple[dict[str, Any], dict[str, _Tensor], _Reader]]:
-    """Yield a file's entries, its tensors, and the reader after them. Raises ModelError, also for the block's errors."""
-    try:
-        with file.open("rb") as stream:
-            reader = _Reader(stream, file.stat().st_size)
-            magic = reader.take(4, "the magic")
-            if magic != MAGIC:
-                raise ValueError(f"it starts with {magic!r}, not with {MAGIC!r}")
-            version = reader.number("I", "the version")
-            if version not in VERSIONS:
-                raise ValueError(f"its version is {version}, and {VERSIONS} are read")
-            tensors, entries = reader.number("Q", "the tensor count"), reader.number("Q", "the entry count")
-            known = {
-                name: reader.value(reader.number("I", name), name) for name in reader.named(entries, "entry")
-            }
-            if not isinstance(known.get("general.architecture"), str):
-                raise ValueError("it names no general.architecture")
-            yield known, {name: reader.tensor(name) for name in reader.named(tensors, "tensor")}, reader
-    except (OSError, ValueError, struct.error) as error:
-        raise ModelError(f"{file} is damaged or no GGUF file: {error}; fetch it again.") from error
-
-
-def require_sound_gguf(file: Path) -> None:
-    """Raise ModelError if the header is damaged or names tensors that are not in the file."""
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return a file's entries and the sizes of its tensors. Raises ModelError if a tensor is not in the file, or for damage."""
     from gguf.constants import GGML_QUANT_SIZES
 
     sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
-    with _header(file) as (known, tensors, reader):
-        alignment = known.get("general.alignment", DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-            raise ValueError(f"its alignment {alignment} is no power of two")
-        if not tensors:
-            raise ValueError("it holds no tensor")
+    try:
+        with file.open("rb") as stream:
+            reader = _Reader(stream, file.stat().st_size)
+            magic, version = reader.take(4, "the magic"), reader.number("I", "the version")
+            if magic != b"GGUF" or version not in VERSIONS:
+                raise ValueError(
+                    f"it starts with {magic!r} and version {version}, not with GGUF and {VERSIONS}"
+                )
+            counts = [reader.number("Q", "a count") for _ in range(2)]
+            known = reader.named(counts[1], "entry", reader.value)
+            tensors = reader.named(counts[0], "tensor", reader.tensor)
+        alignment = known.get("general.alignment", 32)
+        if not isinstance(known.get("general.architecture"), str) or not alignment:
+            raise ValueError("it names no general.architecture, or an alignment of 0")
         room = reader.size - -(-reader.position // alignment) * alignment
-        for name, tensor in tensors.items():
-            if tensor.kind not in sizes:
-                raise ValueError(f"tensor {name} has the unknown type {tensor.kind}")
-            block, block_bytes = sizes[tensor.kind]
-            if not tensor.elements or tensor.elements % block:
-                raise ValueError(f"tensor {name} holds {tensor.elements} values, no multiple of {block}")
-            if tensor.offset % alignment or tensor.offset + tensor.elements // block * block_bytes > room:
-                raise ValueError(f"tensor {name} at offset {tensor.offset} does not lie in the file")
+        for name, (elements, kind, offset) in tensors.items():
+            block, block_bytes = sizes.get(kind, (0, 0))
+            if not block or not elements or elements % block or offset % alignment:
+                raise ValueError(f"tensor {name} has {elements} values of type {kind} at offset {offset}")
+            if offset + elements // block * block_bytes > room:
+                raise ValueError(f"tensor {name} at offset {offset} does not lie in the file")
+    except (OSError, LookupError, ValueError, TypeError, struct.error) as error:
+        raise ModelError(f"{file} is damaged or no GGUF file: {error}; fetch it again.") from error
+    return known, {name: elements for name, (elements, _, _) in tensors.items()}
 
 
 def architecture_numbers(file: Path) -> dict[str, Any]:
     """Return the sizes in the header, under the names of a config.json. Raises ModelError."""
-    with _header(file) as (known, tensors, _):
-        family = known["general.architecture"]
-        found = {name: known.get(f"{family}.{ending}") for ending, name in _NUMBERS.items()}
-        embeddings, hidden = tensors.get("token_embd.weight"), found["hidden_size"]
-        vocabulary = (
-            embeddings.elements // hidden if embeddings and isinstance(hidden, int) and hidden else None
-        )
-        tied = "output.weight" not in tensors
-        return {**found, "model_type": family, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+    known, tensors = read_header(file)
+    family = known["general.architecture"]
+    found = {name: known.get(f"{family}.{ending}") for ending, name in _NUMBERS.items()}
+    embeddings, hidden = tensors.get("token_embd.weight"), found["hidden_size"]
+    vocabulary = embeddings // hidden if embeddings and isinstance(hidden, int) and hidden else None
+    tied = "output.weight" not in tensors
+    return {**found, "model_type": family, "vocab_size": vocabulary, "tie_word_embeddings": tied}

@@ -19,7 +19,7 @@ from trainers.errors import ModelError
 from trainers.models.adapters import CONFIG, add_adapter, base_of, load_adapter
 from trainers.models.attention import backbone
 from trainers.models.folders import require_own_code, weight_files
-from trainers.models.gguf_header import require_sound_gguf
+from trainers.models.gguf_header import read_header
 from trainers.models.layouts import padded_attention, settle_layout, tokens_are_rows
 from trainers.models.products import settle_products
 from trainers.models.saving import folder_files, persistent_buffers, save_model
@@ -287,7 +287,7 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder in fp32. Raises ModelError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    require_sound_gguf(file)
+    read_header(file)
     options = {"gguf_file": file.name, "trust_remote_code": False}
     # Alone in a folder: other files beside it are not part of its key, and may name code.
     with tempfile.TemporaryDirectory() as alone:

@@ -84,14 +84,13 @@ class RewardType:
 
     `score` returns rewards of the chosen, [P], and of the rejected responses, [P]. A type with a loss of its own
     (`own_loss`) returns BatchScores; others are trained with a loss of losses.py. `options` are the fields of RewardSpec
-    that it has; `usage` tells readers of a model card how to compute the reward, for which the card's code gives what
-    the type `reads`.
+    that it has; `formula` is the reward as a model card has it, whose code computes what the type `reads`.
     """
 
     kind: str
     output: Output
     score: "Callable[[Any, MicroBatch, RewardSpec], tuple[Tensor, Tensor] | BatchScores]"
-    usage: Callable[[RewardSpec], str]
+    formula: str
     rendering: Rendering = "response"
     options: frozenset[str] = frozenset()
     own_loss: bool = False

@@ -28,18 +28,12 @@ def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> BatchScores:
     return BatchScores(chosen_yes_P.exp(), rejected_yes_P.exp(), loss_P)
 
 
-def _usage(spec: RewardSpec) -> str:
-    return (
-        "Load it with `AutoModelForCausalLM`: the reward is its probability of “Yes” after the user turn "
-        "`Question: {prompt}\\nAnswer: {response}\\nVerification: Is the answer correct (Yes/No)?`."
-    )
-
-
 REWARD_TYPE = RewardType(
     kind="ex_grm",
     output="unembedding",
     score=_score,
-    usage=_usage,
+    formula='r = π("Yes") after the user turn `Question: {prompt}\\nAnswer: {response}\\nVerification: '
+    "Is the answer correct (Yes/No)?`",
     rendering="verification",
     own_loss=True,
 )

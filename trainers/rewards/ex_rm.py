@@ -25,19 +25,10 @@ def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, 
     return by_pair(reward_R, batch)
 
 
-def _usage(spec: RewardSpec) -> str:
-    if spec.pooling == "last":
-        return (
-            "Load it with `AutoModelForSequenceClassification`: its one logit, at a conversation's last token, is "
-            "the reward."
-        )
-    return (
-        "Its reward is the mean of the head's output over the response's tokens. "
-        "`AutoModelForSequenceClassification` loads backbone and head, but gives the output at the last token "
-        "alone, which is **not** this reward; `python -m trainers.evaluate --reward ex_rm_mean` gives it."
-    )
-
-
 REWARD_TYPE = RewardType(
-    kind="ex_rm", output="head", score=_score, usage=_usage, options=frozenset({"pooling"})
+    kind="ex_rm",
+    output="head",
+    score=_score,
+    formula="r = ⟨u, h⟩, the one logit of a sequence classifier",
+    options=frozenset({"pooling"}),
 )

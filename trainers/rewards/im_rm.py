@@ -30,12 +30,12 @@ def log_ratios(
 def scaled(
     kind: str,
     value: "Callable[[Any, MicroBatch, RewardSpec], Tensor]",
-    called: str,
+    formula: str,
     *,
     options: frozenset[str] = frozenset({"beta", "reference"}),
     reads: Read = "log_probs",
 ) -> RewardType:
-    """Return the type whose reward is β times `value`, [R]; a model card calls the value `called`."""
+    """Return the type whose reward is β times `value`, [R], which a model card writes as `formula`."""
 
     def score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, Tensor]":
         from trainers.models.reward_parts import by_pair
@@ -43,14 +43,9 @@ def scaled(
         assert spec.beta is not None
         return by_pair(spec.beta * value(model, batch, spec), batch)
 
-    def usage(spec: RewardSpec) -> str:
-        minus = ", minus that under the base model" if "reference" in options and spec.reference else ""
-        return (
-            f"Load it with `AutoModelForCausalLM`: the reward is {spec.beta} times the {called} of the response's "
-            f"tokens, its end-of-turn token included{minus}."
-        )
-
-    return RewardType(kind=kind, output="unembedding", score=score, usage=usage, options=options, reads=reads)
+    return RewardType(
+        kind=kind, output="unembedding", score=score, formula=formula, options=options, reads=reads
+    )
 
 
-REWARD_TYPE = scaled("im_rm", log_ratios, "summed log-probability")
+REWARD_TYPE = scaled("im_rm", log_ratios, "r = β [ln π(y|x) − ln π_ref(y|x)]")

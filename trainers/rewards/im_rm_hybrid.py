@@ -7,7 +7,6 @@ a regulariser: its reward is the head's. The sum is our own.
 from typing import TYPE_CHECKING, Any
 
 from trainers.rewards import RewardSpec, RewardType
-from trainers.rewards.im_rm import REWARD_TYPE as IM_RM
 from trainers.rewards.im_rm import log_ratios
 
 if TYPE_CHECKING:
@@ -25,13 +24,11 @@ def _score(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "tuple[Tensor, 
     return by_pair(head_R + spec.beta * log_ratios(model, batch, spec, hidden_ND), batch)
 
 
-def _usage(spec: RewardSpec) -> str:
-    return (
-        f"{IM_RM.usage(spec)} Add the one logit that `AutoModelForSequenceClassification`, loaded from the same folder, "
-        "gives at a conversation's last token."
-    )
-
-
 REWARD_TYPE = RewardType(
-    kind="im_rm_hybrid", output="both", score=_score, usage=_usage, options=frozenset({"beta", "reference"})
+    kind="im_rm_hybrid",
+    output="both",
+    score=_score,
+    formula="r = ⟨u, h⟩ + β [ln π(y|x) − ln π_ref(y|x)], the one logit that `AutoModelForSequenceClassification` gives at a "
+    "conversation's last token, and the log-ratio summed over the response's tokens",
+    options=frozenset({"beta", "reference"}),
 )

@@ -9,5 +9,5 @@ from trainers.rewards.im_rm import log_ratios, scaled
 REWARD_TYPE = scaled(
     "im_rm_length_normalised",
     lambda model, batch, spec: log_ratios(model, batch, spec) / batch.owner_M.bincount(),
-    "mean log-probability",
+    "r = β/|y| [ln π(y|x) − ln π_ref(y|x)]",
 )

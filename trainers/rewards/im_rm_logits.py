@@ -24,4 +24,10 @@ def _logit_sums(model: Any, batch: "MicroBatch", spec: RewardSpec) -> "Tensor":
     return sum_by_response(logit_M.double(), batch)
 
 
-REWARD_TYPE = scaled("im_rm_logits", _logit_sums, "summed logit", options=frozenset({"beta"}), reads="logits")
+REWARD_TYPE = scaled(
+    "im_rm_logits",
+    _logit_sums,
+    "r = β Σ_t z_t(y_t), the logits of the response's tokens",
+    options=frozenset({"beta"}),
+    reads="logits",
+)

@@ -3,10 +3,10 @@
 The pairs whose prompts are asked say what ends an answer, and how long one may get: longer than every right answer is wrong.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from trainers.data.worlds import cycle_share, graph_of, is_correct
+from trainers.data.worlds import is_correct
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.generation import Weights, generate
 from trainers.pairs.tokens import TokenPair
@@ -68,44 +68,33 @@ def _log_prob_sums(weights: Weights, pairs: Sequence[TokenPair]) -> list[float]:
 
 
 def verified(
-    writers: Mapping[str, Weights],
+    trained: Weights,
+    base: Weights,
     pairs: Sequence[TokenPair],
     prompts: Sequence[str],
     spec: RewardSpec,
     *,
     samples: int,
     seed: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ask the `base` and the `trained` model for a cycle of each prompt's graph, and judge the answers by the exact parser.
+) -> list[dict[str, Any]]:
+    """Ask the trained model for a cycle of each prompt's graph, and judge the answers by the exact parser.
 
-    Returns the shares of prompts with a correct answer, by writer, beside what orders of the vertices drawn at random are
-    worth; and a row for each prompt and answer, the likeliest as sample −1.
+    Returns a row for each prompt and answer, the likeliest as sample −1.
     """
-    guesses = [cycle_share(*graph_of(prompt)) for prompt in prompts]
-    results: dict[str, Any] = {
-        "random_order": sum(guesses) / len(prompts),
-        "random_order_best": sum(1 - (1 - share) ** samples for share in guesses) / len(prompts),
-    }
-    rows: list[dict[str, Any]] = []
-    for name, writer in writers.items():
-        answers = ask(writer, pairs, samples=samples, seed=seed)
-        rewarded = rewards(answers, pairs, spec, writers["trained"], writers["base"])
-        tokenizer = writer.tokenizer()
-        judged = [
-            {
-                "model": name,
-                "prompt": number,
-                "sample": place - 1,
-                "answer": (text := tokenizer.decode(tokens)),
-                "correct": is_correct(text, prompts[number]),
-                "reward": rewarded[number][place],
-            }
-            for number, found in enumerate(answers)
-            for place, tokens in enumerate(found)
-        ]
-        results[name] = shares(judged)
-        rows += judged
-    return results, rows
+    answers = ask(trained, pairs, samples=samples, seed=seed)
+    rewarded = rewards(answers, pairs, spec, trained, base)
+    tokenizer = trained.tokenizer()
+    return [
+        {
+            "prompt": number,
+            "sample": place - 1,
+            "answer": (text := tokenizer.decode(tokens)),
+            "correct": is_correct(text, prompts[number]),
+            "reward": rewarded[number][place],
+        }
+        for number, found in enumerate(answers)
+        for place, tokens in enumerate(found)
+    ]
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """How one gradient step on one pair changes the reward of another response (paper §5), hidden states fixed.
 
-Shapes: K tokens of the response that is looked at, L tokens of one that is trained on, D hidden, V vocabulary.
+Shapes: P pairs, K tokens of the response that is looked at, L tokens of one that is trained on, D hidden, V vocabulary.
 A response of an IM-RM is the hidden states before each of its tokens, and the tokens; of an EX-RM, its last hidden
 state. g = σ(r⁻ − r⁺) of the pair that is trained on.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainers.theory.states import PairStates, differences
+from trainers.theory.states import PairStates
 
 
 class Tokens(NamedTuple):
@@ -22,18 +22,6 @@ class Tokens(NamedTuple):
     residual_KV: Tensor
 
 
-class Change(NamedTuple):
-    """A predicted change of reward: the part from pairs of equal tokens, and the part from pairs of different ones."""
-
-    matches: float
-    others: float
-
-    @property
-    def total(self) -> float:
-        """The sum of both parts."""
-        return self.matches + self.others
-
-
 def tokens_of(unembedding_VD: Tensor, hidden_KD: Tensor, target_K: Tensor) -> Tokens:
     """The response under π = softmax(U h)."""
     residual_KV = -torch.softmax(hidden_KD @ unembedding_VD.T, dim=1)
@@ -42,10 +30,10 @@ def tokens_of(unembedding_VD: Tensor, hidden_KD: Tensor, target_K: Tensor) -> To
 
 
 def explicit_change(
-    hidden_D: Tensor, chosen_D: Tensor, rejected_D: Tensor, *, weight: float, step_size: float
-) -> float:
-    """EX-RM, exact: η g ⟨h, h⁺ − h⁻⟩."""
-    return step_size * weight * float(hidden_D @ (chosen_D - rejected_D))
+    hidden_PD: Tensor, chosen_D: Tensor, rejected_D: Tensor, *, weight: float, step_size: float
+) -> Tensor:
+    """EX-RM, exact: η g ⟨h, h⁺ − h⁻⟩ for each hidden state h, [P]."""
+    return step_size * weight * hidden_PD @ (chosen_D - rejected_D)
 
 
 def rho(left: Tokens, right: Tokens) -> Tensor:
@@ -55,49 +43,30 @@ def rho(left: Tokens, right: Tokens) -> Tensor:
 
 def implicit_change(
     response: Tokens, chosen: Tokens, rejected: Tokens, *, beta: float, weight: float, step_size: float
-) -> Change:
-    """IM-RM, to first order in η: η β² g [Σ ρ_kl(y⁺) ⟨h_k, h_l⁺⟩ − Σ ρ_kl(y⁻) ⟨h_k, h_l⁻⟩]."""
-    matches = others = 0.0
+) -> Tensor:
+    """IM-RM, to first order in η: η β² g [Σ ρ_kl(y⁺) ⟨h_k, h_l⁺⟩ − Σ ρ_kl(y⁻) ⟨h_k, h_l⁻⟩].
+
+    Returns two summands, [2]: that of pairs of equal tokens, and that of pairs of different ones.
+    """
+    parts_2 = torch.zeros(2, dtype=response.hidden_KD.dtype)
     for sign, trained in ((1.0, chosen), (-1.0, rejected)):
         term_KL = rho(response, trained) * (response.hidden_KD @ trained.hidden_KD.T)
         equal_KL = response.target_K[:, None] == trained.target_K[None, :]
-        matches += sign * float(term_KL[equal_KL].sum())
-        others += sign * float(term_KL[~equal_KL].sum())
-    scale = step_size * beta**2 * weight
-    return Change(scale * matches, scale * others)
-
-
-def explicit_changes(
-    unseen: Sequence[PairStates], trained: PairStates, *, weight: float, step_size: float
-) -> list[Change]:
-    """Return the change of an EX-RM's r⁺ − r⁻ for each unseen pair; it does not depend on tokens."""
-    how = {"weight": weight, "step_size": step_size}
-    return [
-        Change(0.0, explicit_change(hidden_D, trained.chosen_D, trained.rejected_D, **how))
-        for hidden_D in differences(unseen)
-    ]
+        parts_2 += sign * torch.stack([term_KL[equal_KL].sum(), term_KL[~equal_KL].sum()])
+    return step_size * beta**2 * weight * parts_2
 
 
 def implicit_changes(
-    unseen: Sequence[PairStates],
-    trained: PairStates,
-    unembedding_VD: Tensor,
-    *,
-    beta: float,
-    weight: float,
-    step_size: float,
-) -> list[Change]:
-    """Return the change of an IM-RM's r⁺ − r⁻ for each unseen pair."""
-    sides = [
+    unseen: Sequence[PairStates], trained: PairStates, unembedding_VD: Tensor, **how: float
+) -> Tensor:
+    """Return the summands of the change of an IM-RM's r⁺ − r⁻ for each unseen pair, [P, 2]."""
+    chosen, rejected = (
         tokens_of(unembedding_VD, *tokens) for tokens in (trained.chosen_tokens, trained.rejected_tokens)
-    ]
-    found = []
-    for item in unseen:
-        chosen, rejected = (
-            implicit_change(
-                tokens_of(unembedding_VD, *tokens), *sides, beta=beta, weight=weight, step_size=step_size
-            )
-            for tokens in (item.chosen_tokens, item.rejected_tokens)
-        )
-        found.append(Change(chosen.matches - rejected.matches, chosen.others - rejected.others))
-    return found
+    )
+    return torch.stack(
+        [
+            implicit_change(tokens_of(unembedding_VD, *item.chosen_tokens), chosen, rejected, **how)
+            - implicit_change(tokens_of(unembedding_VD, *item.rejected_tokens), chosen, rejected, **how)
+            for item in unseen
+        ]
+    )

@@ -4,7 +4,7 @@ A step is plain gradient descent through the trainer's own scoring and loss: on 
 have it (hidden states fixed), or on all weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,8 @@ from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
-from trainers.specs import Output
-from trainers.theory.dynamics import explicit_changes, implicit_changes
-from trainers.theory.states import pair_states, plain_unembedding
+from trainers.theory.dynamics import explicit_change, implicit_changes
+from trainers.theory.states import differences, pair_states, plain_unembedding
 
 Margins = dict[str, NDArray[np.float64]]
 
@@ -52,43 +51,27 @@ def changes(
         with stepped(reward, pair, list(model.parameters()), step_size):
             everything = margins(reward, unseen)
         for name, pairs in unseen.items():
+            how = {"weight": weight, "step_size": step_size}
             if unembedding_VD is None:
-                parts = explicit_changes(states[name], own, weight=weight, step_size=step_size)
+                unseen_PD = differences(states[name])
+                parts = explicit_change(unseen_PD, own.chosen_D, own.rejected_D, **how)[:, None]
             else:
                 assert spec.beta is not None
-                parts = implicit_changes(
-                    states[name], own, unembedding_VD, beta=spec.beta, weight=weight, step_size=step_size
-                )
+                parts = implicit_changes(states[name], own, unembedding_VD, beta=spec.beta, **how)
             rows += [
                 {
                     "trained_on": pair.index,
                     "set": name,
                     "index": other.index,
-                    "predicted": part.total,
-                    "token_matches": part.matches if implicit else None,
-                    "other_tokens": part.others if implicit else None,
+                    "predicted": sum(part),
+                    "token_matches": part[0] if implicit else None,
+                    "other_tokens": part[1] if implicit else None,
                     "measured": float(measured[name][place] - before[name][place]),
                     "measured_all_weights": float(everything[name][place] - before[name][place]),
                 }
-                for place, (other, part) in enumerate(zip(pairs, parts, strict=True))
+                for place, (other, part) in enumerate(zip(pairs, parts.tolist(), strict=True))
             ]
     return rows
-
-
-def both_changes(
-    load: Callable[[Output], Any],
-    trained_on: Sequence[TokenPair],
-    unseen: Mapping[str, Sequence[TokenPair]],
-    *,
-    step_size: float,
-    beta: float,
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the changes of an EX-RM and an IM-RM, by reward type and set; `load` returns a model with a given output."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for spec in (RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=beta)):
-        rows = changes(load(spec.type.output), spec, trained_on, unseen, step_size)
-        found |= {(spec.kind, name): [row for row in rows if row["set"] == name] for name in unseen}
-    return found
 
 
 def agreement(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -122,13 +105,9 @@ def margins(reward: RewardModule, sets: Mapping[str, Sequence[TokenPair]]) -> Ma
     found: Margins = {}
     for name, pairs in sets.items():
         nothing = {pair.index: (0.0, 0.0) for pair in pairs} if reward.spec.uses_reference else None
-        chosen, rejected = score_pairs(reward, pairs, reference=nothing, report=_silent)
+        chosen, rejected = score_pairs(reward, pairs, reference=nothing, report=lambda row: None)
         found[name] = chosen - rejected
     return found
-
-
-def _silent(row: dict[str, Any]) -> None:
-    """Take a progress row and ignore it."""
 
 
 @contextmanager
@@ -140,7 +119,7 @@ def stepped(
     So the rewards of an IM-RM start at 0, and g at ½.
     """
     model = reward.model
-    own = compute_reference(model, [pair], report=_silent) if reward.spec.uses_reference else None
+    own = compute_reference(model, [pair], report=lambda row: None) if reward.spec.uses_reference else None
     batch = collate(
         [pair],
         layout=layout_of(model),

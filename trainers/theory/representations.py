@@ -16,7 +16,6 @@ from trainers.theory.states import differences, pair_states
 
 # Hard: a softer margin would let pairs be on the wrong side.
 _PENALTY = 1e9
-QUARTILES = (0.25, 0.5, 0.75)
 
 
 def separator(difference_PD: Tensor) -> Tensor:
@@ -79,14 +78,11 @@ def nearness(
 def statistics(values: Tensor) -> dict[str, float]:
     """Return mean, quartiles, minimum, maximum, and the share above zero."""
     values = values.double()
-    first, median, third = (float(torch.quantile(values, quartile)) for quartile in QUARTILES)
+    names = ("min", "first_quartile", "median", "third_quartile", "max")
+    quartiles = torch.quantile(values, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
     return {
         "mean": float(values.mean()),
-        "min": float(values.min()),
-        "first_quartile": first,
-        "median": median,
-        "third_quartile": third,
-        "max": float(values.max()),
+        **dict(zip(names, quartiles, strict=True)),
         "share_positive": float((values > 0).double().mean()),
         "n": float(values.numel()),
     }

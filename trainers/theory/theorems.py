@@ -6,7 +6,7 @@ Shapes: N responses, P pairs, D hidden, V vocabulary.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,37 +14,44 @@ from torch.nn.functional import logsigmoid
 
 from trainers.theory.representations import separator
 
+_VOCABULARY = 8
 
-class Verification(NamedTuple):
-    """Theorem 1 at one point: a policy's IM-RM margin between correct and incorrect, and how often it is correct.
 
-    Probabilities are natural logarithms; `log_bound` is ln(e^{δ/β} π_ref(C)).
+def theorem_1(
+    betas: Sequence[float],
+    deltas: Sequence[float],
+    masses: Sequence[float],
+    responses: int = 500,
+    correct: int = 10,
+) -> list[dict[str, float]]:
+    """Verify Theorem 1's policy, π ∝ π_ref exp((δ/β)·1[y ∈ C]), at every β, δ and probability that π_ref is right: one row each.
+
+    `margin` is that of its IM-RM between correct and incorrect responses, `log_correct` is ln π(C), and `log_bound`
+    ln(e^{δ/β} π_ref(C)).
     """
-
-    margin: float
-    log_correct: float
-    log_reference_correct: float
-    log_bound: float
-
-
-def witness(log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: float) -> Tensor:
-    """ln π of Theorem 1's policy, π ∝ π_ref exp((δ/β)·1[y ∈ C])."""
-    tilted_N = log_reference_N + (delta / beta) * correct_N.to(log_reference_N.dtype)
-    return tilted_N - torch.logsumexp(tilted_N, dim=0)
-
-
-def verification(
-    log_policy_N: Tensor, log_reference_N: Tensor, correct_N: Tensor, *, beta: float, delta: float
-) -> Verification:
-    """Return the margin of this policy's IM-RM, and how often the policy is correct."""
-    reward_N = beta * (log_policy_N - log_reference_N)
-    log_reference_correct = float(torch.logsumexp(log_reference_N[correct_N], dim=0))
-    return Verification(
-        margin=float(reward_N[correct_N].min() - reward_N[~correct_N].max()),
-        log_correct=float(torch.logsumexp(log_policy_N[correct_N], dim=0)),
-        log_reference_correct=log_reference_correct,
-        log_bound=delta / beta + log_reference_correct,
-    )
+    generator = torch.Generator().manual_seed(0)
+    correct_N = torch.arange(responses) < correct
+    rows = []
+    for mass in masses:
+        log_reference_N = torch.randn(responses, generator=generator, dtype=torch.float64)
+        for members_N, share in ((correct_N, mass), (~correct_N, 1 - mass)):
+            log_reference_N[members_N] += math.log(share) - torch.logsumexp(log_reference_N[members_N], 0)
+        log_reference_correct = float(torch.logsumexp(log_reference_N[correct_N], 0))
+        for beta, delta in itertools.product(betas, deltas):
+            log_policy_N = (log_reference_N + (delta / beta) * correct_N.double()).log_softmax(0)
+            reward_N = beta * (log_policy_N - log_reference_N)
+            rows.append(
+                {
+                    "beta": beta,
+                    "delta": delta,
+                    "mass": mass,
+                    "margin": float(reward_N[correct_N].min() - reward_N[~correct_N].max()),
+                    "log_correct": float(torch.logsumexp(log_policy_N[correct_N], 0)),
+                    "log_reference_correct": log_reference_correct,
+                    "log_bound": delta / beta + log_reference_correct,
+                }
+            )
+    return rows
 
 
 class TokenPairs(NamedTuple):
@@ -56,20 +63,13 @@ class TokenPairs(NamedTuple):
     difference_PD: Tensor
 
 
-class SingleTokenWorld(NamedTuple):
-    """Theorem 2's setting, hidden states fixed. No token of a pair that is `seen` in training is in an unseen one."""
-
-    seen: TokenPairs
-    unseen: TokenPairs
-    vocabulary: int
-
-
 def single_token_world(
-    *, pairs: int, width: int, seed: int, words: int = 2, polarity: float = 1.0, noise: float = 0.5
-) -> SingleTokenWorld:
-    """A random one: a token moves the state after it by ± `polarity` along a direction, with Gaussian `noise`.
+    *, pairs: int, width: int, seed: int, noise: float = 0.5
+) -> tuple[TokenPairs, TokenPairs]:
+    """Draw Theorem 2's setting with fixed hidden states: the pairs seen in training, and unseen ones, which share no token.
 
-    `words` agreeing and `words` disagreeing tokens are seen in training, as many of each are not.
+    A token moves the state after it by ± 1 along a direction, with Gaussian `noise`. Two agreeing and two disagreeing
+    tokens are seen in training, as many of each are not.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -82,46 +82,30 @@ def single_token_world(
     def made(first_word: int) -> TokenPairs:
         return TokenPairs(
             prompt_PD=draw(pairs, width),
-            chosen_P=first_word + torch.randint(0, words, (pairs,), generator=generator),
-            rejected_P=first_word + words + torch.randint(0, words, (pairs,), generator=generator),
-            difference_PD=2 * polarity * direction_D + noise * draw(pairs, width),
+            chosen_P=first_word + torch.randint(0, 2, (pairs,), generator=generator),
+            rejected_P=first_word + 2 + torch.randint(0, 2, (pairs,), generator=generator),
+            difference_PD=2 * direction_D + noise * draw(pairs, width),
         )
 
-    return SingleTokenWorld(seen=made(0), unseen=made(2 * words), vocabulary=4 * words)
-
-
-class Step(NamedTuple):
-    """An EX-RM head after a step: its cosine with the max-margin separator, and the logarithm of the loss."""
-
-    step: int
-    cosine: float
-    log_loss: float
+    return made(0), made(4)
 
 
 def descend_explicit(
-    difference_PD: Tensor,
-    *,
-    steps: Sequence[int] = (10, 30, 100, 300, 1000, 3000, 10_000),
-    step_size: float = 0.5,
-) -> tuple[list[Step], Tensor]:
-    """Gradient descent of a head from u = 0 on the mean of −ln σ(⟨u, h⁺ − h⁻⟩): where it is after each of `steps`, and it.
+    difference_PD: Tensor, *, steps: int = 10_000, step_size: float = 0.5
+) -> tuple[Tensor, float]:
+    """Gradient descent of a head from u = 0 on the mean of −ln σ(⟨u, h⁺ − h⁻⟩): the head, and the logarithm of the loss.
 
     Each step is divided by the loss: the direction of plain steps converges with the logarithm of their number only,
     that of these with their number.
     """
-    target_D = separator(difference_PD)
     head_D = torch.zeros(difference_PD.shape[1], dtype=torch.float64)
-    found = []
-    for step in range(1, max(steps) + 1):
+    for _ in range(steps):
         margin_P = difference_PD @ head_D
         # Gradient over loss, by logarithms: both soon underflow.
         pull_P = (logsigmoid(-margin_P) - torch.logsumexp(_log_losses(margin_P), 0)).exp()
         head_D = head_D + step_size * (pull_P[:, None] * difference_PD).sum(0)
-        if step in steps:
-            log_loss_P = _log_losses(difference_PD @ head_D)
-            log_loss = float(torch.logsumexp(log_loss_P, 0)) - math.log(len(log_loss_P))
-            found.append(Step(step, float(head_D @ target_D / head_D.norm()), log_loss))
-    return found, head_D
+    log_loss_P = _log_losses(difference_PD @ head_D)
+    return head_D, float(torch.logsumexp(log_loss_P, 0)) - math.log(len(log_loss_P))
 
 
 def _log_losses(margin_P: Tensor) -> Tensor:
@@ -130,15 +114,21 @@ def _log_losses(margin_P: Tensor) -> Tensor:
 
 
 def descend_implicit(
-    world: SingleTokenWorld, *, seed: int, beta: float = 0.5, steps: int = 300, step_size: float = 5.0
+    seen: TokenPairs,
+    unseen: TokenPairs,
+    *,
+    seed: int,
+    beta: float = 0.5,
+    steps: int = 300,
+    step_size: float = 5.0,
 ) -> tuple[Tensor, float]:
     """IM-RM reward differences of the unseen pairs after gradient descent on the unembedding, and the final loss.
 
     The unembedding starts at random values, which are the reference's.
     """
     generator = torch.Generator().manual_seed(seed)
-    width = world.seen.prompt_PD.shape[1]
-    initial_VD = torch.randn(world.vocabulary, width, generator=generator, dtype=torch.float64)
+    width = seen.prompt_PD.shape[1]
+    initial_VD = torch.randn(_VOCABULARY, width, generator=generator, dtype=torch.float64)
     unembedding_VD = initial_VD.clone().requires_grad_()
 
     def differences(weight_VD: Tensor, pairs: TokenPairs) -> Tensor:
@@ -148,17 +138,16 @@ def descend_implicit(
         )
         return chosen_P - rejected_P
 
-    reference_P = differences(initial_VD, world.seen)
+    reference_P = differences(initial_VD, seen)
     loss = torch.zeros(())
     for _ in range(steps):
-        loss = -logsigmoid(beta * (differences(unembedding_VD, world.seen) - reference_P)).mean()
+        loss = -logsigmoid(beta * (differences(unembedding_VD, seen) - reference_P)).mean()
         (gradient_VD,) = torch.autograd.grad(loss, unembedding_VD)
         with torch.no_grad():
             unembedding_VD -= step_size * gradient_VD
-    pairs = world.unseen
     # The normaliser is the same for both tokens. Without it, differences that did not change are not rounded.
     change_VD = unembedding_VD.detach() - initial_VD
-    change_P = ((change_VD[pairs.chosen_P] - change_VD[pairs.rejected_P]) * pairs.prompt_PD).sum(1)
+    change_P = ((change_VD[unseen.chosen_P] - change_VD[unseen.rejected_P]) * unseen.prompt_PD).sum(1)
     return beta * change_P, float(loss.detach())
 
 
@@ -167,71 +156,19 @@ def ranked_right(difference_P: Tensor) -> float:
     return float(((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean())
 
 
-def theorem_1(
-    betas: Sequence[float],
-    deltas: Sequence[float],
-    masses: Sequence[float],
-    responses: int = 500,
-    correct: int = 10,
-) -> list[dict[str, float]]:
-    """Verify the witness at every β, δ and probability that the reference is right: one row each."""
-    generator = torch.Generator().manual_seed(0)
-    correct_N = torch.arange(responses) < correct
-    rows = []
-    for mass in masses:
-        log_reference_N = torch.randn(responses, generator=generator, dtype=torch.float64)
-        for members_N, share in ((correct_N, mass), (~correct_N, 1 - mass)):
-            log_reference_N[members_N] += math.log(share) - torch.logsumexp(log_reference_N[members_N], 0)
-        for beta, delta in itertools.product(betas, deltas):
-            policy_N = witness(log_reference_N, correct_N, beta=beta, delta=delta)
-            found = verification(policy_N, log_reference_N, correct_N, beta=beta, delta=delta)
-            rows.append({"beta": beta, "delta": delta, "mass": mass, **found._asdict()})
-    return rows
-
-
-def theorem_2(pairs: int, width: int, seed: int) -> tuple[dict[str, float], list[Step]]:
-    """Train both reward models in one random world; return the results, and the EX-RM head after each step."""
-    world = single_token_world(pairs=pairs, width=width, seed=seed)
-    difference_P, loss = descend_implicit(world, seed=seed)
-    seen_PD, unseen_PD = world.seen.difference_PD, world.unseen.difference_PD
-    steps, head_D = descend_explicit(seen_PD)
-    row = {
+def theorem_2(pairs: int, width: int, seed: int) -> dict[str, float]:
+    """Train both reward models in one random world, and return the results."""
+    seen, unseen = single_token_world(pairs=pairs, width=width, seed=seed)
+    difference_P, loss = descend_implicit(seen, unseen, seed=seed)
+    head_D, log_loss = descend_explicit(seen.difference_PD)
+    separator_D = separator(seen.difference_PD)
+    return {
         "seed": seed,
         "im_rm_training_loss": loss,
         "im_rm_largest_unseen_difference": float(difference_P.abs().max()),
         "im_rm_unseen_accuracy": ranked_right(difference_P),
-        "ex_rm_log_training_loss": steps[-1].log_loss,
-        "ex_rm_cosine": steps[-1].cosine,
-        "ex_rm_unseen_accuracy": ranked_right(unseen_PD @ head_D),
-        "separator_unseen_accuracy": ranked_right(unseen_PD @ separator(seen_PD)),
+        "ex_rm_log_training_loss": log_loss,
+        "ex_rm_cosine": float(head_D @ separator_D / head_D.norm()),
+        "ex_rm_unseen_accuracy": ranked_right(unseen.difference_PD @ head_D),
+        "separator_unseen_accuracy": ranked_right(unseen.difference_PD @ separator_D),
     }
-    return row, steps
-
-
-def checked(
-    *,
-    betas: Sequence[float],
-    deltas: Sequence[float],
-    masses: Sequence[float],
-    seeds: Sequence[int],
-    pairs: int,
-    width: int,
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Check the first theorem at all points and the second in all worlds; return a summary, and the rows of both.
-
-    Of worlds it is the furthest, or the mean of accuracies.
-    """
-    first: list[dict[str, Any]] = list(theorem_1(betas, deltas, masses))
-    worlds = [theorem_2(pairs, width, seed) for seed in seeds]
-    second: list[dict[str, Any]] = [row for row, _ in worlds]
-    descent = [{"seed": row["seed"], **step._asdict()} for row, steps in worlds for step in steps]
-    names = ("im_rm_unseen_accuracy", "ex_rm_unseen_accuracy", "separator_unseen_accuracy")
-    results = {
-        "theorem_1_largest_margin_error": max(abs(row["margin"] / row["delta"] - 1) for row in first),
-        "theorem_1_points_above_bound": sum(row["log_correct"] > row["log_bound"] for row in first),
-        "theorem_1_points": len(first),
-        "im_rm_largest_unseen_difference": max(row["im_rm_largest_unseen_difference"] for row in second),
-        "ex_rm_cosine": min(row["ex_rm_cosine"] for row in second),
-        **{name: sum(row[name] for row in second) / len(second) for name in names},
-    }
-    return results, {"theorem_1": first, "theorem_2": second, "descent": descent}

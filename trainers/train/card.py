@@ -6,6 +6,10 @@ from pathlib import Path
 from trainers.train.inputs import TrainInputs, TrainResult
 
 CARD = "README.md"
+_OF_THE_MEAN = (
+    "It is the mean over the response's tokens. `AutoModelForSequenceClassification` gives the logit at the last token alone, "
+    "which is **not** this reward; `python -m trainers.evaluate --reward ex_rm_mean` gives it."
+)
 
 
 def model_card(inputs: TrainInputs, result: TrainResult | None = None) -> bytes:
@@ -26,7 +30,11 @@ def model_card(inputs: TrainInputs, result: TrainResult | None = None) -> bytes:
         "",
         f"# {reward.name} on {inputs.name}",
         "",
-        f"A reward model of type `{reward.name}`, trained by rmsweep. {reward.type.usage(reward)}",
+        f"A reward model of type `{reward.name}`, trained by rmsweep: {reward.type.formula}.",
+        "A response's tokens include its end-of-turn token.",
+        *(f"β is {beta}." for beta in [reward.beta] if beta is not None),
+        *(["ln π_ref is left out."] if "reference" in reward.type.options and not reward.reference else []),
+        *([_OF_THE_MEAN] if reward.pooling == "mean" else []),
         "",
         *(_snippet(inputs) if shows_code else []),
         "| | |",

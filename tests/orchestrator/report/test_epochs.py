@@ -29,7 +29,6 @@ from tests.orchestrator.sweep_samples import (
     trial_result,
 )
 from trainers.errors import SpecError
-from trainers.specs import OptimSpec
 
 ON_TRAINING = replace(TINY_WORLD, name="tiny_world_train", test_split="train")
 
@@ -59,12 +58,6 @@ def test_every_keeps_all_epochs_of_each_trials_own_recipe():
     options = Options(keep_epochs=("every",), epochs=3)
     made = persona(session.select(options, LAPTOP, "demo"))
     assert {item.keep_epochs for item in made.trials} == {(1, 2, 3)}
-
-
-def test_a_variant_has_a_name_and_a_column_of_its_own():
-    narrow = trial(label="unembedding_only", optim=OptimSpec(freeze=("backbone",)))
-    assert narrow.name == "llama-64 · im_rm_unembedding_only · tiny_world · s0"
-    assert narrow.labels["reward"] == "im_rm_unembedding_only"
 
 
 def epochs_record(**changes: int) -> TrialRecord:

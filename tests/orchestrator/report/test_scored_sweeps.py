@@ -83,7 +83,6 @@ def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, cap
     found = json.loads((folder / "results.json").read_text())["controls"]
     (domain,) = [item for item in found if item["category"] == "domain shift"]
     assert domain["plain"]["value"] == pytest.approx(sum(shift) / 60)
-    assert (folder / "figures" / "domain_shift.svg").stat().st_size > 1000
     # Again: nothing is computed, nothing was trained.
     assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
     assert "1 analyses, 1 complete" in capsys.readouterr().out
@@ -104,15 +103,11 @@ def test_new_prompts_are_told_from_new_responses(storage, capsys):
     assert implicit["prompts_over_responses_low"] == pytest.approx(0.025 ** (1 / 40))
     assert explicit["prompts_over_responses_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
     assert implicit["both_new_high"] == pytest.approx(1 - 0.025 ** (1 / 40))
-    assert (folder / "figures" / "persona_prompts.png").stat().st_size > 1000
 
 
-def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, tiny_model, capsys):
+def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, tiny_model):
     words = ("--sweep", "world", "--models", f"small={tiny_model}")
     assert run_analysis(token_overlap, storage, *words) == 0
-    assert "The same for every pair, so that nothing can be told by it: tiny_world: token overlap" in (
-        capsys.readouterr().out.replace("\n", "")
-    )
     folder = only(storage, "deciles.parquet")
     rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
     assert {row["overlap"] for row in rows if row["set"] == "tiny_world"} == {1.0}

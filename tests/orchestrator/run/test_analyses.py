@@ -39,7 +39,7 @@ def test_a_damaged_input_of_an_analysis_is_set_aside(store: Store):
         prepared=(("pairs", prepared),),
     )
     with pytest.raises(Damaged, match="computed anew by the same command"):
-        compute_analyses([stage], store, print)
+        compute_analyses([stage], store)
     assert not store.complete("prepare", prepared.key)
 
 

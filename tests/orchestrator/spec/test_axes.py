@@ -188,13 +188,12 @@ def test_only_takes_every_axis_and_any_way_to_write_a_number():
         only(made, [("lrr", "1")])
 
 
-def test_an_experiments_own_axis_gives_way_to_a_flag_and_its_setting_does_not():
+def test_an_experiments_own_axis_gives_way_to_a_flag():
     chosen = session.select(Options(lr=1e-3), catalog.ONE_MODEL, "demo")
     assert {item.optim.lr for item in chosen.trials(axes={"lr": (1e-5, 1e-4)})} == {1e-3}
-    assert {item.optim.lr for item in chosen.trials(settings={"lr": 1e-5})} == {1e-5}
-    made = chosen.trials(axes={"epochs": (1, 2), "warmup-steps": (3,)}, label="short")
+    made = chosen.trials(axes={"epochs": (1, 2), "warmup-steps": (3,)})
     assert {item.reward_name for item in made} == {
-        f"{reward}_short_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
+        f"{reward}_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
     }
     assert {item.optim.warmup_steps for item in made} == {3}
 
