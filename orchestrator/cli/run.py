@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 from rich.table import Table
 
@@ -27,7 +29,7 @@ from orchestrator.run.hub_models import fetch_models
 from orchestrator.run.ray.scaling import all_workers, still_absent
 from orchestrator.run.workers import cluster_address, set_ray_environment
 from orchestrator.spec.declaration import adopt, declare
-from orchestrator.spec.models import denial, denied_models, require_access
+from orchestrator.spec.models import denial, denied_models
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.spec.selection import Selection
@@ -36,7 +38,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_state
-from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
+from trainers.errors import Damaged, ModelError, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -105,9 +107,10 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
     complete = _resolved_if_complete(session, sweep)
     if complete is not None:
         return complete, ()
-    nodes = joined(session) or capacity(session)
+    nodes = capacity(session, join=True)
     placement.require_fit(sweep.trials, nodes)
-    require_access([trial.model for trial in sweep.trials])
+    if denied := denied_models([trial.model for trial in sweep.trials]):
+        raise ModelError(denial(denied))
     resolved = _resolve(session, sweep, fetch=True)
     _set_aside_scores(session, resolved.plans)
     missing = (stage for plan in resolved.plans for stage in plan.missing(session.store))
@@ -134,8 +137,8 @@ def may_join(session: Session) -> bool:
     return session.options.backend == "ray" and cluster_address() is not None
 
 
-def capacity(session: Session) -> tuple[Node, ...]:
-    """Return the nodes for the command, without joining a cluster.
+def capacity(session: Session, *, join: bool = False) -> tuple[Node, ...]:
+    """Return the nodes for the command; with `join`, the running cluster is joined for it. Raises PlanError, StorageError.
 
     These are the nodes of --cluster, else those of the running cluster and those it may still add, else this machine.
     """
@@ -154,30 +157,14 @@ def capacity(session: Session) -> tuple[Node, ...]:
     set_ray_environment()
     from orchestrator.run.ray import cluster
 
-    with quiet(session.driver_log):
-        nodes = cluster.look()
-    if nodes is None:
-        return joined(session) or local_capacity()
-    return (*nodes, *still_absent(workers, nodes).values())
-
-
-def joined(session: Session) -> tuple[Node, ...]:
-    """Join the running cluster and return its nodes, with those it may still add; () if none runs.
-
-    Raises StorageError.
-    """
-    if not may_join(session):
-        return ()
-    workers = all_workers(session.options.cluster)
-    set_ray_environment()
-    from orchestrator.run.ray import cluster
-
     with quiet(session.driver_log, session.console.width) as terminal:
-        if not cluster.join_ray(functools.partial(say, terminal)):
-            return ()
-        nodes = cluster.capacity()
-        if not isinstance(session.options.command, Plan):
-            cluster.require_shared_storage(session.store, nodes)
+        nodes = None if join else cluster.look()
+        if nodes is None:
+            if not cluster.join_ray(functools.partial(say, terminal)):
+                return local_capacity()
+            nodes = cluster.capacity()
+            if not isinstance(options.command, Plan):
+                cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
 
 
@@ -343,10 +330,9 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     columns = [name for name in told if name not in shared]
     session.say(f"{found.sweep}: {trials} trials on {found.cluster}")
-    table = _outlook_table(columns, rows, session.console.width)
-    if SPARE in columns and not fits(table, session.console):
-        columns.remove(SPARE)
-        table = _outlook_table(columns, rows, session.console.width)
+    table = _outlook_table(columns, rows)
+    if not fits(table, session.console):
+        table = _outlook_table([name for name in columns if name != SPARE], rows, "\n")
     session.console.print(fitting(table, session.console))
     session.say(
         *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
@@ -355,20 +341,17 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
-def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> Table:
-    """Return the table with columns that break no word; the first columns take the space that is left of `width`."""
+def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], between: str = " ") -> Table:
+    """Return the rows as a table that breaks no number; `between` stands between the words of a number's title."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    least: dict[str, int] = {}
     for name in columns:
-        cells = [row[name] for row in rows]
-        # Words are wrapped, numbers are not.
-        least[name] = max(map(len, name.split() + (" ".join(cells).split() if name in WRAPPED else cells)))
-    room = width - sum(least.values()) - len(columns) + 1
-    for name in columns:
-        most = max(len(name), *(len(row[name]) for row in rows))
-        more = max(0, min(room, most - least[name]))
-        room -= more
-        table.add_column(name, justify="left" if name in WRAPPED else "right", width=least[name] + more)
+        if name in WRAPPED:
+            table.add_column(name)
+            continue
+        title = between.join(name.split())
+        # Without this, rich would break it at its spaces.
+        widest = max(map(len, (*title.splitlines(), *(row[name] for row in rows))))
+        table.add_column(title, justify="right", no_wrap=True, min_width=widest)
     for row in rows:
         table.add_row(*(row[name] for name in columns))
     return table
@@ -470,7 +453,6 @@ def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:
         sweep,
         session.store,
         fetch=fetch,
-        allow_overlap=session.options.allow_overlap,
         lock=session.folder / "revisions.lock.json",
     )
 
@@ -496,23 +478,34 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
-    if keep == "all":
-        return
-    gone = gc.evictable(map(_ranked, with_scores(results, session.store)), keep)
-    freed = gc.evict_weights(session.store, session.sweep_name, gone)
-    if freed:
-        session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay")
+    if keep != "all":
+        gone = evictable(with_scores(results, session.store), keep)
+        if freed := gc.evict_weights(session.store, session.sweep_name, gone):
+            session.say(
+                f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
+            )
 
 
-def _ranked(result: TrialResult) -> gc.Ranked:
-    record, accuracies = result.record, [item.metrics["accuracy"] for item in result.final]
-    mean = sum(accuracies) / len(accuracies) if accuracies else 0.0
-    return gc.Ranked(
-        key=record.key,
-        group=(record.model, record.train_set, record.reward),
-        seed=record.seed,
-        accuracy=mean if result.complete else None,
-    )
+def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> list[str]:
+    """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
+
+    A group is judged once all of its trials are complete; the lowest seed breaks ties.
+    """
+    groups: dict[tuple[str, ...], list[TrialResult]] = {}
+    for item in results:
+        record = item.record
+        group = (record.model, record.train_set, record.reward) if keep == "best" else (record.key,)
+        groups.setdefault(group, []).append(item)
+
+    def rank(item: TrialResult) -> tuple[float, int]:
+        return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
+
+    gone: list[str] = []
+    for group in groups.values():
+        if all(item.complete for item in group):
+            best = max(group, key=rank) if keep == "best" else None
+            gone += [item.record.key for item in group if item is not best]
+    return gone
 
 
 def audit_errors(declaration: Declaration, store: Store) -> list[str]:
