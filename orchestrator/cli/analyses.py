@@ -163,14 +163,10 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
 
 def _part(stage: AnalyseStage, stages: Sequence[AnalyseStage]) -> str:
     """Return where one analysis stands in the report: at its top if it is the only one, else in a folder of its own."""
-    if len(stages) == 1:
-        return ""
-    if stage.base is None:
-        names = [item.analysis for item in stages]
-        return stage.analysis if names.count(stage.analysis) == 1 else stage.key
-    name = stage.base.name
-    alike = [item for item in stages if item.base and item.base.name == name]
-    return name if len(alike) < 2 else f"{name}-{stage.analysis}"
+    names = [item.base.name if item.base else item.analysis for item in stages]
+    name = stage.base.name if stage.base else stage.analysis
+    apart = stage.analysis if stage.base else stage.key
+    return "" if len(stages) == 1 else name if names.count(name) == 1 else f"{name}-{apart}"
 
 
 def _show(session: Session, folder: Path, places: Mapping[str, Path]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Union
 
 import tyro
 from rich.console import Console
@@ -31,6 +31,9 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
+if TYPE_CHECKING:
+    from orchestrator.cli.analyses import Analyses
+
 # The shared flags that a command reads. The command at the foot of a report has --profile, too.
 _READS: dict[type, tuple[str, ...]] = {
     Status: ("name", "storage", "json"),
@@ -39,17 +42,6 @@ _READS: dict[type, tuple[str, ...]] = {
     Ui: ("name", "storage", "tracking_uri"),
     Gc: ("storage", "json"),
 }
-
-
-class Experiment(Protocol):
-    """What a file in sweeps/ declares: a Grid, or Analyses (analyses.py)."""
-
-    @property
-    def options(self) -> type[Any]:
-        """The flags, as a dataclass that inherits from CommonOptions."""
-
-    def run(self, options: Any, session: Session) -> int:
-        """Run the command that the flags name, and return its exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +76,10 @@ class Grid:
             case Retry():
                 return commands.run(session, self.build, again=True)
         return commands.run(session, self.build)
+
+
+# What a file in sweeps/ declares: flags that inherit from CommonOptions, and how their command is run.
+Experiment = Union[Grid, "Analyses[Any]"]
 
 
 def main(
