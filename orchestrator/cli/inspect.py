@@ -321,13 +321,7 @@ def gc(session: Session, command: Gc) -> int:
     items = garbage(store, kept)
     removed = set(remove(store, items, busy=bool(drivers))) if delete else set()
     if session.options.json:
-        dump_json(
-            [
-                {"path": item.path, "kind": item.kind, "bytes": item.bytes}
-                | {"why": item.why, "removed": item in removed}
-                for item in items
-            ]
-        )
+        dump_json([dataclasses.asdict(item) | {"removed": item in removed} for item in items])
         return 0
     if not items:
         session.say(f"nothing to remove in {store.root}")

@@ -120,7 +120,7 @@ def _opening(doc: str) -> str:
     return textwrap.indent("\n\n".join(paragraphs), "  ")
 
 
-def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
+def execute(experiment: Experiment, options: Any, file: Path) -> int:
     """Run the command, and return its exit code; an error is printed on stderr."""
     from orchestrator.cli import inspect
 

@@ -501,10 +501,10 @@ def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> 
         return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
 
     gone: list[str] = []
-    for group in groups.values():
-        if all(item.complete for item in group):
-            best = max(group, key=rank) if keep == "best" else None
-            gone += [item.record.key for item in group if item is not best]
+    for alike in groups.values():
+        if all(item.complete for item in alike):
+            best = max(alike, key=rank) if keep == "best" else None
+            gone += [item.record.key for item in alike if item is not best]
     return gone
 
 

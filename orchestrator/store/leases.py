@@ -50,8 +50,7 @@ class Leases:
                     # The last holder may have finished between our two checks.
                     yield not done()
                 finally:
-                    if _holder(self._leases / name) == self.driver:
-                        (self._leases / name).unlink(missing_ok=True)
+                    self.release(name)
                 return
             pause(POLL_S)
         yield False
@@ -68,6 +67,11 @@ class Leases:
         if _holder(lease) == holder:
             lease.unlink(missing_ok=True)
         return publish(lease, self.driver)
+
+    def release(self, name: str) -> None:
+        """Give the lease back if this driver holds it."""
+        if _holder(self._leases / name) == self.driver:
+            (self._leases / name).unlink(missing_ok=True)
 
     def alive(self, driver: str) -> bool:
         """Return whether a driver lives, as far as this one has seen."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.stages import PretrainStage, Stage, TrialPlan
+from orchestrator.spec.stages import Stage
 from orchestrator.store.artifacts import WEIGHTS, Store
 from tests.orchestrator.sweep_samples import (
     EX_RM,
@@ -14,9 +14,9 @@ from tests.orchestrator.sweep_samples import (
     QWEN,
     TINY_WORLD,
     plan,
+    pretrained_plan,
     trial,
 )
-from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 
@@ -29,11 +29,6 @@ def commit(store: Store, stage: Stage) -> None:
 
 def labels(stages: list[Stage]) -> list[str]:
     return [stage.label for stage in stages]
-
-
-def pretrained_plan(**changes: Any) -> TrialPlan:
-    origin = PretrainStage(model=TINY_MODELS["llama-64"], name="llama-64")
-    return plan(trial(**changes), key=origin.key, origin=origin)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from orchestrator.cli.run import evictable
 from orchestrator.report.results import sweep_results
 from orchestrator.spec.declaration import adopt, adopted, declare
 from orchestrator.spec.resolve import ResolvedSweep
-from orchestrator.spec.stages import PretrainStage, TrialPlan
+from orchestrator.spec.stages import TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
@@ -38,12 +38,10 @@ from tests.orchestrator.sweep_samples import (
     commit_scores,
     commit_trial,
     declaration,
-    plan,
+    pretrained_plan,
     record,
-    trial,
 )
 from trainers.errors import SpecError, StorageError
-from trainers.models.tiny import TINY_MODELS
 from trainers.specs import DatasetSpec
 from trainers.storage import DRAFT
 
@@ -88,11 +86,6 @@ def resolved(*plans: TrialPlan, name: str = "demo") -> ResolvedSweep:
     categories = {(left.name, right.name): "domain shift" for left in sets for right in sets}
     sweep = Sweep(name=name, trials=tuple(item.spec for item in plans))
     return ResolvedSweep(sweep=sweep, plans=plans, categories=categories)
-
-
-def pretrained_plan(**changes: Any) -> TrialPlan:
-    origin = PretrainStage(model=TINY_MODELS["llama-64"], name="llama-64")
-    return plan(trial(**changes), key=origin.key, origin=origin)
 
 
 def declare_names(store: Store, sweep: str, *names: str, trials: tuple[TrialRecord, ...] = ()) -> Declaration:
