@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Protocol
 
 import tyro
 from rich.console import Console
@@ -31,9 +31,6 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
-if TYPE_CHECKING:
-    from orchestrator.cli.analyses import Analyses
-
 # The shared flags that a command reads. The command at the foot of a report has --profile, too.
 _READS: dict[type, tuple[str, ...]] = {
     Status: ("name", "storage", "json"),
@@ -42,6 +39,17 @@ _READS: dict[type, tuple[str, ...]] = {
     Ui: ("name", "storage", "tracking_uri"),
     Gc: ("storage", "json"),
 }
+
+
+class Experiment(Protocol):
+    """What a file in sweeps/ declares: a Grid, or Analyses (analyses.py)."""
+
+    @property
+    def options(self) -> type[Any]:
+        """The flags, as a dataclass that inherits from CommonOptions."""
+
+    def run(self, options: Any, session: Session) -> int:
+        """Run the command that the flags name, and return its exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +84,6 @@ class Grid:
             case Retry():
                 return commands.run(session, self.build, again=True)
         return commands.run(session, self.build)
-
-
-# What a file in sweeps/ declares: flags that inherit from CommonOptions, and how their command is run.
-Experiment = Union[Grid, "Analyses[Any]"]
 
 
 def main(
@@ -120,7 +124,7 @@ def _opening(doc: str) -> str:
     return textwrap.indent("\n\n".join(paragraphs), "  ")
 
 
-def execute(experiment: Experiment, options: Any, file: Path) -> int:
+def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
     """Run the command, and return its exit code; an error is printed on stderr."""
     from orchestrator.cli import inspect
 

@@ -1,5 +1,6 @@
 """The commands that need a sweep's trials: run, retry and plan."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -104,9 +105,13 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
 
     Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
     """
-    complete = _resolved_if_complete(session, sweep)
-    if complete is not None:
-        return complete, ()
+    if may_join(session) and session.sweep_name in declared_sweeps(session.store):
+        # An error is raised again below.
+        with contextlib.suppress(SweepError):
+            resolved = _resolve(session, sweep, fetch=False)
+            _set_aside_scores(session, resolved.plans)
+            if not missing_trials(resolved.plans, session.store):
+                return resolved, ()
     nodes = capacity(session, join=True)
     placement.require_fit(sweep.trials, nodes)
     if denied := denied_models([trial.model for trial in sweep.trials]):
@@ -166,19 +171,6 @@ def capacity(session: Session, *, join: bool = False) -> tuple[Node, ...]:
             if not isinstance(options.command, Plan):
                 cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
-
-
-def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
-    """Return the sweep with its stages if a cluster runs and all stages are complete, so that it need not be joined."""
-    if not may_join(session) or session.sweep_name not in declared_sweeps(session.store):
-        return None
-    try:
-        resolved = _resolve(session, sweep, fetch=False)
-    except SweepError:
-        # The caller resolves it again and raises the error.
-        return None
-    _set_aside_scores(session, resolved.plans)
-    return None if missing_trials(resolved.plans, session.store) else resolved
 
 
 def carry_out(session: Session, work: Ready) -> Written:
