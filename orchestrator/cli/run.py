@@ -322,9 +322,10 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
     columns = [name for name in told if name not in shared]
     session.say(f"{found.sweep}: {trials} trials on {found.cluster}")
-    table = _outlook_table(columns, rows)
-    if not fits(table, session.console):
-        table = _outlook_table([name for name in columns if name != SPARE], rows, "\n")
+    table = _outlook_table(columns, rows, session.console.width)
+    if SPARE in columns and not fits(table, session.console):
+        columns.remove(SPARE)
+        table = _outlook_table(columns, rows, session.console.width)
     session.console.print(fitting(table, session.console))
     session.say(
         *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
@@ -333,17 +334,20 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
-def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], between: str = " ") -> Table:
-    """Return the rows as a table that breaks no number; `between` stands between the words of a number's title."""
+def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> Table:
+    """Return the table with columns that break no word; the first columns take the space that is left of `width`."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    least: dict[str, int] = {}
     for name in columns:
-        if name in WRAPPED:
-            table.add_column(name)
-            continue
-        title = between.join(name.split())
-        # Without this, rich would break it at its spaces.
-        widest = max(map(len, (*title.splitlines(), *(row[name] for row in rows))))
-        table.add_column(title, justify="right", no_wrap=True, min_width=widest)
+        cells = [row[name] for row in rows]
+        # Words are wrapped, numbers are not.
+        least[name] = max(map(len, name.split() + (" ".join(cells).split() if name in WRAPPED else cells)))
+    room = width - sum(least.values()) - len(columns) + 1
+    for name in columns:
+        most = max(len(name), *(len(row[name]) for row in rows))
+        more = max(0, min(room, most - least[name]))
+        room -= more
+        table.add_column(name, justify="left" if name in WRAPPED else "right", width=least[name] + more)
     for row in rows:
         table.add_row(*(row[name] for name in columns))
     return table
