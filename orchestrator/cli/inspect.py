@@ -50,14 +50,11 @@ def status(session: Session, *, watch: bool = False, paths: bool = False) -> int
 
     With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, print also where the weights are.
     """
-    known: dict[str, TrialState] = {}
     shown: list[dict[str, Any]] | None = None
     while True:
         declaration = session.declaration()
-        asked = [trial for trial in declaration.trials if trial.key not in known]
-        found = {state.record.key: state for state in trial_states(asked, session.store)}
-        results = [known.get(trial.key) or found[trial.key] for trial in declaration.trials]
-        known = {result.record.key: result for result in results if result.complete}
+        results = trial_states(declaration.trials, session.store)
+        holes = {result.record.key for result in results if not result.complete}
         state = read_state(session.sweep_name, session.store)
         running = state.driver in live_drivers(session.store.root)
         if paths:
@@ -77,9 +74,9 @@ def status(session: Session, *, watch: bool = False, paths: bool = False) -> int
             time.sleep(WATCH_EVERY_S)
             continue
         if running or session.options.json:
-            return 0 if len(known) == len(results) else HOLES
+            return HOLES if holes else 0
         # The table has named every cause.
-        return _say_ways_on(session, {result.record.key for result in results if not result.complete})
+        return _say_ways_on(session, holes)
 
 
 def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str, *, clear: bool) -> None:
@@ -324,13 +321,7 @@ def gc(session: Session, command: Gc) -> int:
     items = garbage(store, kept)
     removed = set(remove(store, items, busy=bool(drivers))) if delete else set()
     if session.options.json:
-        dump_json(
-            [
-                {"path": item.path, "kind": item.kind, "bytes": item.bytes}
-                | {"why": item.why, "removed": item in removed}
-                for item in items
-            ]
-        )
+        dump_json([dataclasses.asdict(item) | {"removed": item in removed} for item in items])
         return 0
     if not items:
         session.say(f"nothing to remove in {store.root}")

@@ -220,7 +220,5 @@ class Options(ReadingOptions, CommonOptions):
     """Read pickled weights of models without safetensors. Danger: a pickle can run any code of its author."""
     trust_remote_code: bool = False
     """Run the Python files of a model's folder or hub repository. Danger: they can do anything that you can."""
-    allow_overlap: bool = False
-    """Allow evaluation on the rows of a training set."""
     keep_weights: Literal["all", "best", "none"] = "all"
     """Trained weights to keep after evaluation. best: one seed for each model, training set and reward type."""

@@ -1,10 +1,13 @@
 """The commands that need a sweep's trials: run, retry and plan."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 from rich.table import Table
 
@@ -27,7 +30,7 @@ from orchestrator.run.hub_models import fetch_models
 from orchestrator.run.ray.scaling import all_workers, still_absent
 from orchestrator.run.workers import cluster_address, set_ray_environment
 from orchestrator.spec.declaration import adopt, declare
-from orchestrator.spec.models import denial, denied_models, require_access
+from orchestrator.spec.models import denial, denied_models
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials, resolve
 from orchestrator.spec.selection import Selection
@@ -36,7 +39,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_state
-from trainers.errors import Damaged, PlanError, SpecError, StorageError, SweepError
+from trainers.errors import Damaged, ModelError, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
@@ -102,12 +105,17 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
 
     Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
     """
-    complete = _resolved_if_complete(session, sweep)
-    if complete is not None:
-        return complete, ()
-    nodes = joined(session) or capacity(session)
+    if may_join(session) and session.sweep_name in declared_sweeps(session.store):
+        # An error is raised again below.
+        with contextlib.suppress(SweepError):
+            resolved = _resolve(session, sweep, fetch=False)
+            _set_aside_scores(session, resolved.plans)
+            if not missing_trials(resolved.plans, session.store):
+                return resolved, ()
+    nodes = capacity(session, join=True)
     placement.require_fit(sweep.trials, nodes)
-    require_access([trial.model for trial in sweep.trials])
+    if denied := denied_models([trial.model for trial in sweep.trials]):
+        raise ModelError(denial(denied))
     resolved = _resolve(session, sweep, fetch=True)
     _set_aside_scores(session, resolved.plans)
     missing = (stage for plan in resolved.plans for stage in plan.missing(session.store))
@@ -134,8 +142,8 @@ def may_join(session: Session) -> bool:
     return session.options.backend == "ray" and cluster_address() is not None
 
 
-def capacity(session: Session) -> tuple[Node, ...]:
-    """Return the nodes for the command, without joining a cluster.
+def capacity(session: Session, *, join: bool = False) -> tuple[Node, ...]:
+    """Return the nodes for the command; with `join`, the running cluster is joined for it. Raises PlanError, StorageError.
 
     These are the nodes of --cluster, else those of the running cluster and those it may still add, else this machine.
     """
@@ -154,44 +162,15 @@ def capacity(session: Session) -> tuple[Node, ...]:
     set_ray_environment()
     from orchestrator.run.ray import cluster
 
-    with quiet(session.driver_log):
-        nodes = cluster.look()
-    if nodes is None:
-        return joined(session) or local_capacity()
-    return (*nodes, *still_absent(workers, nodes).values())
-
-
-def joined(session: Session) -> tuple[Node, ...]:
-    """Join the running cluster and return its nodes, with those it may still add; () if none runs.
-
-    Raises StorageError.
-    """
-    if not may_join(session):
-        return ()
-    workers = all_workers(session.options.cluster)
-    set_ray_environment()
-    from orchestrator.run.ray import cluster
-
     with quiet(session.driver_log, session.console.width) as terminal:
-        if not cluster.join_ray(functools.partial(say, terminal)):
-            return ()
-        nodes = cluster.capacity()
-        if not isinstance(session.options.command, Plan):
-            cluster.require_shared_storage(session.store, nodes)
+        nodes = None if join else cluster.look()
+        if nodes is None:
+            if not cluster.join_ray(functools.partial(say, terminal)):
+                return local_capacity()
+            nodes = cluster.capacity()
+            if not isinstance(options.command, Plan):
+                cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
-
-
-def _resolved_if_complete(session: Session, sweep: Sweep) -> ResolvedSweep | None:
-    """Return the sweep with its stages if a cluster runs and all stages are complete, so that it need not be joined."""
-    if not may_join(session) or session.sweep_name not in declared_sweeps(session.store):
-        return None
-    try:
-        resolved = _resolve(session, sweep, fetch=False)
-    except SweepError:
-        # The caller resolves it again and raises the error.
-        return None
-    _set_aside_scores(session, resolved.plans)
-    return None if missing_trials(resolved.plans, session.store) else resolved
 
 
 def carry_out(session: Session, work: Ready) -> Written:
@@ -470,7 +449,6 @@ def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:
         sweep,
         session.store,
         fetch=fetch,
-        allow_overlap=session.options.allow_overlap,
         lock=session.folder / "revisions.lock.json",
     )
 
@@ -496,23 +474,34 @@ def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
 
 def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     keep = session.options.keep_weights
-    if keep == "all":
-        return
-    gone = gc.evictable(map(_ranked, with_scores(results, session.store)), keep)
-    freed = gc.evict_weights(session.store, session.sweep_name, gone)
-    if freed:
-        session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay")
+    if keep != "all":
+        gone = evictable(with_scores(results, session.store), keep)
+        if freed := gc.evict_weights(session.store, session.sweep_name, gone):
+            session.say(
+                f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
+            )
 
 
-def _ranked(result: TrialResult) -> gc.Ranked:
-    record, accuracies = result.record, [item.metrics["accuracy"] for item in result.final]
-    mean = sum(accuracies) / len(accuracies) if accuracies else 0.0
-    return gc.Ranked(
-        key=record.key,
-        group=(record.model, record.train_set, record.reward),
-        seed=record.seed,
-        accuracy=mean if result.complete else None,
-    )
+def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> list[str]:
+    """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
+
+    A group is judged once all of its trials are complete; the lowest seed breaks ties.
+    """
+    groups: dict[tuple[str, ...], list[TrialResult]] = {}
+    for item in results:
+        record = item.record
+        group = (record.model, record.train_set, record.reward) if keep == "best" else (record.key,)
+        groups.setdefault(group, []).append(item)
+
+    def rank(item: TrialResult) -> tuple[float, int]:
+        return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
+
+    gone: list[str] = []
+    for alike in groups.values():
+        if all(item.complete for item in alike):
+            best = max(alike, key=rank) if keep == "best" else None
+            gone += [item.record.key for item in alike if item is not best]
+    return gone
 
 
 def audit_errors(declaration: Declaration, store: Store) -> list[str]:

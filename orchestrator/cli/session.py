@@ -200,7 +200,7 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
         rewards=selection.parse_rewards(options.rewards or axes.column(rows, "reward") or profile.rewards),
         train_sets=train_sets,
         eval_sets=eval_sets,
-        seeds=selection.unique("--seeds", options.seeds) or axes.seeds(rows) or profile.seeds,
+        seeds=selection.unique("--seeds", options.seeds) or selection.row_seeds(rows) or profile.seeds,
         train_draw=DrawSpec(max_pairs=profile.max_train_pairs),
         eval_draw=DrawSpec(max_pairs=options.max_eval_pairs or profile.max_eval_pairs),
         recipe=profile.recipe,

@@ -8,20 +8,21 @@ import csv
 import itertools
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from trainers.errors import SpecError, nearest
-from trainers.rewards import PAPER_BETA, RewardSpec, reward_types, reward_variants
+from trainers.rewards import RewardSpec, reward_types
 from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, Optimizer, OptimSpec, ValidationSpec
 
 # A TrialSpec, which is defined by what is here.
 Trial = Any
+# Words by column: one trial of a file, or one value of each axis.
+Row = dict[str, str]
 
 NONE = "none"
-_ELSEWHERE = {"model": "--models", "reward": "--rewards", "train-set": "--train-sets", "seed": "--seeds"}
 # Specs that a trial may lack, with the field that is then 0.
 _SWITCHES = {"lora": "rank", "validation": "share"}
 # These fields hold for training and evaluation alike.
@@ -47,23 +48,6 @@ class Axis:
         """Its name among a trial's parameters and the flags."""
         return "max_train_pairs" if self.name == "train-pairs" else self.name.replace("-", "_")
 
-    @property
-    def flag(self) -> str:
-        """The flag that gives every trial one value."""
-        return f"--{self.parameter.replace('_', '-')}"
-
-    @property
-    def default(self) -> Any:
-        """The value that a trial has unless it is set."""
-        if _SWITCHES.get(self.home) == self.field:
-            return 0
-        found = next(item for item in fields(self.spec) if item.name == self.field)
-        return None if found.default is MISSING else found.default
-
-    def applies(self, trial: Trial) -> bool:
-        """Whether the trial has and reads this field."""
-        return not self.unread(trial)
-
     def unread(self, trial: Trial) -> str:
         """Say why the trial does not have or read this field; "" where it does."""
         if self.home == "reward" and self.field not in trial.reward.type.options:
@@ -83,25 +67,15 @@ class Axis:
     def of(self, trial: Trial) -> Any:
         """Return the trial's value; None where the axis does not apply."""
         spec = getattr(trial, self.home)
-        return (0 if spec is None else getattr(spec, self.field)) if self.applies(trial) else None
+        return None if self.unread(trial) else 0 if spec is None else getattr(spec, self.field)
 
     def read(self, text: str) -> Any:
-        """Return the value that a word stands for. Raises SpecError."""
-        kind = typing.get_type_hints(self.spec)[self.field]
+        """Return the value that a word stands for. Raises SpecError where it is of another type."""
+        convert, wanted = _reader(typing.get_type_hints(self.spec)[self.field])
         try:
-            value = _converted(kind, text)
-        except ValueError:
-            raise SpecError(f"{text!r} is no value of {self.name}; give {_wanted(kind)}.") from None
-        if value or _SWITCHES.get(self.home) != self.field:
-            # The spec's own validation.
-            replace(self._sample(), **{self.field: value})
-        return value
-
-    def _sample(self) -> Any:
-        if self.spec is RewardSpec:
-            return next(s for s in reward_variants(PAPER_BETA).values() if self.field in s.type.options)
-        needed: dict[type, dict[str, Any]] = {LoraSpec: {"rank": 1}, ModelSpec: {"name": "m", "source": "m"}}
-        return self.spec(**needed.get(self.spec, {}))
+            return convert(text)
+        except (ValueError, KeyError):
+            raise SpecError(f"{text!r} is no value of {self.name}; give {wanted}.") from None
 
 
 def _every(
@@ -134,44 +108,30 @@ AXES = {
 }
 
 
-def _bare(kind: Any) -> tuple[Any, bool]:
-    """Return a type without its None, and whether it had one."""
-    if get_origin(kind) in (Union, types.UnionType):
-        (bare,) = (item for item in get_args(kind) if item is not type(None))
-        return bare, True
-    return kind, False
-
-
-def _converted(kind: Any, text: str) -> Any:
-    bare, optional = _bare(kind)
-    if optional and text == NONE:
-        return None
-    if get_origin(bare) is tuple:
-        words = [] if text == NONE else text.split("+")
-        kinds = get_args(bare)
-        kinds = kinds[:1] * len(words) if kinds[-1] is Ellipsis else kinds
-        found = tuple(_converted(*item) for item in zip(kinds, words, strict=True))
+def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
+    """Return the function that reads a word as this type, and how a value is written."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return {item: item for item in parts}.__getitem__, f"one of {', '.join(parts)}"
+    if origin is None:
+        return kind, {int: "a whole number", float: "a number"}.get(kind, "a word")
+    convert, wanted = _reader(parts[0])
+    if origin is not tuple:
+        return lambda text: None if text == NONE else convert(text), f"{wanted}, or {NONE}"
+    if parts[-1] is Ellipsis:
         # A list of any length is a set: the order of its words makes no other training.
-        return tuple(sorted(set(found))) if get_args(bare)[-1] is Ellipsis else found
-    if get_origin(bare) is Literal:
-        if text not in get_args(bare):
+        return (
+            lambda text: () if text == NONE else tuple(sorted({*map(convert, text.split("+"))})),
+            f"{wanted}; + joins several, {NONE} is none",
+        )
+
+    def several(text: str) -> tuple[Any, ...]:
+        found = tuple(map(convert, text.split("+")))
+        if len(found) != len(parts):
             raise ValueError(text)
-        return text
-    if bare is bool:
-        return {"true": True, "false": False}[text] if text in ("true", "false") else int("")
-    return bare(text)
+        return found
 
-
-def _wanted(kind: Any) -> str:
-    """Describe how a value of the type is written."""
-    bare, optional = _bare(kind)
-    more = f", or {NONE}" if optional else ""
-    if get_origin(bare) is tuple:
-        one, last = get_args(bare)
-        return f"{_wanted(one)}; + joins several" + (f", {NONE} is none" if last is Ellipsis else "")
-    if get_origin(bare) is Literal:
-        return f"one of {', '.join(get_args(bare))}{more}"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(bare, "a word") + more
+    return several, f"{wanted}; + joins several"
 
 
 def plain(value: Any) -> Any:
@@ -215,7 +175,8 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
             changes[home] = replace(spec, **given)
     if "optim" in changes:
         optim = changes["optim"]
-        unread = {field: AXES[field].default for field, by in _READ_BY.items() if optim.optimizer not in by}
+        usual = OptimSpec()
+        unread = {name: getattr(usual, name) for name, by in _READ_BY.items() if optim.optimizer not in by}
         changes["optim"] = replace(optim, **unread)
     if "train_draw" in changes:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
@@ -239,7 +200,7 @@ def varied(
     # Both at once, since the point decides which given values are read: --axis optimizer=adamw,sgd --momentum 0.9.
     made = settled(trial, {**given, **values})
     names = dict.fromkeys((*dict(trial.axes), *values))
-    own = tuple((name, AXES[name].of(made)) for name in names if AXES[name].applies(made))
+    own = tuple((name, AXES[name].of(made)) for name in names if not AXES[name].unread(made))
     return replace(made, axes=own)
 
 
@@ -247,21 +208,22 @@ def varied(
 class Point:
     """Values by axis, for the trials with these labels."""
 
-    values: tuple[tuple[str, Any], ...]
-    labels: tuple[tuple[str, str], ...] = ()
+    values: dict[str, Any]
+    labels: dict[str, str]
 
     def fits(self, trial: Trial) -> bool:
         """Whether the trial has its labels."""
-        labels = {"model": trial.model.name, "reward": trial.reward.name, "train": trial.train_set.name}
-        return all({**labels, "seed": str(trial.seed)}[key] == value for key, value in self.labels)
+        labels = {"model": trial.model.name, "reward": trial.reward.name}
+        labels |= {"train-set": trial.train_set.name, "seed": str(trial.seed)}
+        return self.labels.items() <= labels.items()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """Points of which each trial takes one; `said` are the user's words.
 
-    Unless it `varies`, it is one value for all trials and stands in no name. A trial that fits none of the `rows` is left
-    out of the sweep.
+    Unless it `varies`, it is one value for all trials and stands in no name. A trial that fits none of the `rows` of a
+    file is left out of the sweep.
     """
 
     said: str
@@ -272,7 +234,7 @@ class Choice:
     @property
     def names(self) -> set[str]:
         """The axes that it sets."""
-        return {name for point in self.points for name, _ in point.values}
+        return {name for point in self.points for name in point.values}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,46 +247,47 @@ class Axes:
         """Return a grid's trial at every point.
 
         Points that differ only in values that the trial does not read are one trial. Raises SpecError where two choices
-        set one axis.
+        set one axis, or a value cannot be.
         """
-        fitting = {choice: [point for point in choice.points if point.fits(trial)] for choice in self.choices}
-        if any(choice.rows and not points for choice, points in fitting.items()):
-            return []
-        fitting = {choice: points for choice, points in fitting.items() if points}
-        for one, other in itertools.combinations(fitting, 2):
-            if both := sorted(one.names & other.names):
-                raise SpecError(
-                    f"{one.said} and {other.said} both set {both[0]} of {trial.name}; give all its values at once, or "
-                    f"separately for each reward type or model, as in --axis {trial.reward.name}.{both[0]}=…"
+        fitting, given, varying = list[Choice](), dict[str, Any](), list[list[Point]]()
+        for choice in self.choices:
+            points = [point for point in choice.points if point.fits(trial)]
+            if not points and choice.rows:
+                return []
+            for other in fitting if points else ():
+                if both := sorted(choice.names & other.names):
+                    raise SpecError(
+                        f"{other.said} and {choice.said} both set {both[0]} of {trial.name}; give all its values at once, "
+                        f"or separately for each reward type or model, as in --axis {trial.reward.name}.{both[0]}=…"
+                    )
+            if points:
+                fitting.append(choice)
+                varying += [points] if choice.varies else []
+                given |= {} if choice.varies else points[0].values
+        try:
+            made = [
+                varied(
+                    trial, {name: value for point in points for name, value in point.values.items()}, given
                 )
-        fixed = {
-            name: value
-            for choice, points in fitting.items()
-            if not choice.varies
-            for name, value in points[0].values
-        }
-        varying = [points for choice, points in fitting.items() if choice.varies]
-        made = [
-            varied(trial, {name: value for point in points for name, value in point.values}, fixed)
-            for points in itertools.product(*varying)
-        ]
+                for points in itertools.product(*varying)
+            ]
+        except SpecError as error:
+            said = [f"{choice.said}: " for choice in fitting if choice.varies]
+            raise SpecError(f"{''.join(said)}{error}") from None
         return list(dict.fromkeys(made))
 
     def require_use(self, trials: Sequence[Trial]) -> None:
         """Refuse a value that no trial reads. Raises SpecError."""
-        for choice in self.choices:
-            for point in choice.points:
-                meant = [trial for trial in trials if point.fits(trial)]
-                where = " ".join(f"{key}={value}" for key, value in point.labels)
-                of = f" with {where}" if where else ""
-                if not meant:
-                    raise SpecError(f"{choice.said}: the sweep has no trial{of}.")
-                for name, _ in point.values:
-                    axis = AXES[name]
-                    if not any(map(axis.applies, meant)):
-                        raise SpecError(
-                            f"{choice.said}: no trial{of} would use {name}; {axis.unread(meant[0])}."
-                        )
+        for choice, point in [(item, point) for item in self.choices for point in item.points]:
+            meant = [trial for trial in trials if point.fits(trial)]
+            of = "".join(f" with {key}={value}" for key, value in point.labels.items())
+            if not meant:
+                raise SpecError(f"{choice.said}: the sweep has no trial{of}.")
+            for axis in map(AXES.__getitem__, point.values):
+                if all(map(axis.unread, meant)):
+                    raise SpecError(
+                        f"{choice.said}: no trial{of} would use {axis.name}; {axis.unread(meant[0])}."
+                    )
 
 
 NO_AXES = Axes()
@@ -340,16 +303,13 @@ def parse_axes(
     labels = {**dict.fromkeys(models, "model"), **dict.fromkeys(rewards, "reward")}
     singles = []
     for axis in AXES.values():
-        value = getattr(options, axis.parameter, None)
-        if value not in (None, ()):
-            said = f"{axis.flag} {shown(value)}"
-            values = ((axis.name, axis.read(shown(value))),)
-            singles.append(Choice(said=said, points=(Point(values=values),), varies=False))
-    choices = [_choice("--axis", [text], labels) for text in options.axis]
-    if len(options.zip) == 1:
-        raise SpecError(f"--zip {options.zip[0]}: give two axes or more; of one, --axis {options.zip[0]}.")
+        if (value := getattr(options, axis.parameter, None)) not in (None, ()):
+            said = f"--{axis.parameter.replace('_', '-')} {shown(value)}"
+            point = Point(values={axis.name: axis.read(shown(value))}, labels={})
+            singles.append(Choice(said=said, points=(point,), varies=False))
     zipped = [_choice("--zip", options.zip, labels)] if options.zip else []
-    return Axes(choices=(*singles, *([rows] if rows else []), *choices, *zipped))
+    choices = [*([rows] if rows else []), *(_choice("--axis", [text], labels) for text in options.axis)]
+    return Axes(choices=(*singles, *choices, *zipped))
 
 
 def axes_of(values: Mapping[str, Sequence[Any]], given: Axes = NO_AXES) -> Axes:
@@ -367,55 +327,43 @@ def axes_of(values: Mapping[str, Sequence[Any]], given: Axes = NO_AXES) -> Axes:
 
 
 def _choice(flag: str, texts: Sequence[str], labels: Mapping[str, str]) -> Choice:
-    columns: dict[str, list[Any]] = {}
+    said = f"{flag} {' '.join(texts)}"
+    columns: dict[str, list[str]] = {}
     scopes: set[str] = set()
     for text in texts:
         head, equals, tail = text.partition("=")
         scope, _, name = head.rpartition(".")
-        if not equals:
-            raise SpecError(f"{flag} {text}: give NAME=VALUE,VALUE, as in {flag} lr=1e-6,1e-5.")
-        name = name.replace("_", "-")
-        if name in _ELSEWHERE:
-            raise SpecError(f"{flag} {text}: give the values by {_ELSEWHERE[name]}.")
-        if name not in AXES:
-            raise SpecError(f"{flag} {text}: no axis is called {name!r}; {nearest(name, AXES)}")
-        axis = AXES[name]
+        words = columns[name.replace("_", "-")] = [word.strip() for word in tail.split(",")]
+        scopes.add(scope)
+        if not equals or not all(words):
+            raise SpecError(f"{flag} {text}: a value is missing; give NAME=VALUE,VALUE, as in lr=1e-6,1e-5.")
         if scope and scope not in labels:
             raise SpecError(
                 f"{flag} {text}: no model and no reward type of this sweep is {scope}; {nearest(scope, labels)}"
             )
-        words = [word.strip() for word in tail.split(",")]
-        if not all(words):
-            raise SpecError(f"{flag} {text}: a value is empty; give {head}=VALUE,VALUE.")
-        found = [_read(axis, word, f"{flag} {text}") for word in words]
-        if flag == "--axis" and len(set(found)) < len(found):
-            raise SpecError(f"{flag} {text}: a value stands twice.")
-        if axis.name in columns:
-            raise SpecError(f"{flag} {text}: {axis.name} is given twice.")
-        columns[axis.name] = found
-        scopes.add(scope)
-    counts = {name: len(found) for name, found in columns.items()}
-    if len(set(counts.values())) > 1:
-        said = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise SpecError(f"{flag} {' '.join(texts)}: {said}; give as many values of each.")
+    if len(columns) < len(texts) or len({*map(len, columns.values())}) > 1:
+        raise SpecError(f"{said}: give each axis once, and as many values of each.")
     if len(scopes) > 1:
-        raise SpecError(f"{flag} {' '.join(texts)}: give all axes for one model or reward type, or for all.")
+        raise SpecError(f"{said}: give all axes for one model or reward type, or for all.")
     (scope,) = scopes
-    points = tuple(
-        Point(values=tuple(zip(columns, row, strict=True)), labels=((labels[scope], scope),) if scope else ())
-        for row in zip(*columns.values(), strict=True)
-    )
-    return Choice(said=f"{flag} {' '.join(texts)}", points=points)
+    label = {labels[scope]: scope} if scope else {}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return Choice(said=said, points=tuple(_point(row, label, said) for row in rows))
 
 
-def _read(axis: Axis, word: str, where: str) -> Any:
-    try:
-        return axis.read(word)
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from None
-
-
-Row = dict[str, str]
+def _point(row: Row, labels: dict[str, str], said: str) -> Point:
+    values = {}
+    for name, word in row.items():
+        if name not in AXES:
+            raise SpecError(
+                f"{said}: no axis is called {name!r}; {nearest(name, AXES)} Models, rewards, sets and seeds have flags of "
+                "their own."
+            )
+        try:
+            values[name] = AXES[name].read(word)
+        except SpecError as error:
+            raise SpecError(f"{said}: {error}") from None
+    return Point(values=values, labels=labels)
 
 
 def read_rows(file: str | None) -> list[Row]:
@@ -427,33 +375,17 @@ def read_rows(file: str | None) -> list[Row]:
     path = Path(file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"--trials {file}: it cannot be read ({error}).") from error
-    if path.suffix not in (".csv", ".yaml", ".yml"):
-        raise SpecError(f"--trials {file}: give a .csv file, or .yaml with a list of trials.")
-    try:
-        loaded: Any = (
-            list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else yaml.safe_load(text)
-        )
-    except yaml.YAMLError as error:
-        raise SpecError(f"--trials {file}: it is no YAML: {error}") from error
-    if not isinstance(loaded, list) or not loaded or not all(isinstance(row, dict) for row in loaded):
-        raise SpecError(f"--trials {file}: give one trial a row, such as model, reward, train_set, seed, lr.")
-    rows: list[Row] = []
-    for number, row in enumerate(loaded, 1):
-        if path.suffix == ".csv" and None in (*row, *row.values()):
-            raise SpecError(f"--trials {file}, row {number}: it has not as many cells as the first line.")
-        words = {str(key).strip().replace("_", "-"): shown(value).strip() for key, value in row.items()}
-        words = {key: word for key, word in words.items() if word}
-        for key in words.keys() - _ELSEWHERE.keys():
-            if key not in AXES:
-                raise SpecError(
-                    f"--trials {file}, row {number}: no column {key!r}; {nearest(key, [*_ELSEWHERE, *AXES])}"
-                )
-        if words in rows:
-            raise SpecError(f"--trials {file}, row {number}: row {rows.index(words) + 1} is the same.")
-        rows.append(words)
-    return rows
+        is_csv = path.suffix == ".csv"
+        loaded: Any = list(csv.DictReader(text.splitlines())) if is_csv else yaml.safe_load(text)
+        if not loaded or (is_csv and any(None in (*row, *row.values()) for row in loaded)):
+            raise ValueError("it has no rows, or one without as many cells as the first line")
+        rows = [{str(key).replace("_", "-"): shown(row[key]).strip() for key in row} for row in loaded]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise SpecError(
+            f"--trials {file}: it cannot be read ({error}); give one trial a row, as .csv or a list in .yaml, with "
+            "columns such as model, reward, train_set, seed, lr."
+        ) from error
+    return [{key: word for key, word in row.items() if word} for row in rows]
 
 
 def column(rows: Sequence[Row], name: str) -> tuple[str, ...]:
@@ -461,28 +393,11 @@ def column(rows: Sequence[Row], name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row[name] for row in rows if name in row))
 
 
-def seeds(rows: Sequence[Row]) -> tuple[int, ...]:
-    """Return the seeds of the rows. Raises SpecError."""
-    words = column(rows, "seed")
-    if wrong := [word for word in words if not word.isdecimal()]:
-        raise SpecError(f"--trials: a seed of {wrong[0]!r}; give a whole number from 0.")
-    return tuple(map(int, words))
-
-
-def rows_choice(file: str, rows: Sequence[Row], names: Mapping[str, Mapping[str, str]]) -> Choice:
-    """Return the rows as points; `names` are those of models, reward types and sets, by column and word."""
+def rows_choice(file: str, rows: Sequence[Row], names: Mapping[str, Callable[[str], str]]) -> Choice:
+    """Return the rows as points; `names` are functions of a word to the name of its model, reward type, set or seed."""
     points = []
     for number, row in enumerate(rows, 1):
-        labels = []
-        for key, known in names.items():
-            if key in row:
-                if row[key] not in known:
-                    raise SpecError(
-                        f"--trials {file}, row {number}: {_ELSEWHERE[key]} names no {row[key]}; "
-                        f"{nearest(row[key], known)}"
-                    )
-                labels.append((key.removesuffix("-set"), known[row[key]]))
-        where = f"--trials {file}, row {number}"
-        values = tuple((key, _read(AXES[key], word, where)) for key, word in row.items() if key in AXES)
-        points.append(Point(values=values, labels=tuple(labels)))
+        labels = {key: name_of(row[key]) for key, name_of in names.items() if key in row}
+        values = {key: word for key, word in row.items() if key not in names}
+        points.append(_point(values, labels, f"--trials {file}, row {number}"))
     return Choice(said=f"--trials {file}", points=tuple(points), rows=True)

@@ -10,10 +10,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,7 +24,7 @@ from trainers.data import sources
 from trainers.data.known import LENGTH_TOKENIZER, Funnel, length_tokenizer, said_funnel
 from trainers.data.records import Digest, Pair, read_written_pairs, written
 from trainers.errors import DataError, SpecError, StorageError, nearest
-from trainers.specs import BUILTIN, FETCHED, DatasetSpec, Ratings
+from trainers.specs import BUILTIN, FETCHED, DatasetSpec
 from trainers.storage import Location, disk_named, replace
 
 # What says which rows of a source are meant; at these defaults it is not in a source's key.
@@ -32,6 +32,9 @@ _ROWS_MEANT = (
     *("augmentation", "selection", "columns", "group_by"),
     *("test_share", "split_seed", "skip_bad_rows", "ratings", "ties"),
 )
+
+# What the store remembers of a split that the hub gave.
+_REMEMBERED = ("digest", "rows", "without_margin", "without_rewriting")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +62,7 @@ class DatasetReader:
         Raises DataError.
         """
         if (spec, split) not in self._known:
-            remote = (
-                not spec.mixture and not spec.source.startswith(BUILTIN) and not Path(spec.source).exists()
-            )
-            self._known[spec, split] = self._remote(spec, split) if remote else self._read(spec, split)
+            self._known[spec, split] = (self._remote if _is_remote(spec) else self._read)(spec, split)
         return self._known[spec, split].split
 
     def rewrites(self, eval_set: DatasetSpec, train_set: DatasetSpec) -> bool:
@@ -74,9 +74,11 @@ class DatasetReader:
             return False
         originals, texts = known.originals, set[str]()
         for split in (train_set.train_split, train_set.test_split):
-            if (train_set, split) in self._known or _has_files(train_set, split):
-                self.split(train_set, split)
-                texts |= self._known[train_set, split].chosen
+            # The hub is not asked for a split that nothing else needs; a folder may lack it.
+            if (train_set, split) in self._known or not _is_remote(train_set):
+                with contextlib.suppress(DataError):
+                    self.split(train_set, split)
+                    texts |= self._known[train_set, split].chosen
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:
@@ -149,9 +151,8 @@ class DatasetReader:
         known = _read_record(record) if record.is_file() else None
         # A remembered set is fetched again where gc has removed its rows.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
-            told = {name: known[name] for name in ("digest", "rows", "without_margin", "without_rewriting")}
             return _Known(
-                split=Split(name=spec.name, split=split, **told),
+                split=Split(name=spec.name, split=split, **{name: known[name] for name in _REMEMBERED}),
                 chosen=frozenset(known["chosen"]),
                 originals=frozenset(known["originals"]),
             )
@@ -165,10 +166,7 @@ class DatasetReader:
             "set": spec.name,
             "split": split,
             "revision": revision,
-            "digest": found.split.digest,
-            "rows": found.split.rows,
-            "without_margin": found.split.without_margin,
-            "without_rewriting": found.split.without_rewriting,
+            **{name: getattr(found.split, name) for name in _REMEMBERED},
             "chosen": sorted(found.chosen),
             "originals": sorted(found.originals),
         }
@@ -208,14 +206,8 @@ def pairs_of(store: Store, digest: str) -> Sequence[Pair]:
         return ()
 
 
-def _has_files(spec: DatasetSpec, split: str) -> bool:
-    """Whether a split can be read without a network."""
-    place, read_from = Path(spec.source), spec.train_split if spec.test_share else split
-    return (
-        spec.source.startswith(BUILTIN)
-        or place.is_file()
-        or (place.is_dir() and sources.has_split(spec, read_from))
-    )
+def _is_remote(spec: DatasetSpec) -> bool:
+    return not (spec.mixture or spec.source.startswith(BUILTIN) or Path(spec.source).exists())
 
 
 def _short_digest(text: str) -> str:
@@ -225,9 +217,7 @@ def _short_digest(text: str) -> str:
 def _read_record(file: Location) -> dict[str, Any]:
     try:
         known: dict[str, Any] = json.loads(file.read_text())
-        _ = known["digest"], known["chosen"], known["originals"]
-        # An earlier rmsweep did not count these rows.
-        known = dict.fromkeys(("without_margin", "without_rewriting"), known["rows"]) | known
+        _ = [known[name] for name in (*_REMEMBERED, "chosen", "originals")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{file} is unreadable ({error}); delete it to fetch the data set again."
@@ -235,27 +225,14 @@ def _read_record(file: Location) -> dict[str, Any]:
     return known
 
 
-Value = TypeVar("Value")
-
-
 @dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
+class ReadingOptions(sources.RowFlags):
     """Flags on the rows of sets that are given by a path or a hub id."""
 
     columns: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]MEANING=COLUMN")] = ()
-    """Columns of one's own sets, as in prompt=question chosen=best; SET/prompt=… for one set only."""
-    test_share: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]X")] = ()
-    """Share of one's own training sets without a test split that becomes one; SET/X for one set only."""
-    group_by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SET/]COLUMN")] = ()
-    """With --test-share, rows with the same value in this column stay together (default: the same prompt)."""
-    split_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Seed of the division by --test-share."""
+    """Columns of your own sets, as in prompt=question chosen=best; SET/prompt=… for one set only."""
     skip_bad_rows: bool = False
-    """Leave out, count and list the rows of one's own sets that cannot be read."""
-    ratings: Ratings = "all"
-    """Pair each rated answer with all that are rated lower, or only the best one."""
-    ties: bool = False
-    """Train also on pairs of answers with the same rating, as pairs with a label of 0.5."""
+    """Leave out, count and list the rows of your own sets that cannot be read."""
 
 
 def read_as(
@@ -266,49 +243,44 @@ def read_as(
 ) -> tuple[tuple[DatasetSpec, ...], tuple[DatasetSpec, ...]]:
     """Apply the flags to one's own sets; the catalog's stay as they are, and `suites` skip bad rows. Raises SpecError.
 
-    --test-share divides training sets; a set that is only evaluated is divided only where the flag names it.
+    --test-share divides the training sets that lack a test split.
     """
     trained = [part for spec in train_sets for part in spec.parts]
     own = {
-        spec.name: spec
+        spec.name
         for spec in (*eval_sets, *trained)
         if spec.selection is None and not spec.source.startswith((BUILTIN, FETCHED))
     }
-    flags = (
-        "columns",
-        "test_share",
-        "group_by",
-        "split_seed",
-        "ties",
-        *([] if suites else ["skip_bad_rows"]),
-    )
-    given = [f"--{name.replace('_', '-')}" for name in flags if getattr(options, name)]
-    given += ["--ratings"] if options.ratings != "all" else []
-    if given and not own:
-        raise SpecError(
-            f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
-        )
-    columns = _by_set("--columns", options.columns, own, sources.parse_column)
-    shares = _by_set("--test-share", options.test_share, own, _share)
-    groups = _by_set("--group-by", options.group_by, own, str)
-    if groups and not shares:
-        raise SpecError(
-            f"--group-by {' '.join(options.group_by)}: groups stay together in a division; give --test-share."
-        )
-    if options.split_seed and not shares:
-        raise SpecError(
-            f"--split-seed {options.split_seed}: it divides sets with --test-share; give that, too."
-        )
     divided = {
         spec.name
         for spec in trained
         if spec.name in own and not (Path(spec.source).is_dir() and sources.has_split(spec, spec.test_split))
     }
-    if "" in shares and not divided:
+    flags = dataclasses.fields(ReadingOptions)
+    fields = {item.name: getattr(options, item.name) for item in flags}
+    given = [
+        f"--{item.name.replace('_', '-')}"
+        for item in flags
+        if fields[item.name] != item.default and not (suites and item.name == "skip_bad_rows")
+    ]
+    if given and not own:
         raise SpecError(
-            f"--test-share {' '.join(options.test_share)}: no training set of one's own lacks a test split; "
-            "give SET/X to divide one all the same."
+            f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
         )
+    if (options.group_by or options.split_seed) and not options.test_share:
+        raise SpecError("--group-by and --split-seed say how --test-share divides a set; give that, too.")
+    if options.test_share and not divided:
+        raise SpecError(
+            f"--test-share {options.test_share:g}: no training set of one's own lacks a test split; leave it out."
+        )
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for text in options.columns:
+        name, slash, word = text.partition("/")
+        # A column may have a slash in its name.
+        named = slash and "=" not in name
+        if named and name not in own:
+            raise SpecError(f"--columns {text}: no set of one's own here is {name}; {nearest(name, own)}")
+        columns.setdefault(name if named else "", []).append(sources.parse_column(word if named else text))
 
     def read(spec: DatasetSpec) -> DatasetSpec:
         if spec.mixture:
@@ -317,55 +289,9 @@ def read_as(
             )
         if spec.name not in own:
             return spec
-        share = _of(shares, spec.name, general=spec.name in divided)
-        return dataclasses.replace(
-            spec,
-            columns=tuple({**dict(columns.get("", [])), **dict(columns.get(spec.name, []))}.items()),
-            test_share=share or 0.0,
-            group_by=_of(groups, spec.name, general=share is not None),
-            split_seed=options.split_seed,
-            skip_bad_rows=options.skip_bad_rows,
-            ratings=options.ratings,
-            ties=options.ties,
-        )
+        mine = columns.get(spec.name, [])
+        shared = [item for item in columns.get("", []) if item[0] not in dict(mine)]
+        undivided = {} if spec.name in divided else {"test_share": 0.0, "group_by": None}
+        return dataclasses.replace(spec, **{**fields, "columns": (*shared, *mine), **undivided})
 
     return tuple(map(read, train_sets)), tuple(map(read, eval_sets))
-
-
-def _of(found: dict[str, list[Value]], name: str, *, general: bool) -> Value | None:
-    """Return the value given for this set, else, with `general`, the value given for all sets."""
-    words = found.get(name) or (found.get("") if general else None)
-    return words[0] if words else None
-
-
-def _by_set(
-    flag: str, texts: Sequence[str], own: dict[str, DatasetSpec], parse: Callable[[str], Value]
-) -> dict[str, list[Value]]:
-    """Sort a flag's values by set; values for all sets stand under the empty name. Raises SpecError."""
-    found: dict[str, list[Value]] = {}
-    for text in texts:
-        name, slash, word = text.partition("/")
-        if slash and name in own:
-            found.setdefault(name, []).append(parse(word))
-            continue
-        # A column may be called so; what comes before a meaning or a share is a set's name.
-        if slash and flag != "--group-by" and "=" not in name:
-            raise SpecError(f"{flag} {text}: no set of one's own here is {name}; {nearest(name, own)}")
-        found.setdefault("", []).append(parse(text))
-    for name, words in found.items():
-        said = [word[0] if isinstance(word, tuple) else flag for word in words]
-        if len(set(said)) < len(said):
-            raise SpecError(
-                f"{flag} {' '.join(texts)}: two values for {name or 'all sets'}; give each one once."
-            )
-    return found
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise SpecError(f"--test-share {text}: give a share above 0 and below 1.")
-    return share

@@ -6,11 +6,11 @@ declaration grows; it is replaced only where the user says so, and gc keeps what
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from orchestrator.spec.axes import AXES, plain, shown
+from orchestrator.spec.axes import AXES, plain
 from orchestrator.spec.keys import content_key
 from orchestrator.spec.redaction import redacted
 from orchestrator.spec.resolve import ResolvedSweep
@@ -114,12 +114,9 @@ def adopted(
         return new
     earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
-    differences = _differences(earlier, new)
-    clash = list(dict.fromkeys((*(() if grows else _lost(earlier, both)), *differences)))
+    clash = [*(() if grows else _lost(earlier, both)), *_clashes(earlier, new)]
     if (lost := clash if adds else _lost(earlier, new)) and not replaces:
-        words = _as_axes(differences.values())
-        named = f"add it with what is new in its trials' names (--axis {words} --extend)" if words else ""
-        raise SpecError(_refusal(new, store, lost, named if clash else "add it to the sweep (--extend)"))
+        raise SpecError(_refusal(new, store, list(dict.fromkeys(lost)), clashes=bool(clash)))
     if adds and not replaces:
         new = both
     needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
@@ -139,47 +136,26 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
     return lost
 
 
-def _differences(earlier: Declaration, new: Declaration) -> dict[str, dict[str, Any]]:
-    """Return, by trial, the settings in which a mean over seeds or models would mix new trials with other earlier ones."""
+def _clashes(earlier: Declaration, new: Declaration) -> list[str]:
+    """Name the new trials that a mean over seeds or models would mix with earlier ones of other settings or data."""
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    rows: dict[str, str] = {}
+    rows = {item.dataset: item.dataset_digest for trial in earlier.trials for item in trial.evaluations}
     for trial in earlier.trials:
         known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
-        rows |= {item.dataset: item.dataset_digest for item in trial.evaluations}
-    found = {}
-    for trial in new.trials:
-        settings = _settings(trial)
-        differences = []
-        for other in known.get((trial.model, trial.reward, trial.train_set), []):
-            # An earlier rmsweep noted no key of the model.
-            other = {"model_key": settings.get("model_key"), **other}
-            names = settings.keys() | other.keys()
-            differences.append({n: settings.get(n) for n in names if settings.get(n) != other.get(n)})
-        differs = min(differences, key=len, default={})
-        for item in trial.evaluations:
-            if rows.get(item.dataset, item.dataset_digest) != item.dataset_digest:
-                differs["rows"] = item.dataset_digest
-        if differs:
-            found[trial.name] = differs
-    return found
-
-
-def _as_axes(differences: Iterable[dict[str, Any]]) -> str:
-    """Return the words of --axis that give the new trials names of their own; "" where that takes several values."""
-    names, found = {axis.parameter: name for name, axis in AXES.items()}, dict[str, set[str]]()
-    for name, value in itertools.chain.from_iterable(item.items() for item in differences):
-        found.setdefault(names.get(name, ""), set()).add(shown(value))
-    if "" in found or any(len(values) > 1 for values in found.values()):
-        return ""
-    return " ".join(f"{name}={value}" for name, (value,) in sorted(found.items()))
+    return [
+        trial.name
+        for trial in new.trials
+        if _settings(trial) not in known.get((trial.model, trial.reward, trial.train_set), [_settings(trial)])
+        or any(
+            rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
+        )
+    ]
 
 
 def _settings(trial: TrialRecord) -> dict[str, Any]:
     apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
     settings = {name: value for name, value in trial.parameters.items() if name not in apart}
-    # None is not noted, nor is an axis that came to be after the sweep was declared.
-    unsaid = {"template": None, **{axis.parameter: plain(axis.default) for axis in AXES.values()}}
-    return {**unsaid, **settings, "train_digest": trial.train_digest}
+    return {**settings, "train_digest": trial.train_digest}
 
 
 def _both(earlier: Declaration, new: Declaration) -> Declaration:
@@ -204,13 +180,18 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     )
 
 
-def _refusal(new: Declaration, store: Store, lost: Sequence[str], extend: str) -> str:
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], *, clashes: bool) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     taken = declared_sweeps(store)
     free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
     ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
-        ways += [*([extend] if extend else []), "let it take the sweep's place (--replace)"]
+        ways.append(
+            "give what is new as an axis, which names it (--axis NAME=VALUE --extend)"
+            if clashes
+            else "add it to the sweep (--extend)"
+        )
+        ways.append("let it take the sweep's place (--replace)")
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
         f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."

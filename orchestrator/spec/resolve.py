@@ -32,9 +32,7 @@ class ResolvedSweep:
     left_out: tuple[str, ...] = ()
 
 
-def resolve(
-    sweep: Sweep, store: Store, *, fetch: bool = True, allow_overlap: bool = False, lock: Path = REVISION_LOCK
-) -> ResolvedSweep:
+def resolve(sweep: Sweep, store: Store, *, fetch: bool = True, lock: Path = REVISION_LOCK) -> ResolvedSweep:
     """Identify every model and split of a sweep, and plan its trials.
 
     Raises ModelError, DataError or SpecError with every fault of its kind in one message.
@@ -58,16 +56,12 @@ def resolve(
     _require_distinct_names(sweep)
     _require_layers(trials, fetch=fetch)
     overrides = {(train, evaluated): category for train, evaluated, category in sweep.categories}
-    if not allow_overlap:
-        _refuse_training_rows(
-            {
-                (reader.split(part, part.train_split).digest, dataset.name)
-                for dataset in train_sets
-                for part in (dataset, *dataset.parts)
-            },
-            eval_splits,
-            overrides,
-        )
+    trained_on = {
+        (reader.split(part, part.train_split).digest, dataset.name)
+        for dataset in train_sets
+        for part in (dataset, *dataset.parts)
+    }
+    _refuse_training_rows(trained_on, eval_splits, overrides)
     categories = {
         (train.name, evaluated.name): overrides.get((train.name, evaluated.name))
         or _category(train, evaluated, reader)
@@ -87,7 +81,7 @@ def resolve(
         )
 
     policies = {item.policy for item in asked}
-    ends = _all(policies, lambda model: ending_tokens(models[model], fetch=fetch), ModelError)
+    ends = _all(policies, lambda model: ending_tokens(models[model]), ModelError)
     plans = tuple(
         plan_trial(
             trial,
@@ -161,7 +155,7 @@ def _refuse_training_rows(
         if split.digest == digest and declared.get((trained, dataset.name)) != "training pairs":
             raise SpecError(
                 f"evaluation set {dataset.name} holds the very rows that {trained} trains on; "
-                "give a folder with a test split, or say --allow-overlap."
+                f"give a folder with a test split, or --category {trained}/{dataset.name}=training-pairs."
             )
 
 

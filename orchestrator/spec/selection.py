@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -235,22 +235,28 @@ def parse_keep_epochs(texts: Sequence[str]) -> KeepEpochs:
     return unique("--keep-epochs", [int(text) for text in texts])
 
 
+def row_seeds(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Return the seeds of the rows of --trials. Raises SpecError."""
+    words = column(rows, "seed")
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise SpecError(f"--trials: a seed of {wrong[0]!r}; give a whole number from 0.")
+    return tuple(map(int, words))
+
+
 def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
     """Return the axes that the flags and the rows of --trials give a selection. Raises SpecError."""
     models, sets, rewards = (
-        {spec.name: spec.name for spec in specs}
-        for specs in (chosen.models, chosen.train_sets, chosen.rewards)
+        [spec.name for spec in specs] for specs in (chosen.models, chosen.train_sets, chosen.rewards)
     )
     if not rows:
         return parse_axes(options, models, rewards)
     # A row may have a flag's word, or the name that the flag gave.
-    for key, known in (("model", models), ("train-set", sets)):
-        for word in set(column(rows, key)) - known.keys():
-            spec = parse_model(word) if known is models else parse_dataset(word, "--train-sets")
-            if spec.name in known:
-                known[word] = spec.name
-    seeds = {str(seed): str(seed) for seed in chosen.seeds}
-    names = {"model": models, "reward": rewards, "train-set": sets, "seed": seeds}
+    names: dict[str, Callable[[str], str]] = {
+        "model": lambda word: word if word in models else parse_model(word).name,
+        "train-set": lambda word: word if word in sets else parse_dataset(word, "--train-sets").name,
+        "reward": str,
+        "seed": lambda word: str(int(word)),
+    }
     return parse_axes(options, models, rewards, rows_choice(options.trials, rows, names))
 
 

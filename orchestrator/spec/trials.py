@@ -97,7 +97,7 @@ class TrialSpec:
     def labels(self) -> dict[str, str]:
         """The values that `--only KEY=GLOB` matches, every axis that the trial reads included."""
         values = (self.model.name, self.reward.name, self.train_set.name, str(self.seed))
-        axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if axis.applies(self)}
+        axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if not axis.unread(self)}
         return {**dict(zip(ONLY_KEYS, values, strict=True)), **axes}
 
 

@@ -22,8 +22,6 @@ from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree
 # Longer than a living driver takes to write a record.
 DRAFT_S = 2.0
 
-KeepWeights = Literal["all", "best", "none"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removable:
@@ -210,33 +208,6 @@ def _finished(store: Store, name: str) -> bool:
     """Return whether the stage whose checkpoints are called `name` is complete; a training with evicted weights is not."""
     stage, _, key = name.rpartition("-")
     return all(store.complete(kind, key) for kind in ([stage] if stage else ["train", WEIGHTS]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranked:
-    """A trial's training key, the group that it is compared in, and its accuracy: None until the trial is complete."""
-
-    key: str
-    group: tuple[str, ...]
-    seed: int
-    accuracy: float | None
-
-
-def evictable(trials: Iterable[Ranked], keep: KeepWeights) -> list[str]:
-    """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
-
-    A group is judged once all of its trials are complete; the lowest seed breaks ties.
-    """
-    groups: dict[tuple[str, ...], list[Ranked]] = {}
-    for trial in trials:
-        groups.setdefault(trial.group if keep == "best" else (trial.key,), []).append(trial)
-    gone: list[str] = []
-    for group in groups.values():
-        ranks = {trial.key: (trial.accuracy, -trial.seed) for trial in group if trial.accuracy is not None}
-        if keep != "all" and len(ranks) == len(group):
-            best = max(ranks, key=lambda key: ranks[key]) if keep == "best" else None
-            gone += [key for key in ranks if key != best]
-    return gone
 
 
 def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:

@@ -31,12 +31,13 @@ class Leases:
     """The leases of one driver, and the counters of other drivers that it has seen. Can be pickled."""
 
     def __init__(self, root: Location, driver: str, lease_s: float = LEASE_S) -> None:
-        self._root, self.driver, self._lease_s = root, driver, lease_s
+        self._leases, self._drivers, self.driver = root / "leases", root / "drivers", driver
         self._seen: dict[str, tuple[int, float]] = {}
+        self._given = root, driver, lease_s
 
     def __reduce__(self) -> tuple[type["Leases"], tuple[Location, str, float]]:
         # The times at which counters were seen are of this machine's clock.
-        return Leases, (self._root, self.driver, self._lease_s)
+        return Leases, self._given
 
     @contextlib.contextmanager
     def held(
@@ -56,7 +57,7 @@ class Leases:
 
     def take(self, name: str) -> bool:
         """Take the lease on `name`; return False if another living driver has it. A driver's processes share its leases."""
-        lease = self._root / "leases" / name
+        lease = self._leases / name
         if publish(lease, self.driver):
             return True
         holder = _holder(lease)
@@ -69,38 +70,35 @@ class Leases:
 
     def release(self, name: str) -> None:
         """Give the lease back if this driver holds it."""
-        lease = self._root / "leases" / name
-        if _holder(lease) == self.driver:
-            lease.unlink(missing_ok=True)
+        if _holder(self._leases / name) == self.driver:
+            (self._leases / name).unlink(missing_ok=True)
 
     def alive(self, driver: str) -> bool:
         """Return whether a driver lives, as far as this one has seen."""
         try:
-            record = json.loads(_file(self._root, driver).read_text())
+            record = json.loads((self._drivers / f"{Path(driver).name}.json").read_text())
+            counter, now = record["counter"], time.monotonic()
             if record["machine"] == _machine():
                 return _started(record["pid"]) == record["started"]
-            counter, now = record["counter"], time.monotonic()
         except Unreachable:
             # We take over nobody's work just because the bucket does not answer.
             return True
         except (OSError, ValueError, TypeError, KeyError):
             return False
-        if driver not in self._seen or self._seen[driver][0] != counter:
+        if self._seen.get(driver, (None,))[0] != counter:
             self._seen[driver] = (counter, now)
-        return now - self._seen[driver][1] < self._lease_s
+        return now - self._seen[driver][1] < self._given[-1]
 
     def forget_dead_drivers(self) -> None:
         """Remove the records and the leases of dead drivers."""
-        for file in (self._root / "drivers").glob("*.json"):
-            if not self.alive(file.stem):
+        drivers = [(file, file.stem) for file in self._drivers.glob("*.json")]
+        for file, driver in (*drivers, *((lease, _holder(lease)) for lease in self._leases.glob("[!.]*"))):
+            if not self.alive(driver):
                 file.unlink(missing_ok=True)
-        for lease in (self._root / "leases").glob("[!.]*"):
-            if not self.alive(_holder(lease)):
-                lease.unlink(missing_ok=True)
 
     def others(self) -> set[str]:
         """Return the other drivers that have a record, living or dead."""
-        return {file.stem for file in (self._root / "drivers").glob("*.json")} - {self.driver}
+        return {file.stem for file in self._drivers.glob("*.json")} - {self.driver}
 
 
 def live_drivers(root: Location) -> set[str]:
@@ -116,8 +114,8 @@ def live_drivers(root: Location) -> set[str]:
 def heartbeat(root: Location, lease_s: float = LEASE_S) -> Iterator[Leases]:
     """Show others that this driver lives, and yield its leases; at the end, forget dead drivers."""
     leases = Leases(root, f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}", lease_s)
-    file, done = _file(root, leases.driver), threading.Event()
-    process = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    file, done = root / "drivers" / f"{leases.driver}.json", threading.Event()
+    record = {"machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid()), "counter": 0}
 
     def beat() -> None:
         for counter in itertools.count(1):
@@ -125,9 +123,9 @@ def heartbeat(root: Location, lease_s: float = LEASE_S) -> Iterator[Leases]:
                 return
             # A full disk must not end the driver; at worst another driver repeats its work.
             with contextlib.suppress(OSError, StorageError):
-                replace(file, json.dumps({**process, "counter": counter}))
+                replace(file, json.dumps({**record, "counter": counter}))
 
-    replace(file, json.dumps({**process, "counter": 0}))
+    replace(file, json.dumps(record))
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
@@ -141,10 +139,6 @@ def heartbeat(root: Location, lease_s: float = LEASE_S) -> Iterator[Leases]:
         file.unlink(missing_ok=True)
 
 
-def _file(root: Location, driver: str) -> Location:
-    return root / "drivers" / f"{Path(driver).name}.json"
-
-
 def _holder(lease: Location) -> str:
     """Return the driver that a lease names; '' where the lease is missing or unreadable."""
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -154,11 +148,7 @@ def _holder(lease: Location) -> str:
 
 def _machine() -> str:
     """Identify the machine, or the container whose processes share one numbering."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"unknown {uuid.getnode()} {os.getpid()}"
+    return Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
 
 
 def _started(pid: int) -> str | None:

@@ -23,7 +23,7 @@ def test_ties_of_a_set_that_is_evaluated_on_its_training_rows_are_not_scored(tin
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--models", str(tiny_model), "--train-sets", f"mine={file}", "--eval-sets", f"seen={file}:train")
-    more = ("--ties", "--rewards", "ex_rm", "--allow-overlap")
+    more = ("--ties", "--rewards", "ex_rm", "--category", "mine/seen=training-pairs")
     assert run_sweep("ties", full_grid, catalog.PROFILES, storage, *words, *more, *SMALL) == 0
     (tokens,) = (storage / "artifacts" / "prepare").glob("*/*/pairs.arrow")
     assert [pair.tie for pair in read_tokens(tokens)].count(True) == 4

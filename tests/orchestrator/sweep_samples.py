@@ -10,10 +10,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from orchestrator.report.results import TrialResult, trial_states, with_scores
-from orchestrator.spec.stages import BaseModel, Split, TrialPlan, plan_trial
+from orchestrator.spec.stages import BaseModel, PretrainStage, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec, grid
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, EvaluationRecord, TrialRecord
+from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec
 from trainers.specs import DatasetSpec, DrawSpec, ModelSpec, OptimSpec
 
@@ -66,6 +67,12 @@ def plan(spec: TrialSpec | None = None, **changes: Any) -> TrialPlan:
     spec = spec or trial()
     evaluated = [split(item.name, "test") for item in spec.eval_sets]
     return plan_trial(spec, base_model(**changes), split(spec.train_set.name, "train"), evaluated)
+
+
+def pretrained_plan(**changes: Any) -> TrialPlan:
+    """The stages of a trial on a built-in model."""
+    origin = PretrainStage(model=TINY_MODELS["llama-64"], name="llama-64")
+    return plan(trial(**changes), key=origin.key, origin=origin)
 
 
 def sweep(

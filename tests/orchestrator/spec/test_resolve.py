@@ -65,20 +65,21 @@ def test_layers_that_a_model_has_not_are_refused_before_it_is_loaded(store: Stor
     resolve(replace(adapted, trials=adapted.trials[:1]), store)
 
 
-def test_the_test_split_of_what_is_trained_on_is_in_distribution(store: Store):
-    assert category(resolve(sweep([TINY_WORLD], [TINY_WORLD]), store), TINY_WORLD) == "in-distribution"
-
-
-def test_a_declared_rewriting_is_a_token_level_shift(store: Store):
-    assert category(resolve(sweep([TINY_WORLD], [PARAPHRASE]), store), PARAPHRASE) == "token-level shift"
-
-
-def test_a_rewriting_of_something_else_is_a_domain_shift(store: Store):
-    assert category(resolve(sweep([HAMILTONIAN], [PARAPHRASE]), store), PARAPHRASE) == "domain shift"
-
-
-def test_any_other_set_is_a_domain_shift(store: Store):
-    assert category(resolve(sweep([TINY_WORLD], [HAMILTONIAN]), store), HAMILTONIAN) == "domain shift"
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "expected"),
+    [
+        (TINY_WORLD, TINY_WORLD, "in-distribution"),
+        (TINY_WORLD, replace(TINY_WORLD, name="mine"), "in-distribution"),
+        (TINY_WORLD, PARAPHRASE, "token-level shift"),
+        (HAMILTONIAN, PARAPHRASE, "domain shift"),
+        (TINY_WORLD, HAMILTONIAN, "domain shift"),
+    ],
+    ids=lambda item: getattr(item, "name", item),
+)
+def test_a_set_has_its_category_by_what_it_is_made_of(
+    store: Store, trained: DatasetSpec, evaluated: DatasetSpec, expected: str
+):
+    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == expected
 
 
 def test_a_mixture_has_the_shares_of_its_sets_and_the_nearest_of_their_categories(
@@ -132,11 +133,6 @@ def test_a_set_with_its_own_draw_gives_a_mixture_the_pairs_of_that_draw(store: S
     assert mixed[:6] == [alone[row] for row in sorted(draw_order(20, draw)[:6])]
 
 
-def test_a_set_under_another_name_is_still_in_distribution(store: Store):
-    renamed = replace(TINY_WORLD, name="mine")
-    assert category(resolve(sweep([TINY_WORLD], [renamed]), store), renamed) == "in-distribution"
-
-
 def test_one_folder_spelt_in_two_ways_is_one_source(store: Store, tmp_path: Path):
     folder = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(3, "test"))
     spelt = replace(folder, name="again", source=str(tmp_path / "data" / ".." / "data"))
@@ -153,22 +149,17 @@ def test_other_rows_of_one_source_are_a_domain_shift(store: Store, tmp_path: Pat
     assert resolved.plans[0].train.prepared.split.rows == 3
 
 
-@pytest.mark.parametrize("of", ["train", "test"])
+@pytest.mark.parametrize(
+    ("original", "expected"),
+    [("train good", "token-level shift"), ("test good", "token-level shift"), ("foreign", "domain shift")],
+)
 def test_a_set_whose_rows_carry_the_training_sets_responses_is_a_token_level_shift(
-    store: Store, tmp_path: Path, of: str
+    store: Store, tmp_path: Path, original: str, expected: str
 ):
     trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
-    rewritten = rows(4, "rewritten", orig_chosen=f"{of} good answer")
+    rewritten = rows(4, "rewritten", orig_chosen=f"{original} answer")
     evaluated = dataset_folder(tmp_path / "rewritten", test=rewritten)
-    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == "token-level shift"
-
-
-def test_a_set_whose_rows_carry_other_responses_is_a_domain_shift(store: Store, tmp_path: Path):
-    trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
-    evaluated = dataset_folder(
-        tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="foreign answer")
-    )
-    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == "domain shift"
+    assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == expected
 
 
 def test_a_category_can_be_overridden_for_one_pair_alone(store: Store):
@@ -186,10 +177,10 @@ def test_a_category_can_be_overridden_for_one_pair_alone(store: Store):
 def test_evaluating_on_the_training_rows_is_refused_unless_allowed(store: Store, tmp_path: Path):
     file = write_jsonl(tmp_path / "rows.jsonl", rows(4, "same"))
     same = DatasetSpec(name="rows", source=str(file))
-    with pytest.raises(SpecError, match=r"rows.*--allow-overlap"):
+    with pytest.raises(SpecError, match=r"rows.*--category rows/rows=training-pairs"):
         resolve(sweep([same], [same]), store)
-    resolved = resolve(sweep([same], [same]), store, allow_overlap=True)
-    assert category(resolved, same) == "in-distribution"
+    declared = sweep([same], [same], categories=(("rows", "rows", "training pairs"),))
+    assert category(resolve(declared, store), same) == "training pairs"
 
 
 def test_the_same_rows_are_refused_whatever_they_are_called(store: Store, tmp_path: Path):
@@ -225,22 +216,18 @@ def test_a_data_sets_key_is_its_rows_not_its_file_format_or_layout(store: Store,
     assert len({keys(folder, store) for folder in folders}) == 1
 
 
-@pytest.mark.parametrize(
-    "change", [{"prompt": "x"}, {"chosen": "x"}, {"rejected": "x"}], ids=lambda change: next(iter(change))
-)
-def test_a_data_sets_key_changes_with_any_text_in_it(store: Store, tmp_path: Path, change: dict[str, str]):
+@pytest.mark.parametrize("change", [{"prompt": "x"}, {"chosen": "x"}, {"rejected": "x"}, None], ids=str)
+def test_a_data_sets_key_changes_with_any_text_in_it_and_their_order(
+    store: Store, tmp_path: Path, change: dict[str, str] | None
+):
     lines = rows(3, "text")
-    before = keys(write_jsonl(tmp_path / "a.jsonl", lines), store)
-    after = keys(write_jsonl(tmp_path / "b.jsonl", [*lines[:2], {**lines[2], **change}]), store)
+    other = [*lines[:2], {**lines[2], **change}] if change else lines[::-1]
+    before, after = (
+        keys(write_jsonl(tmp_path / f"{name}.jsonl", made), store)
+        for name, made in (("a", lines), ("b", other))
+    )
     assert before[0] != after[0]
     assert before[1] != after[1]
-
-
-def test_a_data_sets_key_changes_with_the_order_of_its_rows(store: Store, tmp_path: Path):
-    lines = rows(3, "text")
-    assert keys(write_jsonl(tmp_path / "a.jsonl", lines), store) != keys(
-        write_jsonl(tmp_path / "b.jsonl", lines[::-1]), store
-    )
 
 
 def test_the_placement_is_in_no_key(store: Store):
@@ -255,19 +242,15 @@ def test_all_faults_of_several_data_sets_are_in_one_message(store: Store, tmp_pa
     no_column = dataset_folder(tmp_path / "no_column", train=[{"prompt": "x", "chosen": "y"}])
     nowhere = DatasetSpec(name="nowhere", source="manual:somewhere.org")
     with pytest.raises(DataError) as raised:
-        resolve(sweep([good, no_split, no_column, nowhere], [good]), store)
-    for said in ("no train split", "no column 'rejected'", "there is no file or folder manual:somewhere.org"):
+        resolve(sweep([good, no_split, no_column, nowhere], [good, no_column]), store)
+    for said in (
+        "no train split",
+        "no column 'rejected'",
+        "no file or folder manual:somewhere.org",
+        "no test split",
+    ):
         assert said in str(raised.value)
-    assert len(str(raised.value).splitlines()) == 3
-
-
-def test_faults_of_training_and_evaluation_sets_are_in_one_message(store: Store, tmp_path: Path):
-    trained = dataset_folder(tmp_path / "trained", other=rows(3, "x"))
-    evaluated = dataset_folder(tmp_path / "evaluated", other=rows(3, "y"))
-    with pytest.raises(DataError) as raised:
-        resolve(sweep([trained], [evaluated]), store)
-    assert "no train split" in str(raised.value)
-    assert "no test split" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 4
 
 
 def test_all_faults_of_several_models_are_in_one_message(store: Store, tmp_path: Path):
@@ -299,25 +282,23 @@ def folder_model(folder: Path, **changes: Any) -> ModelSpec:
     return ModelSpec(name=folder.name, source=str(folder))
 
 
-def test_a_local_model_is_its_files_wherever_they_lie(store: Store, tmp_path: Path):
-    one, two = (identify_model(folder_model(tmp_path / name)) for name in ("one", "two"))
-    assert (one.key, one.tokenizer_key) == (two.key, two.tokenizer_key)
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"rms_norm_eps": 1e-5}], ids=str)
-def test_other_weights_or_configuration_are_another_model_with_the_same_tokenizer(
-    store: Store, tmp_path: Path, change: dict[str, Any]
+@pytest.mark.parametrize(
+    ("change", "same_model", "same_tokenizer"),
+    [
+        ({}, True, True),
+        ({"seed": 1}, False, True),
+        ({"rms_norm_eps": 1e-5}, False, True),
+        ({"tokenizer": "u"}, True, False),
+    ],
+    ids=str,
+)
+def test_a_local_model_is_its_files_wherever_they_lie(
+    tmp_path: Path, change: dict[str, Any], same_model: bool, same_tokenizer: bool
 ):
-    one = identify_model(folder_model(tmp_path / "one"))
-    two = identify_model(folder_model(tmp_path / "two", **change))
-    assert one.key != two.key
-    assert one.tokenizer_key == two.tokenizer_key
-
-
-def test_another_tokenizer_changes_only_the_tokenizer_key(store: Store, tmp_path: Path):
-    one = identify_model(folder_model(tmp_path / "one"))
-    two = identify_model(folder_model(tmp_path / "two", tokenizer="u"))
-    assert one.tokenizer_key != two.tokenizer_key
+    one, two = (
+        identify_model(folder_model(tmp_path / name, **more)) for name, more in (("one", {}), ("two", change))
+    )
+    assert (one.key == two.key, one.tokenizer_key == two.tokenizer_key) == (same_model, same_tokenizer)
 
 
 def test_what_is_trusted_is_in_no_key_of_a_folder_without_code(store: Store, tmp_path: Path):
@@ -535,9 +516,9 @@ def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monke
     monkeypatch.setattr(sources, "resolved_revision", lambda spec: "c0ffee")
     trained = DatasetSpec(name="prefs", source="acme/prefs")
     evaluated = DatasetSpec(name="rewritten", source="acme/rewritten")
-    first = resolve(sweep([trained], [evaluated]), store, allow_overlap=True)
+    first = resolve(sweep([trained], [evaluated]), store)
     monkeypatch.setattr(sources, "_hub_rows", lambda spec, split: pytest.fail("the hub was asked again"))
-    again = resolve(sweep([trained], [evaluated]), store, fetch=False, allow_overlap=True)
+    again = resolve(sweep([trained], [evaluated]), store, fetch=False)
     assert again.plans == first.plans
     assert first.categories == {("prefs", "rewritten"): "token-level shift"}
     assert again.categories == first.categories
@@ -571,33 +552,3 @@ def test_another_filter_or_revision_of_a_hub_set_is_another_source(store: Store)
     assert not plain.fetched
     assert not other.fetched
     assert plain.digest != other.digest
-
-
-@pytest.mark.parametrize("said", [None, "{}", '{"eos_token_id": 2}', "offline"])
-def test_a_policy_of_the_hub_must_say_what_ends_an_answer(said, tmp_path, monkeypatch):
-    """The revision is in its key, so the tokens are not; a plan does not ask the hub."""
-    import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    from orchestrator.spec.models import ending_tokens
-    from orchestrator.spec.stages import BaseModel
-
-    def download(model, name, *, revision):
-        assert (model, name, revision) == ("org/policy", "generation_config.json", "abc")
-        if said == "offline":
-            raise LocalEntryNotFoundError("no network")
-        if said is None:
-            raise EntryNotFoundError("404", None)
-        (tmp_path / name).write_text(said)
-        return str(tmp_path / name)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    base = BaseModel(
-        name="policy", key="k", tokenizer_key="k", precision="fp32", location="org/policy", revision="abc"
-    )
-    assert ending_tokens(base, fetch=False) == ()
-    if said in (None, "{}"):
-        with pytest.raises(ModelError, match="does not say what ends an answer"):
-            ending_tokens(base)
-    else:
-        assert ending_tokens(base) == ()

@@ -28,42 +28,27 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_catalog_name_is_that_model():
-    assert parse_model("llama-3.2-1b") == catalog.MODELS["llama-3.2-1b"]
-
-
-def test_a_catalog_model_can_be_renamed():
-    renamed = parse_model("mine=llama-64")
-    assert (renamed.name, renamed.source) == ("mine", "builtin:llama-64")
-
-
-def test_a_hub_id_is_named_after_its_last_part():
-    assert parse_model("Acme/Big-Model.v2") == ModelSpec(name="big-model.v2", source="Acme/Big-Model.v2")
-
-
-def test_a_folder_is_a_model_named_after_it(tmp_path: Path):
-    (tmp_path / "my model").mkdir()
-    assert parse_model(str(tmp_path / "my model")) == ModelSpec(
-        name="my_model", source=str(tmp_path / "my model")
-    )
-
-
-def test_a_folder_keeps_the_dots_of_its_name_and_a_file_loses_its_ending(tmp_path: Path):
-    (tmp_path / "model-1.5").mkdir()
-    (tmp_path / "model-1.5.gguf").touch()
-    assert parse_model("model-1.5").name == "model-1.5"
-    assert parse_model("./model-1.5.gguf").name == "model-1.5"
-
-
-def test_name_equals_path_names_a_model(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    assert parse_model("mine=./folder").name == "mine"
-    assert Path(parse_model("mine=./folder").source).exists()
-
-
-def test_a_path_that_holds_an_equals_sign_is_a_path(tmp_path: Path):
-    (tmp_path / "lr=1e-4").mkdir()
-    assert parse_model("lr=1e-4").source == "lr=1e-4"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("llama-3.2-1b", catalog.MODELS["llama-3.2-1b"]),
+        ("mine=llama-64", dataclasses.replace(catalog.MODELS["llama-64"], name="mine")),
+        ("Acme/Big-Model.v2", ModelSpec(name="big-model.v2", source="Acme/Big-Model.v2")),
+        ("my model", ModelSpec(name="my_model", source="my model")),
+        ("a b%c", ModelSpec(name="a_b_c", source="a b%c")),
+        # A folder keeps the dots of its name, a file loses its ending.
+        ("model-1.5", ModelSpec(name="model-1.5", source="model-1.5")),
+        ("./model-1.5.gguf", ModelSpec(name="model-1.5", source="model-1.5.gguf")),
+        ("mine=./my model", ModelSpec(name="mine", source="my model")),
+        # A path that holds an equals sign is a path.
+        ("lr=1e-4", ModelSpec(name="lr_1e-4", source="lr=1e-4")),
+    ],
+)
+def test_a_word_is_a_model_of_the_catalog_the_hub_or_the_disk(text: str, expected: ModelSpec):
+    for folder in ("my model", "a b%c", "model-1.5", "lr=1e-4"):
+        Path(folder).mkdir()
+    Path("model-1.5.gguf").touch()
+    assert parse_model(text) == expected
 
 
 @pytest.mark.parametrize("text", ["lama-64", "mine=lama-64", "llama64"])
@@ -73,19 +58,14 @@ def test_a_mistyped_model_is_refused_with_the_nearest_name(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c", "mine=./nowhere", "x y", "=x"]
+    "text", ["./nowhere", "/no/where", "~/nowhere-at-all", "a/b/c", "mine=./nowhere", "x y", "=x", ""]
 )
-def test_a_model_that_is_nowhere_is_refused_and_named(text: str):
-    with pytest.raises(SpecError, match="no such file or folder") as raised:
-        parse_model(text)
-    assert text.removeprefix("mine=") in str(raised.value)
-
-
-def test_an_empty_word_is_no_model_and_no_data_set():
-    with pytest.raises(SpecError):
-        parse_model("")
-    with pytest.raises(SpecError):
-        parse_dataset("", "--train-sets")
+def test_what_is_nowhere_is_refused_and_named(text: str):
+    said = "no such file or folder" if text else "an empty word"
+    for parse in (parse_model, lambda word: parse_dataset(word, "--train-sets")):
+        with pytest.raises(SpecError, match=said) as raised:
+            parse(text)
+        assert text.removeprefix("mine=") in str(raised.value)
 
 
 def test_a_word_far_from_every_name_is_refused_with_the_list_of_them():
@@ -93,22 +73,36 @@ def test_a_word_far_from_every_name_is_refused_with_the_list_of_them():
         parse_model("zzzzzzzz")
 
 
-def test_a_catalog_name_is_that_data_set():
-    assert parse_dataset("tiny_world_paraphrase", "--eval-sets") == catalog.dataset("tiny_world_paraphrase")
-
-
-def test_a_catalog_data_set_can_be_renamed():
-    renamed = parse_dataset("mine=tiny_world", "--train-sets")
-    assert (renamed.name, renamed.source) == ("mine", "builtin:tiny_world")
-
-
-def test_a_data_set_on_disk_is_named_after_its_folder_or_file(tmp_path: Path):
-    (tmp_path / "My Set").mkdir()
-    (tmp_path / "Rows.v1.jsonl").touch()
-    assert parse_dataset("./My Set", "--train-sets").name == "my_set"
-    assert parse_dataset("Rows.v1.jsonl", "--train-sets") == DatasetSpec(
-        name="rows.v1", source="Rows.v1.jsonl"
-    )
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tiny_world_paraphrase", catalog.dataset("tiny_world_paraphrase")),
+        ("mine=tiny_world", dataclasses.replace(catalog.dataset("tiny_world"), name="mine")),
+        ("Acme/Prefs", DatasetSpec(name="prefs", source="Acme/Prefs")),
+        ("./My Set", DatasetSpec(name="my_set", source="My Set")),
+        ("Rows.v1.jsonl", DatasetSpec(name="rows.v1", source="Rows.v1.jsonl")),
+        ("Mine.v2.jsonl.gz", DatasetSpec(name="mine.v2", source="Mine.v2.jsonl.gz")),
+        ("mine=My Set", DatasetSpec(name="mine", source="My Set")),
+        # A catalog name in front of a path keeps what the set rewrites, and its draw; the folder's own name does not.
+        (
+            "ultrafeedback_french=My Set",
+            DatasetSpec(name="ultrafeedback_french", source="My Set", rewriting_of="ultrafeedback"),
+        ),
+        (
+            "rewardmath=./rewardmath",
+            DatasetSpec(
+                name="rewardmath", source="rewardmath", train_draw=catalog.dataset("rewardmath").train_draw
+            ),
+        ),
+        ("./rewardmath", DatasetSpec(name="rewardmath", source="rewardmath")),
+    ],
+)
+def test_a_word_is_a_data_set_of_the_catalog_the_hub_or_the_disk(text: str, expected: DatasetSpec):
+    for folder in ("My Set", "rewardmath"):
+        Path(folder).mkdir()
+    for file in ("Rows.v1.jsonl", "Mine.v2.jsonl.gz"):
+        Path(file).touch()
+    assert parse_dataset(text, "--train-sets") == expected
 
 
 def test_a_mixture_names_sets_with_shares(tmp_path: Path):
@@ -133,31 +127,11 @@ def test_a_mixture_names_sets_with_shares(tmp_path: Path):
             parse_dataset(text, flag)
 
 
-def test_a_hub_data_set_is_named_after_its_last_part():
-    assert parse_dataset("Acme/Prefs", "--train-sets") == DatasetSpec(name="prefs", source="Acme/Prefs")
-
-
-def test_name_equals_path_names_a_data_set(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    assert parse_dataset("mine=folder", "--train-sets") == DatasetSpec(name="mine", source="folder")
-
-
-def test_a_catalog_name_in_front_of_a_path_keeps_what_it_rewrites(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    taken = parse_dataset("ultrafeedback_french=folder", "--eval-sets")
-    assert taken == DatasetSpec(name="ultrafeedback_french", source="folder", rewriting_of="ultrafeedback")
-
-
 @pytest.mark.parametrize("flag", ["--train-sets", "--eval-sets"])
 def test_a_mistyped_data_set_is_refused_with_its_flag_and_the_nearest_name(flag: str):
     with pytest.raises(SpecError, match=r"did you mean .*tiny_world") as raised:
         parse_dataset("tinyworld", flag)
     assert str(raised.value).startswith(f"{flag} tinyworld")
-
-
-def test_names_are_made_safe_for_metric_keys(tmp_path: Path):
-    (tmp_path / "a b%c").mkdir()
-    assert parse_model("./a b%c").name == "a_b_c"
 
 
 def test_a_name_without_a_letter_is_refused(tmp_path: Path):
@@ -181,7 +155,7 @@ def test_a_mistyped_reward_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("beta", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_beta_that_cannot_be_is_refused(beta: float):
     with pytest.raises(SpecError, match="beta"):
-        session.select(Options(beta=beta), catalog.LAPTOP, "demo")
+        full_grid(session.select(Options(beta=beta), catalog.LAPTOP, "demo"))
 
 
 def test_a_beta_that_nothing_would_use_is_refused():
@@ -214,17 +188,11 @@ def test_a_category_of_an_unknown_set_is_refused_with_the_nearest_name():
 
 
 def test_only_takes_keys_and_globs():
-    assert parse_only(["model=llama*", "seed=0", "train=a=b"]) == (
-        ("model", "llama*"),
-        ("seed", "0"),
-        ("train", "a=b"),
-    )
-
-
-@pytest.mark.parametrize("text", ["model", "model=", ""])
-def test_only_without_a_value_is_refused_with_an_example(text: str):
-    with pytest.raises(SpecError, match="KEY=GLOB"):
-        parse_only([text])
+    given = ["model=llama*", "seed=0", "train=a=b"]
+    assert parse_only(given) == (("model", "llama*"), ("seed", "0"), ("train", "a=b"))
+    for text in ("model", "model=", ""):
+        with pytest.raises(SpecError, match="KEY=GLOB"):
+            parse_only([text])
 
 
 def test_flags_go_before_the_recipe_of_the_catalog():
@@ -276,13 +244,6 @@ def test_another_number_of_pairs_is_drawn_from_every_set_in_the_usual_way():
     assert {spec.name: spec for spec in chosen.train_sets}["rewardmath"] in chosen.eval_sets
 
 
-def test_a_copy_keeps_the_papers_draw_where_it_is_named_so_and_not_by_the_name_of_its_folder(tmp_path):
-    (tmp_path / "rewardmath").mkdir()
-    folder = str(tmp_path / "rewardmath")
-    assert parse_dataset(f"rewardmath={folder}", "--train-sets").train_draw.max_pairs == 1000
-    assert parse_dataset(folder, "--train-sets").train_draw is None
-
-
 def test_token_limits_are_those_of_every_draw_a_named_sets_own_too():
     limits = {"max_prompt_tokens": 2048, "max_response_tokens": 512}
     for trial in full_grid(session.select(Options(**limits), catalog.PAPER, "demo")).trials:
@@ -294,18 +255,13 @@ def test_token_limits_are_those_of_every_draw_a_named_sets_own_too():
     }
 
 
-@pytest.mark.parametrize(
-    "flag", ["max_train_pairs", "max_eval_pairs", "max_prompt_tokens", "max_response_tokens"]
-)
-def test_zero_pairs_are_refused_and_not_taken_for_the_profiles_number(flag: str):
-    with pytest.raises(SpecError, match=flag.replace("_", "-")):
-        session.select(Options(**{flag: 0}), catalog.PAPER, "demo")
-
-
 @pytest.mark.parametrize("count", [0, -1])
-def test_a_number_of_trials_below_one_is_refused(count: int):
-    with pytest.raises(SpecError, match="--max-trials"):
-        full_grid(session.select(Options(max_trials=count), catalog.LAPTOP, "demo"))
+@pytest.mark.parametrize(
+    "flag", ["max_train_pairs", "max_eval_pairs", "max_prompt_tokens", "max_response_tokens", "max_trials"]
+)
+def test_a_number_below_one_is_refused_and_not_taken_for_the_profiles(flag: str, count: int):
+    with pytest.raises(SpecError, match=flag.replace("_", "-")):
+        session.select(Options(**{flag: count}), catalog.PAPER, "demo")
 
 
 def test_max_trials_takes_the_grids_first():
@@ -322,8 +278,3 @@ def test_auto_is_paper_where_the_gpus_hold_it_and_laptop_elsewhere_and_says_so()
         assert profile is expected
         assert profile.name in why
     assert session.profile_for(Options(profile="paper"), []) == (catalog.PAPER, "")
-
-
-def test_a_packed_file_is_named_without_its_endings(tmp_path: Path):
-    (tmp_path / "Mine.v2.jsonl.gz").touch()
-    assert parse_dataset("Mine.v2.jsonl.gz", "--train-sets").name == "mine.v2"

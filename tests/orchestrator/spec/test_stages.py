@@ -4,20 +4,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.stages import PretrainStage, Stage, TrialPlan
+from orchestrator.spec.stages import Stage
 from orchestrator.store.artifacts import WEIGHTS, Store
 from tests.orchestrator.sweep_samples import (
     EX_RM,
     HAMILTONIAN,
     IM_RM,
-    LLAMA,
     PARAPHRASE,
     QWEN,
     TINY_WORLD,
     plan,
+    pretrained_plan,
     trial,
 )
-from trainers.models.tiny import TINY_MODELS
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, OptimSpec
 
@@ -32,27 +31,17 @@ def labels(stages: list[Stage]) -> list[str]:
     return [stage.label for stage in stages]
 
 
-def pretrained_plan(**changes: Any) -> TrialPlan:
-    origin = PretrainStage(model=TINY_MODELS["llama-64"], name="llama-64")
-    return plan(trial(**changes), key=origin.key, origin=origin)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         {"seed": 1},
-        {"optim": OptimSpec(lr=1e-5)},
-        {"optim": OptimSpec(epochs=6)},
-        {"optim": OptimSpec(effective_batch=16)},
-        {"reward": RewardSpec(kind="im_rm", beta=0.1)},
         {"reward": EX_RM},
-        {"train_draw": DrawSpec(max_pairs=5)},
-        {"train_draw": DrawSpec(seed=1)},
         {"train_set": HAMILTONIAN},
     ],
     ids=str,
 )
 def test_what_changes_the_training_changes_its_key(changes: dict[str, Any]):
+    """The axes do, too (test_axes.py)."""
     assert plan(trial(**changes)).key != plan(trial()).key
 
 
@@ -124,24 +113,18 @@ def test_training_and_evaluation_pairs_of_one_set_are_prepared_apart():
     assert item.train.prepared.key != item.evaluations[0].prepared.key
 
 
-@pytest.mark.parametrize("reward", [EX_RM, IM_RM], ids=lambda reward: reward.kind)
-def test_missing_lists_every_need_before_what_needs_it(store: Store, reward: RewardSpec):
-    missing = pretrained_plan(reward=reward).missing(store)
-    for position, stage in enumerate(missing):
-        before = {item.key for item in missing[:position]}
-        assert {need.key for need in stage.needs} <= before
-    assert len({stage.key for stage in missing}) == len(missing)
-
-
 @pytest.mark.parametrize(
     ("reward", "references"), [(EX_RM, {}), (IM_RM, {"reference": 3})], ids=["ex_rm", "im_rm"]
 )
-def test_missing_of_a_new_trial_is_all_of_its_stages(
+def test_missing_of_a_new_trial_is_all_of_its_stages_every_need_before_what_needs_it(
     store: Store, reward: RewardSpec, references: dict[str, int]
 ):
-    kinds = [stage.kind for stage in pretrained_plan(reward=reward).missing(store)]
+    missing = pretrained_plan(reward=reward).missing(store)
+    kinds = [stage.kind for stage in missing]
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     assert counts == {"pretrain": 1, "prepare": 3, **references, "train": 1, "evaluate": 2}
+    for position, stage in enumerate(missing):
+        assert {need.key for need in stage.needs} <= {item.key for item in missing[:position]}
 
 
 def test_missing_shrinks_by_each_stage_that_is_committed_until_nothing_is_left(store: Store):
@@ -175,7 +158,3 @@ def test_inputs_of_a_finished_training_are_not_asked_for_again(store: Store):
     item = pretrained_plan(reward=EX_RM)
     commit(store, item.train)
     assert "prepare tiny_world/train" not in labels(item.missing(store))
-
-
-def test_a_model_name_is_what_people_see(store: Store):
-    assert LLAMA.name in labels(pretrained_plan().missing(store))[0]

@@ -1,6 +1,5 @@
 """The artifact store: all or nothing, first writer wins, digests checked."""
 
-import json
 import threading
 from pathlib import Path
 
@@ -26,17 +25,12 @@ def folder_of(store: Store) -> Path:
     return store.root / "artifacts" / "train" / KEY
 
 
-def test_an_artifact_holds_what_was_written(store: Store):
+def test_an_artifact_holds_what_was_written_and_its_manifest_says_from_what(store: Store):
     write(store)
     assert (store.read("train", KEY) / "nested" / "file.txt").read_text() == "content"
     assert store.complete("train", KEY)
-
-
-def test_the_manifest_says_what_and_from_what(store: Store):
-    write(store)
     manifest = store.manifest("train", KEY)
-    assert manifest["inputs"] == {"seed": 1}
-    assert manifest["info"] == {"pairs": 3}
+    assert (manifest["inputs"], manifest["info"]) == ({"seed": 1}, {"pairs": 3})
     assert list(manifest["files"]) == ["nested/file.txt"]
     assert manifest["files"]["nested/file.txt"]["size"] == len("content")
     assert manifest["seconds"] >= 0
@@ -124,43 +118,24 @@ def test_of_many_writers_at_once_one_stays_whole(tmp_path: Path):
     assert sorted(item.name for item in folder.parent.iterdir()) == sorted([MANIFEST, folder.name])
 
 
-def test_a_flipped_byte_is_noticed_when_read_and_names_the_file(store: Store):
-    write(store)
-    file = Store(store.root).read("train", KEY) / "nested" / "file.txt"
-    file.write_text("contemt")
-    with pytest.raises(StorageError, match=r"file\.txt"):
-        Store(store.root).read("train", KEY)
-
-
-def test_a_lost_file_is_noticed_when_read(store: Store):
-    write(store)
-    (Store(store.root).read("train", KEY) / "nested" / "file.txt").unlink()
-    with pytest.raises(StorageError, match=r"file\.txt"):
-        Store(store.root).read("train", KEY)
-
-
-def test_listing_checks_no_digest(store: Store):
-    write(store)
-    (store.read("train", KEY) / "nested" / "file.txt").write_text("contemt")
-    assert Store(store.root).complete("train", KEY)
-
-
 @pytest.mark.parametrize(
-    "text", ["", "{", "\x00\xff", '{"attempt": '], ids=["empty", "open", "binary", "cut"]
+    "harm", [lambda file: file.write_text("contemt"), Path.unlink], ids=["flipped", "lost"]
 )
-def test_an_unreadable_manifest_is_an_error_that_names_it(store: Store, text: str):
+def test_a_damaged_file_is_noticed_when_read_and_named_and_a_listing_reads_none(store: Store, harm):
+    write(store)
+    harm(store.read("train", KEY) / "nested" / "file.txt")
+    assert Store(store.root).complete("train", KEY)
+    with pytest.raises(StorageError, match=r"file\.txt"):
+        Store(store.root).read("train", KEY)
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00\xff", '{"attempt": ', "[]", "{}", '{"attempt": "x"}'])
+def test_a_manifest_that_is_none_is_an_error_that_names_it(store: Store, text: str):
     write(store)
     (folder_of(store) / MANIFEST).write_text(text)
-    with pytest.raises(StorageError, match=MANIFEST):
-        store.manifest("train", KEY)
-
-
-@pytest.mark.parametrize("manifest", [[], {}, {"attempt": "x"}], ids=["list", "empty", "no files"])
-def test_a_manifest_of_another_shape_is_an_error_that_names_it(store: Store, manifest: object):
-    write(store)
-    (folder_of(store) / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(StorageError, match=MANIFEST):
-        Store(store.root).read("train", KEY)
+    for ask in (store.manifest, Store(store.root).read):
+        with pytest.raises(StorageError, match=MANIFEST):
+            ask("train", KEY)
 
 
 def test_a_root_that_cannot_be_written_is_a_storage_error(tmp_path: Path):
@@ -177,17 +152,11 @@ def test_a_root_below_a_file_holds_no_artifact(tmp_path: Path):
         store.read("train", KEY)
 
 
-def test_publish_says_whether_it_was_first_and_leaves_no_draft(tmp_path: Path):
-    file = tmp_path / "manifest.json"
+def test_publish_says_whether_it_was_first_and_replace_replaces_and_neither_leaves_a_draft(tmp_path: Path):
+    file = tmp_path / "new" / "sweep.json"
     assert publish(file, "first")
     assert not publish(file, "second")
     assert file.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_replace_puts_new_text_in_place_and_leaves_no_draft(tmp_path: Path):
-    file = tmp_path / "new" / "sweep.json"
-    replace(file, "old")
     replace(file, "é new")
     assert file.read_text(encoding="utf-8") == "é new"
     assert list(file.parent.iterdir()) == [file]

@@ -37,6 +37,7 @@ def test_a_failed_trial_is_read_back_as_noted(store: Store):
         Started(trial="a"),
         StageBegan(trial="a", stage="train"),
         RowsLogged(trial="a", stage="train", rows=rows),
+        Replanned(trial="a", text="planned for 8 GPUs; on 4"),
         Retried(trial="a", cause="WorkerLost", message="gone", how="again in 5 s"),
         Failed(trial="a", cause="Diverged", message="step 3"),
     )
@@ -48,6 +49,7 @@ def test_a_failed_trial_is_read_back_as_noted(store: Store):
         cause="Diverged",
         message="step 3",
         retries=["WorkerLost: gone"],
+        replanned=["planned for 8 GPUs; on 4"],
     )
     assert notes == {"a": expected}
     read = read_state("s", store)
@@ -112,19 +114,14 @@ def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Sto
 def test_why_a_trial_failed_is_known_until_it_is_complete(store: Store):
     failure = {"cause": "Diverged", "message": "m"}
     told(store, Failed(trial="a", **failure))
-    StateWriter("s", store, "killed", [], ["a"])
-    assert (read_state("s", store).trials["a"].state, read_state("s", store).trials["a"].cause) == (
-        "waiting",
-        "Diverged",
-    )
+    killed = StateWriter("s", store, "killed", [], ["a"])
+    note = read_state("s", store).trials["a"]
+    assert (note.state, note.cause) == ("waiting", "Diverged")
+    # A failure is written at once.
+    killed.on_event(Failed(trial="a", **failure))
+    assert read_state("s", store).trials["a"].state == "failed"
     assert told(store, Started(trial="a"), Stopped(trial="a"))["a"].cause == "Diverged"
     assert told(store, Completed(trial="a"))["a"] == TrialNote(state="complete")
-
-
-def test_a_failure_is_written_at_once(store: Store):
-    writer = StateWriter("s", store, "killed", [], ["a"])
-    writer.on_event(Failed(trial="a", cause="Diverged", message="m"))
-    assert read_state("s", store).trials["a"].state == "failed"
 
 
 def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: Store):
@@ -137,27 +134,19 @@ def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: S
     assert notes == {"a": TrialNote(state="stopped")}
 
 
-def damaged_texts() -> list[str]:
-    good = '{"driver": "d", "command": [], "trials": {"a": {"state": "failed"}}}'
-    wrong = ["", "{", "[]", "null", "{}", '{"driver": "d", "command": [], "trials": []}', good[:-5]]
-    return [*wrong, good.replace('"state"', '"status"'), good.replace("[]", "null"), "\x00\x01"]
+GOOD = b'{"driver": "d", "command": [], "trials": {"a": {"state": "failed"}}}'
+DAMAGED = [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00", b"\x00\x01", GOOD[:-5]]
+DAMAGED += [b'{"driver": "d", "command": [], "trials": []}', GOOD.replace(b"state", b"status")]
 
 
-@pytest.mark.parametrize("text", damaged_texts())
-def test_a_damaged_note_is_none(store: Store, text: str):
+@pytest.mark.parametrize("content", [*DAMAGED, GOOD.replace(b"[]", b"null")])
+def test_a_damaged_note_is_none(store: Store, content: bytes):
     file = store.sweep_dir("s") / "state.json"
     file.parent.mkdir(parents=True)
-    file.write_text(text)
+    file.write_bytes(content)
     assert read_state("s", store) == SweepState()
     # And the next command writes a new one.
     assert told(store, Completed(trial="a"))["a"].state == "complete"
-
-
-def test_bytes_that_are_no_text_are_none(store: Store):
-    file = store.sweep_dir("s") / "state.json"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"\xff\xfe\x00")
-    assert read_state("s", store) == SweepState()
 
 
 def test_a_note_that_cannot_be_written_ends_nothing(store: Store):
@@ -178,10 +167,3 @@ def test_a_running_trial_s_pace_is_noted_and_a_failed_one_has_none(store: Store)
     notes = read_state("s", store).trials
     assert (notes["a"].loss, notes["a"].pairs_per_s) == (0.5, 4.0)
     assert (notes["b"].loss, notes["b"].pairs_per_s) == (0.5, None)
-
-
-def test_a_training_on_fewer_devices_than_planned_is_noted(store: Store):
-    notes = told(
-        store, Started(trial="a"), Replanned(trial="a", text="planned for 8 GPUs; on 4"), Completed(trial="a")
-    )
-    assert notes["a"].replanned == ["planned for 8 GPUs; on 4"]
