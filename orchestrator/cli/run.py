@@ -135,10 +135,7 @@ def may_join(session: Session) -> bool:
 
 
 def capacity(session: Session) -> tuple[Node, ...]:
-    """Return the nodes for the command, without joining a cluster.
-
-    These are the nodes of --cluster, else those of the running cluster and those it may still add, else this machine.
-    """
+    """Return the nodes of --cluster, else of the running cluster, which is joined, with those it may still add, else this machine."""
     options = session.options
     given = read_cluster(options.cluster) if options.cluster else ()
     if given and isinstance(options.command, Plan):
@@ -150,15 +147,7 @@ def capacity(session: Session) -> tuple[Node, ...]:
         )
     if not may_join(session):
         return local_capacity()
-    workers = all_workers(options.cluster)
-    set_ray_environment()
-    from orchestrator.run.ray import cluster
-
-    with quiet(session.driver_log):
-        nodes = cluster.look()
-    if nodes is None:
-        return joined(session) or local_capacity()
-    return (*nodes, *still_absent(workers, nodes).values())
+    return joined(session) or local_capacity()
 
 
 def joined(session: Session) -> tuple[Node, ...]:
