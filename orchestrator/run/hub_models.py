@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec.stages import BaseModel, ReferenceStage, SampleStage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
@@ -37,7 +38,7 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
         return
     # We report a failure once; the hub would report each of its retries.
     hub_logging.set_verbosity_error()
-    fetch = functools.partial(
+    fetch: Callable[..., Any] = functools.partial(
         snapshot_download,
         base.location,
         revision=base.revision,
