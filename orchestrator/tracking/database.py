@@ -49,12 +49,13 @@ def open_database(uri: str) -> str | None:
 def _make(file: Path) -> None:
     """Make the database in one step: MLflow cannot continue an interrupted migration."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
     try:
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        # Another driver may have made it meanwhile; without hard links, MLflow makes it in place.
-        with contextlib.suppress(OSError):
+        # Another driver may have made it meanwhile. Without hard links, MLflow makes it in place; where it cannot, it says why.
+        with contextlib.suppress(OSError, MlflowException):
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
             os.link(draft, file)
     finally:
         draft.unlink(missing_ok=True)
