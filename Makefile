@@ -14,7 +14,6 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python sweeps/full_grid.py --profile laptop --storage $(STORAGE)
-	$(BIN)/python benchmarks/demo_phases.py --storage $(STORAGE)
 
 lint: install
 	$(BIN)/ruff check .

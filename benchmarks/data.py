@@ -31,12 +31,12 @@ class Drawn:
     records: list[Pair]
 
 
-def ready_model(folder: Path, cache: Path = _CACHE) -> Path:
-    """A Hugging Face folder in fp32: `folder`, or what its GGUF file was converted to (once, kept in `cache`)."""
+def ready_model(folder: Path) -> Path:
+    """Return a Hugging Face folder in fp32: `folder`, or what its GGUF file was converted to, once."""
     files = sorted(folder.glob("*.gguf"))
     if not files:
         return folder.resolve()
-    converted = cache / f"{files[0].stem}-{files[0].stat().st_size}"
+    converted = _CACHE / f"{files[0].stem}-{files[0].stat().st_size}"
     if not converted.is_dir():
         unfinished = converted.with_name(converted.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -45,12 +45,12 @@ def ready_model(folder: Path, cache: Path = _CACHE) -> Path:
     return converted.resolve()
 
 
-def draw(model: Path, data: Path, *, split: str, count: int, seed: int) -> Drawn:
-    """`count` random pairs of `split` that fit 512 + 512 tokens. Raises DataError where it has fewer."""
-    records = read_pairs(DatasetSpec(name=data.name, source=str(data)), split)
-    found = _tokenized(ready_model(model), records, count, seed)
+def draw(model: Path, data: Path, count: int) -> Drawn:
+    """Draw `count` random test pairs that fit 512 + 512 tokens. Raises DataError where there are fewer."""
+    records = read_pairs(DatasetSpec(name=data.name, source=str(data)), "test")
+    found = _tokenized(ready_model(model), records, count)
     if len(found.pairs) < count:
-        raise DataError(f"{data}, split {split}: only {len(found.pairs)} pairs fit, {count} are needed.")
+        raise DataError(f"{data}, split test: only {len(found.pairs)} pairs fit, {count} are needed.")
     return found
 
 
@@ -75,10 +75,10 @@ def random_draw(folder: Path, config: dict[str, Any], lengths: tuple[int, int, i
         Pair(prompt=user_prompt(prompt), chosen=chosen, rejected=rejected)
         for prompt, chosen, rejected in parts
     ]
-    return _tokenized(folder, records, count, 0)
+    return _tokenized(folder, records, count)
 
 
-def _tokenized(model: Path, records: Sequence[Pair], count: int, seed: int) -> Drawn:
-    limits = DrawSpec(max_pairs=count, seed=seed, max_prompt_tokens=512, max_response_tokens=512)
+def _tokenized(model: Path, records: Sequence[Pair], count: int) -> Drawn:
+    limits = DrawSpec(max_pairs=count, seed=0, max_prompt_tokens=512, max_response_tokens=512)
     pairs, _ = tokenize_pairs(records, AutoTokenizer.from_pretrained(model), limits)
     return Drawn(model=str(model), pairs=pairs, records=[records[pair.index] for pair in pairs])

@@ -10,17 +10,15 @@ import dataclasses
 import io
 import itertools
 import json
-import os
-import pkgutil
-import shutil
+import math
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -47,8 +45,6 @@ NAME = "load"
 REWARDS = ("ex_rm", "im_rm")
 MODELS = 100
 SAMPLE_EVERY_S = 0.5
-# What runs the trials of a command.
-RUNS = {"ray": "orchestrator.run.ray.sweep.run_on_ray", "inline": "orchestrator.cli.running.run_inline"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,32 +59,21 @@ class Load:
     """Where the artifacts are kept (default: a temporary folder that is removed at the end)."""
 
 
-@dataclass(slots=True)
-class Driver:
-    """Resident memory and processor time of this process; a context manager that samples while it is open.
+@contextlib.contextmanager
+def sampled() -> Iterator[list[tuple[float, float, float]]]:
+    """Yield a list of (Unix time, resident MB, processor seconds so far) of this process that grows twice a second."""
+    samples: list[tuple[float, float, float]] = []
+    done = threading.Event()
 
-    A sample is (Unix time, bytes, processor seconds so far).
-    """
+    def sample() -> None:
+        while not done.wait(SAMPLE_EVERY_S):
+            samples.append((time.time(), psutil.Process().memory_info().rss / 1e6, time.process_time()))
 
-    samples: list[tuple[float, int, float]] = field(default_factory=list)
-    _done: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> "Driver":
-        threading.Thread(target=self._sample, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-
-    def _sample(self) -> None:
-        while True:
-            self.samples.append((time.time(), psutil.Process().memory_info().rss, time.process_time()))
-            if self._done.wait(SAMPLE_EVERY_S):
-                return
-
-    def at(self, moment: float) -> tuple[float, int, float]:
-        """The sample nearest to a Unix time."""
-        return min(self.samples, key=lambda sample: abs(sample[0] - moment))
+    threading.Thread(target=sample, daemon=True).start()
+    try:
+        yield samples
+    finally:
+        done.set()
 
 
 def make_session(load: Load, folder: Path) -> Session:
@@ -147,112 +132,59 @@ def dataset_folder(folder: Path, number: int) -> str:
     return str(folder)
 
 
-def run_again(session: Session) -> float:
-    """Seconds that the command takes when nothing is left to do, every file checked as by another process."""
-    fresh = dataclasses.replace(session, store=Store(session.store.root))
-    began = time.perf_counter()
-    code = run.run(fresh, full_grid)
-    assert code == 0, f"exit code {code}"
+def storage_of(given: Path | None) -> contextlib.AbstractContextManager[str]:
+    """Give the folder, which is kept, or if none is given a temporary one."""
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        return contextlib.nullcontext(str(given.absolute()))
+    # Processes of the benchmark may still write into it.
+    return tempfile.TemporaryDirectory(prefix="rmsweep-", ignore_cleanup_errors=True)
+
+
+def run_s(session: Session, build: run.Build) -> float:
+    """Run the sweep as another process would, with every file checked, and return the seconds that the command took."""
+    fresh, began = dataclasses.replace(session, store=Store(session.store.root)), time.perf_counter()
+    if code := run.run(fresh, build):
+        sys.exit(f"exit code {code}: {session.console.file.getvalue()}")  # type: ignore[attr-defined]
     return time.perf_counter() - began
-
-
-def quarters(ended: Sequence[float], began: float) -> list[tuple[float, float, int]]:
-    """(start, end, trials) of each quarter of the trials, by when they were complete; Unix times."""
-    ends = [began, *sorted(ended)]
-    marks = [len(ended) * number // 4 for number in range(5)]
-    return [(ends[first], ends[last], last - first) for first, last in itertools.pairwise(marks)]
-
-
-@contextlib.contextmanager
-def seconds_of(name: str) -> Iterator[list[float]]:
-    """Yield a list that takes how long each call of a function took, which is given as `module.function`."""
-    function, seconds = pkgutil.resolve_name(name), []
-
-    def timed(*args: Any, **kwargs: Any) -> None:
-        began = time.perf_counter()
-        function(*args, **kwargs)
-        seconds.append(time.perf_counter() - began)
-
-    with mock.patch(name, timed):
-        yield seconds
-
-
-@contextlib.contextmanager
-def benchmark_folder(storage: Path | None, name: str) -> Iterator[Path]:
-    """`storage` where it is given, and kept; else a temporary folder of that name, removed at the end."""
-    if storage is not None:
-        storage.mkdir(parents=True, exist_ok=True)
-        yield storage.absolute()
-        return
-    folder = Path(tempfile.mkdtemp(prefix=f"rmsweep-{name}-"))
-    try:
-        yield folder
-    finally:
-        # Processes of the benchmark may still write into it.
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(load: Load) -> None:
     """Run the sweep, wait for MLflow, run it again when complete, and print the table."""
     # Measured on a Ray of its own, whatever cluster runs on this machine.
-    with (
-        benchmark_folder(load.storage, "load") as folder,
-        mock.patch.object(run, "cluster_address", return_value=None),
-    ):
-        session = make_session(load, folder)
+    with storage_of(load.storage) as folder, mock.patch.object(run, "cluster_address", return_value=None):
+        session = make_session(load, Path(folder))
         stand_in = standing_in_on_ray if load.backend == "ray" else standing_in
-        with Driver() as driver, stand_in(AT_ONCE), seconds_of(RUNS[load.backend]) as trials_s:
-            code = run.run(session, full_grid)
-        if code:
-            sys.exit(f"exit code {code}: {session.console.file.getvalue()}")
-        shown = session.store.sweep_dir(NAME) / SHOWN
-        catching_up = [
-            run_again(session) for _ in itertools.takewhile(lambda _: not shown.exists(), range(20))
-        ]
-        again_s = run_again(session)
-        _print(load, session, trials_s[0], driver, sum(catching_up), again_s)
+        with sampled() as samples, stand_in(AT_ONCE):
+            run_s(session, full_grid)
+        shown, catching_up_s = session.store.sweep_dir(NAME) / SHOWN, 0.0
+        for _ in itertools.takewhile(lambda _: not shown.exists(), range(20)):
+            catching_up_s += run_s(session, full_grid)
+        again_s = run_s(session, full_grid)
+        rows = list(_measured(load, session, samples))
+    rows += [
+        ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
+        ("run again when complete, s", f"{again_s:.1f}"),
+    ]
+    print_table(f"{load.trials} trials × {load.sets} sets, {load.backend}", rows)
 
 
-def _print(
-    load: Load,
-    session: Session,
-    wall_s: float,
-    driver: Driver,
-    catching_up_s: float,
-    again_s: float,
-) -> None:
-    results = list(sweep_results(read_declaration(NAME, session.store), session.store))
-    ended = sorted(result.finished for result in results)
+def _measured(
+    load: Load, session: Session, samples: Sequence[tuple[float, float, float]]
+) -> Iterator[tuple[str, str]]:
+    results = sweep_results(read_declaration(NAME, session.store), session.store)
     evaluated = sum(len(result.evaluations) for result in results)
-    # Artifacts say when trials ended.
-    parts = list(enumerate(quarters(ended, ended[-1] - wall_s), 1))
-    processor_s = [driver.at(end)[2] - driver.at(start)[2] for _, (start, end, _) in parts]
-    slots = len(os.sched_getaffinity(0)) if load.backend == "ray" else 1
-    print_table(
-        f"{load.trials} trials × {load.sets} sets, {load.backend}",
-        [
-            ("trainings found", f"{sum(result.trained for result in results)} of {load.trials}"),
-            ("evaluations found", f"{evaluated} of {load.trials * load.sets}"),
-            ("trials that run at once", f"{slots}"),
-            ("trials, s", f"{wall_s:.1f}"),
-            ("trials, s per trial", f"{wall_s / load.trials:.3f}"),
-            *(
-                (f"quarter {n}, wall s per trial", f"{(end - start) / of:.3f}")
-                for n, (start, end, of) in parts
-            ),
-            *(
-                (f"quarter {n}, driver's CPU s per trial", f"{seconds / of:.3f}")
-                for (n, (_, _, of)), seconds in zip(parts, processor_s, strict=True)
-            ),
-            ("driver at the start, MB", f"{driver.samples[0][1] / 1e6:.0f}"),
-            *(
-                (f"driver after quarter {n}, MB", f"{driver.at(end)[1] / 1e6:.0f}")
-                for n, (_, end, _) in parts
-            ),
-            ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
-            ("run again when complete, s", f"{again_s:.1f}"),
-        ],
-    )
+    yield "trainings found", f"{sum(result.trained for result in results)} of {load.trials}"
+    yield "evaluations found", f"{evaluated} of {load.trials * load.sets}"
+    # Artifacts say when stages began and ended.
+    ends = sorted(result.finished for result in results)
+    ends.insert(0, min(result.started or math.inf for result in results))
+    yield "wall s per trial", f"{(ends[-1] - ends[0]) / load.trials:.3f}"
+    at = [min(samples, key=lambda sample: abs(sample[0] - end)) for end in ends]
+    for first, last in itertools.pairwise(load.trials * quarter // 4 for quarter in range(5)):
+        wall_s, cpu_s = ends[last] - ends[first], at[last][2] - at[first][2]
+        found = [f"{seconds / (last - first):.3f}" for seconds in (wall_s, cpu_s)]
+        yield f"{first} to {last}: wall s, CPU s per trial; MB", ", ".join([*found, f"{at[last][1]:.0f}"])
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

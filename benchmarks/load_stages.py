@@ -1,6 +1,7 @@
 """Stages that compute nothing and commit real artifacts at once, and how they stand in the place of the product's."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -22,9 +23,7 @@ from trainers.evaluate.scores import write_scores
 from trainers.pairs.tokens import TokenPair
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
-STEPS = 3
 PAIRS = 8
-ROW_EVERY_S = 0.05
 CHATTY_ROWS = 60
 
 
@@ -35,27 +34,25 @@ def shared_at_once(stage: SharedStage, store: Store, report: TakeRow) -> None:
         attempt.info.update(pid=os.getpid())
 
 
-def train_at_once(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
-    """A log of a few steps, and a manifest as a training leaves it."""
-    log = [_row(step, STEPS) for step in range(1, STEPS + 1)]
+def train_at_once(
+    stage: TrainStage,
+    call: TrainCall,
+    store: Store,
+    report: TakeRow,
+    *,
+    steps: int = 3,
+    every_s: float = 0.0,
+) -> None:
+    """Report some steps, and leave a log and a manifest as a training does."""
+    log = [_row(step, steps) for step in range(1, steps + 1)]
     with store.write(stage.kind, stage.key, model=stage.base.key, data=stage.prepared.key) as attempt:
-        for row in log:
+        began = time.monotonic()
+        for number, row in enumerate(log, 1):
             report(row)
+            time.sleep(max(0.0, began + number * every_s - time.monotonic()))
         parquet.write_table(pa.Table.from_pylist(log), attempt.directory / "log.parquet")
         perf = {"tokens_per_s": 1.0, "pairs_per_s": 1.0, "step_s": 1.0, "peak_mem_gb": 0.1}
         attempt.info.update(pairs=100, train_accuracy=1.0, perf=perf, pid=os.getpid(), **call.provenance)
-        with store.write(WEIGHTS, stage.key):
-            pass
-
-
-def train_chattily(stage: TrainStage, call: TrainCall, store: Store, report: TakeRow) -> None:
-    """A training that produces twenty rows a second for three seconds."""
-    with store.write(stage.kind, stage.key) as attempt:
-        began = time.monotonic()
-        for step in range(1, CHATTY_ROWS + 1):
-            report(_row(step, CHATTY_ROWS))
-            time.sleep(max(0.0, began + step * ROW_EVERY_S - time.monotonic()))
-        attempt.info.update(pairs=100, train_accuracy=1.0, perf={})
         with store.write(WEIGHTS, stage.key):
             pass
 
@@ -73,19 +70,8 @@ def evaluate_at_once(stages: Sequence[EvaluateStage], store: Store, report: Take
 
 
 def _row(step: int, total: int) -> dict[str, Any]:
-    return {
-        "step": step,
-        "total": total,
-        "epoch": 0,
-        "loss": 1.0 / step,
-        "accuracy": 1.0,
-        "margin": 0.1 * step,
-        "grad_norm": 1.0,
-        "lr": 1e-6,
-        "pairs": PAIRS,
-        "step_s": 0.01,
-        "time": time.time(),
-    }
+    measured = {"loss": 1.0 / step, "accuracy": 1.0, "margin": 0.1 * step, "grad_norm": 1.0, "lr": 1e-6}
+    return {"step": step, "total": total, "epoch": 0, **measured, "time": time.time()}
 
 
 class NoView:
@@ -93,12 +79,7 @@ class NoView:
 
     def __init__(self, *_: object) -> None: ...
 
-    def shows(self, key: str) -> bool:
-        return False
-
-    def started(self, key: str) -> None: ...
-
-    def ended(self, key: str, *, failed: bool) -> None: ...
+    def note(self, *_: object) -> None: ...
 
     def close(self, *_: object, **__: object) -> None: ...
 
@@ -110,7 +91,11 @@ AT_ONCE: Stages = {
     "orchestrator.run.compute.run_train": train_at_once,
     "orchestrator.run.compute.run_evaluations": evaluate_at_once,
 }
-CHATTY: Stages = {**AT_ONCE, "orchestrator.run.compute.run_train": train_chattily}
+# Twenty rows a second for three seconds.
+CHATTY: Stages = {
+    **AT_ONCE,
+    "orchestrator.run.compute.run_train": functools.partial(train_at_once, steps=CHATTY_ROWS, every_s=0.05),
+}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Stages that only take time: a training sleeps in one task that holds its gang's GPUs. Ray's workers import them."""
 
-import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ PAIRS = 2000 * 5
 KIND = gpu_kind("H100")
 # Of no account to time.
 LONGEST = PairTokens(prompt=1, chosen=1, rejected=1)
-EVALUATION_S = REFERENCE_S = 1.0
+ON_A_GPU_S = 1.0
 
 
 def planned_s(
@@ -42,24 +41,6 @@ def planned_s(
     return sum(parts.values()) * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
-def train_s(
-    durations: Durations,
-    plan: TrialPlan,
-    placement: Placement,
-    *,
-    scale: float,
-    shapes: Mapping[str, Architecture],
-) -> float:
-    """Seconds that a training sleeps, which is also what the gate is told to expect."""
-    spec = plan.spec
-    return scale * planned_s(shapes[spec.model.name], spec, spec.model.precision, placement)
-
-
-def scoring_s(durations: Durations, plan: TrialPlan, stages: object, placement: Placement) -> float:
-    """Seconds that an evaluation sleeps."""
-    return EVALUATION_S
-
-
 @ray.remote(num_cpus=0, max_retries=0)
 def sleep_as_a_gang(stage: TrainStage, call: TrainCall, store: Store, seconds: float) -> None:
     """Hold a gang's GPUs for so many seconds, then commit."""
@@ -67,58 +48,49 @@ def sleep_as_a_gang(stage: TrainStage, call: TrainCall, store: Store, seconds: f
     train_at_once(stage, call, store, lambda row: None)
 
 
-def sleeper(
-    backend: RayBackend,
-    stage: TrainStage,
-    placement: Placement,
-    grant: Grant,
-    *,
-    scale: float,
-    shapes: Mapping[str, Architecture],
-) -> SimpleNamespace:
-    """What stands in the place of Train: one task holds what was granted for as long as the training is planned to take."""
-    seconds = scale * planned_s(shapes[stage.base.name], stage, stage.base.precision, placement)
-
-    def fit() -> None:
-        (node,) = set(grant.nodes)
-        gpus = placement.world_size if placement.device == "cuda" else 0
-        call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
-        backend.post(StageBegan(stage="train"))
-        on = NodeAffinitySchedulingStrategy(node, soft=False)
-        gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
-        ray.get(gang.remote(stage, call, backend.execution.store, seconds))
-
-    return SimpleNamespace(fit=fit)
-
-
-def shared_in_time(stage: SharedStage, store: Store, report: TakeRow) -> None:
-    """Reference log-probs take a GPU for a moment."""
-    if isinstance(stage, ReferenceStage):
-        time.sleep(REFERENCE_S)
-    shared_at_once(stage, store, report)
-
-
-def evaluate_in_time(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
-    """So do evaluations."""
-    time.sleep(EVALUATION_S)
-    evaluate_at_once(stages, store, report)
-
-
 def nothing() -> None:
     """No torch to import."""
 
 
 def sleeping(scale: float, shapes: Mapping[str, Architecture]) -> Stages:
-    """Stages whose trainings take `scale` times what they are planned to take."""
+    """Return stages that only take time: a training `scale` times what it is planned to take, the others a second."""
+
+    def train_s(durations: Durations, plan: TrialPlan, placement: Placement) -> float:
+        """Return what the gate is told to expect."""
+        spec = plan.spec
+        return scale * planned_s(shapes[spec.model.name], spec, spec.model.precision, placement)
+
+    def sleeper(
+        backend: RayBackend, stage: TrainStage, placement: Placement, grant: Grant
+    ) -> SimpleNamespace:
+        """Stand in the place of Train: one task holds what was granted for as long as the training is planned to take."""
+        (node,) = set(grant.nodes)
+        gpus = placement.world_size if placement.device == "cuda" else 0
+        call = TrainCall(placement=placement, provenance={"node": node, "world_size": placement.world_size})
+        on = NodeAffinitySchedulingStrategy(node, soft=False)
+        gang = sleep_as_a_gang.options(num_gpus=gpus, scheduling_strategy=on)
+        seconds = scale * planned_s(shapes[stage.base.name], stage, stage.base.precision, placement)
+
+        def fit() -> None:
+            backend.post(StageBegan(stage="train"))
+            ray.get(gang.remote(stage, call, backend.execution.store, seconds))
+
+        return SimpleNamespace(fit=fit)
+
+    def shared(stage: SharedStage, store: Store, report: TakeRow) -> None:
+        if isinstance(stage, ReferenceStage):
+            time.sleep(ON_A_GPU_S)
+        shared_at_once(stage, store, report)
+
+    def evaluate(stages: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
+        time.sleep(ON_A_GPU_S)
+        evaluate_at_once(stages, store, report)
+
     return {
-        "orchestrator.run.compute.run_shared": shared_in_time,
-        "orchestrator.run.compute.run_evaluations": evaluate_in_time,
+        "orchestrator.run.compute.run_shared": shared,
+        "orchestrator.run.compute.run_evaluations": evaluate,
         "orchestrator.run.workers.prepare_worker": nothing,
-        "orchestrator.plan.durations.Durations.train_s": functools.partialmethod(
-            train_s, scale=scale, shapes=shapes
-        ),
-        "orchestrator.plan.durations.Durations.scoring_s": scoring_s,
-        "orchestrator.run.ray.backend.RayBackend.trainer": functools.partialmethod(
-            sleeper, scale=scale, shapes=shapes
-        ),
+        "orchestrator.plan.durations.Durations.train_s": train_s,
+        "orchestrator.plan.durations.Durations.scoring_s": lambda *_: ON_A_GPU_S,
+        "orchestrator.run.ray.backend.RayBackend.trainer": sleeper,
     }

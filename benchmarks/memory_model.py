@@ -34,39 +34,19 @@ _STEPS = 2
 # different times. Told to give them back at once, what is resident is what is alive, which is what is predicted.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 16_000,
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "tie_word_embeddings": True,
+
+def _shape(vocabulary: int, hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    sizes = {"vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner}
+    counts = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 4}
+    return {**sizes, **counts, "tie_word_embeddings": True}
+
+
+GEMMA = {"model_type": "gemma2", "head_dim": 80, "query_pre_attn_scalar": 80, "sliding_window": 128}
+MODELS = {
+    "llama": {"model_type": "llama", **_shape(16_000, 768, 2048, 12, 12)},
+    "gemma2": {**GEMMA, **_shape(48_000, 640, 2560, 8, 8)},
 }
-GEMMA = {
-    "model_type": "gemma2",
-    "vocab_size": 48_000,
-    "hidden_size": 640,
-    "intermediate_size": 2560,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 80,
-    "query_pre_attn_scalar": 80,
-    "sliding_window": 128,
-    "tie_word_embeddings": True,
-}
-MODELS = {"llama": LLAMA, "gemma2": GEMMA}
-_SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "head_dim": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 64,
-}
+_SMALL = {**_shape(64, 16, 32, 2, 4), "head_dim": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +75,8 @@ class Case:
         """What the table calls it."""
         at = self.placement
         recomputed = ", recomputed" if at.checkpointing else ""
-        ranks = f"{at.world_size} rank{'s' if at.world_size > 1 else ''}"
         batch = f"{self.pairs} × {self.forwards} × {at.world_size}"
-        return f"{self.model}, {self.reward.name}, ZeRO {at.zero_stage}, {ranks}, {batch}{recomputed}"
+        return f"{self.model}, {self.reward.name}, ZeRO {at.zero_stage}, {batch}{recomputed}"
 
 
 CASES = (
@@ -113,7 +92,7 @@ CASES = (
 
 
 def main(cases: tuple[int, ...] = tuple(range(len(CASES)))) -> None:
-    """Print a table: a row for each configuration."""
+    """Print a table: a row for each configuration, with pairs × forwards × ranks."""
     print("| configuration | pair, tokens | measured, GB | predicted, GB | predicted / measured |")
     print("|---|---|---:|---:|---:|", flush=True)
     for number in cases:
@@ -181,13 +160,12 @@ def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
     from trainers.train.loop import train
 
     draws = random.Random(0)
-    pairs = [
-        TokenPair(index=number, prompt=prompt, chosen=chosen, rejected=rejected)
-        for number in range(case.batch * _STEPS)
-        for prompt, chosen, rejected in [
-            [[draws.randrange(1, _SMALL["vocab_size"]) for _ in range(length)] for length in lengths]
-        ]
-    ]
+    pairs = []
+    for number in range(case.batch * _STEPS):
+        prompt, chosen, rejected = (
+            [draws.randrange(1, _SMALL["vocab_size"]) for _ in range(length)] for length in lengths
+        )
+        pairs.append(TokenPair(index=number, prompt=prompt, chosen=chosen, rejected=rejected))
     inputs = TrainInputs(
         name="random",
         location=str(model),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.data import Drawn, draw, random_draw
+from benchmarks.data import draw, random_draw
 from benchmarks.turns import EFFECTIVE_BATCH, OURS, Job, Kind, measure, print_table
 
 DATA = Path("../shared/data/ultrafeedback")
@@ -24,8 +24,6 @@ _TENSORS_PER_WEIGHT = 4
 def train(
     model: Path,
     data: Path = DATA,
-    split: str = "test",
-    seed: int = 0,
     against: tuple[str, ...] = ("naive", "trl:4x1", "trl:1x4+precomputed"),
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     repetitions: int = 5,
@@ -36,7 +34,7 @@ def train(
     training, and counted.
     """
     steps = repetitions + 1
-    drawn = draw(model, data, split=split, count=EFFECTIVE_BATCH * steps, seed=seed)
+    drawn = draw(model, data, EFFECTIVE_BATCH * steps)
     for kind in kinds:
         # Only IM-RM has a reference to compute beforehand.
         names = [name for name in (OURS, *against) if kind == "im_rm" or "+precomputed" not in name]
@@ -49,8 +47,6 @@ def train(
 def score(
     model: Path,
     data: Path = DATA,
-    split: str = "test",
-    seed: int = 0,
     pairs: int = 40,
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     models: int = 1,
@@ -61,47 +57,34 @@ def score(
     IM-RM is scored against a reference. The plain recipe runs it with every batch; here it is run once for a base model
     and data set, and `--models` trained models (seeds, epochs, learning rates) are scored with it.
     """
-    drawn = draw(model, data, split=split, count=pairs, seed=seed)
+    drawn = draw(model, data, pairs)
     for kind in kinds:
         jobs = [Job(contender=name, task="score", kind=kind, drawn=drawn) for name in (OURS, "naive")]
         title = f"{kind}, scoring {pairs} pairs"
         print_table(title, measure(jobs, repetitions), pairs=pairs, prepass_share=1 / models)
 
 
-def memory(
-    model: Path | None = None,
-    data: Path = DATA,
-    contenders: tuple[str, ...] = (OURS, "naive"),
-    vocabularies: tuple[int, ...] = (8_000, 32_000, 128_000),
-    response_tokens: int = 256,
-) -> None:
+def memory(vocabularies: tuple[int, ...] = (8_000, 32_000, 128_000), response_tokens: int = 256) -> None:
     """Peak memory of an IM-RM training step, beyond weights, gradients and AdamW's two moments, by vocabulary.
 
-    Without a model, random ones of one shape are built, whose vocabularies grow: whole-vocabulary logits grow with
-    them, logits taken in blocks do not. Each contender runs alone, a warm-up step and a measured one. Where the plain
-    recipe keeps a reference model in memory, that counts. Linux only.
+    The models are random and of one shape but for their vocabulary: whole-vocabulary logits grow with it, logits taken in
+    blocks do not. Each contender runs alone, a warm-up step and a measured one. Where the plain recipe keeps a reference
+    model in memory, that counts. Linux only.
     """
-    print("| model | contender | beyond the training state, GB | peak, GB | state, GB |")
+    print("| vocabulary | contender | beyond the training state, GB | peak, GB | state, GB |")
     print("|---|---|---:|---:|---:|", flush=True)
-    count = 2 * EFFECTIVE_BATCH
-    if model is not None:
-        _print_memory(model.name, draw(model, data, split="test", count=count, seed=0), contenders)
-        return
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     for vocabulary in vocabularies:
-        with tempfile.TemporaryDirectory() as folder:
-            config, lengths = {"vocab_size": vocabulary, **shape}, (32, response_tokens, response_tokens)
-            drawn = random_draw(Path(folder), config, lengths, count)
-            _print_memory(f"random, vocabulary {vocabulary:,}", drawn, contenders)
-
-
-def _print_memory(title: str, drawn: Drawn, contenders: tuple[str, ...]) -> None:
-    for name in contenders:
-        found = measure([Job(contender=name, task="train", kind="im_rm", drawn=drawn)], repetitions=1)[name]
-        state = _TENSORS_PER_WEIGHT * found.ready["parameter_bytes"]
-        peak = found.peak_bytes - found.ready["before_model_bytes"]
-        cells = (title, name, *(f"{size / 1e9:.3f}" for size in (peak - state, peak, state)))
-        print("| " + " | ".join(cells) + " |", flush=True)
+        for name in (OURS, "naive"):
+            with tempfile.TemporaryDirectory() as folder:
+                config, lengths = {"vocab_size": vocabulary, **shape}, (32, response_tokens, response_tokens)
+                drawn = random_draw(Path(folder), config, lengths, 2 * EFFECTIVE_BATCH)
+                job = Job(contender=name, task="train", kind="im_rm", drawn=drawn)
+                found = measure([job], repetitions=1)[name]
+            state = _TENSORS_PER_WEIGHT * found.parameter_bytes
+            peak = found.peak_bytes - found.before_model_bytes
+            sizes = " | ".join(f"{size / 1e9:.3f}" for size in (peak - state, peak, state))
+            print(f"| {vocabulary:,} | {name} | {sizes} |", flush=True)
 
 
 if __name__ == "__main__":

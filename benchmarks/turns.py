@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -28,10 +28,6 @@ Kind = Literal["ex_rm", "im_rm"]
 OURS, COMPILED = "ours", "ours, layers compiled"
 EFFECTIVE_BATCH = 4
 _PROCESSES = multiprocessing.get_context("spawn")
-
-
-class ContenderDied(RuntimeError):
-    """A contender's process ended before its work did; why stands above, in what it wrote to stderr."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,24 +61,22 @@ class Turns:
         self._pipe, self._job = pipe, job
         forget_peak_memory()
         self._before = peak_bytes()
-        self._step, self._began, self._seconds = 0, 0.0, 0.0
+        self._began = self._seconds = 0.0
 
     def ready(self, model: Any, prepass_s: float) -> None:
         """Say that the model is built; `prepass_s` is what was done before the first turn."""
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        self._pipe.send(
-            {"prepass_s": prepass_s, "parameter_bytes": weights, "before_model_bytes": self._before}
-        )
+        self._pipe.send((prepass_s, weights, self._before))
 
     def wait(self) -> Sequence[TokenPair]:
         """Block until the parent grants a turn, start the clock and give the turn's pairs. Exits when it hangs up."""
-        step = self._pipe.recv()
-        if step is None:
+        try:
+            pairs = self._job.pairs_of(self._pipe.recv())
+        except EOFError:
             sys.exit(0)
-        self._step = step
         forget_peak_memory()
         self._began = time.perf_counter()
-        return self._job.pairs_of(step)
+        return pairs
 
     def stop(self) -> None:
         """Stop the clock; what comes before `answer` is not timed."""
@@ -92,14 +86,12 @@ class Turns:
 
     def answer(self, value: float) -> None:
         """Report the turn; `value` is its loss or mean margin, alike for all contenders if they compute alike."""
-        peak, pairs = peak_bytes(), self._job.pairs_of(self._step)
+        peak = peak_bytes()
         gc.collect()
         # Freed memory goes back to the system, so that the next contender has the machine to itself (glibc).
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        # Of both rows of every pair, padding not counted: the same for every contender.
-        tokens = sum(pair.tokens + len(pair.prompt) for pair in pairs)
-        self._pipe.send({"seconds": self._seconds, "tokens": tokens, "value": value, "peak_bytes": peak})
+        self._pipe.send((self._seconds, value, peak))
 
 
 def peak_bytes() -> float:
@@ -117,98 +109,87 @@ def _be_a_contender(job: Job, pipe: Connection) -> None:
     contend(job, Turns(pipe, job))
 
 
-class _Contender:
-    """A contender's process and the pipe to it."""
-
-    def __init__(self, job: Job) -> None:
-        self._name = job.contender
-        self._pipe, theirs = _PROCESSES.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(job.threads)
-        self._process = _PROCESSES.Process(target=_be_a_contender, args=(job, theirs))
-        self._process.start()
-        theirs.close()
-        self.ready = self._answer()
-
-    def run(self, step: int) -> dict[str, Any]:
-        """Have a step run, and wait for it. Raises ContenderDied."""
-        with contextlib.suppress(OSError):
-            self._pipe.send(step)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = self._pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            raise ContenderDied(f"{self._name} ended with code {self._process.exitcode}") from None
-        return answer
-
-    def close(self) -> None:
-        """Hang up and wait; one that stays is killed."""
-        with contextlib.suppress(OSError):
-            self._pipe.send(None)
-        self._process.join(timeout=30)
-        self._process.kill()
-        self._process.join()
+@contextlib.contextmanager
+def _contender(job: Job) -> Iterator[Connection]:
+    """Start a contender's process, and yield the pipe to it, which ends where the process died: why stands in its stderr."""
+    pipe, theirs = _PROCESSES.Pipe()
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    process = _PROCESSES.Process(target=_be_a_contender, args=(job, theirs))
+    process.start()
+    theirs.close()
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+        process.join(timeout=30)
+        process.kill()
+        process.join()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What one contender reported: `ready` once, `turns` for each repetition, the warm-up dropped."""
+    """What one contender reported: before its first turn, and of each repetition, the warm-up dropped.
 
-    ready: dict[str, Any]
-    turns: list[dict[str, Any]]
+    Contenders that compute the same agree on `value`, the loss or margin of the last turn.
+    """
+
+    prepass_s: float
+    parameter_bytes: float
+    before_model_bytes: float
+    turns_s: list[float]
+    value: float
+    peak_bytes: float
 
     def seconds(self, *, prepass_share: float = 0.0) -> list[float]:
-        """Seconds of each turn, with this share of the pre-pass added."""
-        return [turn["seconds"] + self.ready["prepass_s"] * prepass_share for turn in self.turns]
-
-    @property
-    def value(self) -> float:
-        """The loss or margin of the last turn: contenders that compute the same agree on it."""
-        return float(self.turns[-1]["value"])
-
-    @property
-    def peak_bytes(self) -> float:
-        return max(turn["peak_bytes"] for turn in self.turns)
+        """Return the seconds of each turn, with this share of the pre-pass added."""
+        return [seconds + self.prepass_s * prepass_share for seconds in self.turns_s]
 
 
 def measure(jobs: Sequence[Job], repetitions: int) -> dict[str, Measured]:
-    """Each contender's turns, in the order of `jobs`. The first turn of each is a warm-up. Raises ContenderDied.
+    """Return what each contender took, in the order of `jobs`; the first turn of each is a warm-up.
 
-    They start one after another, so that none disturbs another's pre-pass.
+    They start one after another, so that none disturbs another's pre-pass. Raises EOFError where one died.
     """
+    turns: dict[str, list[tuple[float, float, float]]] = {job.contender: [] for job in jobs}
     with contextlib.ExitStack() as stack:
-        started = {job.contender: stack.enter_context(contextlib.closing(_Contender(job))) for job in jobs}
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in started}
+        pipes, ready = {}, {}
+        for job in jobs:
+            pipes[job.contender] = stack.enter_context(_contender(job))
+            ready[job.contender] = pipes[job.contender].recv()
         for step in range(repetitions + 1):
-            for name, contender in started.items():
-                turns[name].append(contender.run(step))
-        return {name: Measured(ready=one.ready, turns=turns[name][1:]) for name, one in started.items()}
+            for name, pipe in pipes.items():
+                pipe.send(step)
+                turns[name].append(pipe.recv())
+    found = {}
+    for name, (prepass_s, weights, before) in ready.items():
+        seconds, values, peaks = zip(*turns[name][1:], strict=True)
+        found[name] = Measured(
+            prepass_s=prepass_s,
+            parameter_bytes=weights,
+            before_model_bytes=before,
+            turns_s=list(seconds),
+            value=values[-1],
+            peak_bytes=max(peaks),
+        )
+    return found
 
 
 def ratio_to_ours(seconds: Mapping[str, Sequence[float]], name: str) -> float:
-    """Median over repetitions of `name`'s seconds over ours."""
+    """Return the median over repetitions of `name`'s seconds over ours."""
     return statistics.median(theirs / ours for theirs, ours in zip(seconds[name], seconds[OURS], strict=True))
 
 
 def print_table(title: str, measured: Mapping[str, Measured], *, pairs: int, prepass_share: float) -> None:
-    """One row a contender. A turn runs `pairs` pairs; rates and ratios count the pre-pass at its share.
-
-    Tokens are those of both rows of a pair without padding, so that tokens/s compares contenders.
-    """
+    """Print one row a contender. A turn runs `pairs` pairs; rates and ratios count the pre-pass at its share."""
     print(f"\n{title}\n")
-    print(
-        "| contender | median s | fastest–slowest s | pre-pass share s | pairs/s | tokens/s | × ours | peak GB | last value |"
-    )
-    print("|---" + "|---:" * 8 + "|")
+    print("| contender | median s | fastest–slowest s | pairs/s | × ours | peak GB | last value |")
+    print("|---" + "|---:" * 6 + "|")
     seconds = {name: found.seconds(prepass_share=prepass_share) for name, found in measured.items()}
     for name, found in measured.items():
-        alone, whole = found.seconds(), statistics.median(seconds[name])
-        tokens = statistics.median(turn["tokens"] for turn in found.turns)
+        alone = found.turns_s
         print(
             f"| {name} | {statistics.median(alone):.3f} | {min(alone):.3f}–{max(alone):.3f} "
-            f"| {found.ready['prepass_s'] * prepass_share:.3f} | {pairs / whole:.3f} | {tokens / whole:.0f} "
-            f"| {ratio_to_ours(seconds, name):.2f} | {found.peak_bytes / 1e9:.2f} | {found.value:.7f} |",
+            f"| {pairs / statistics.median(seconds[name]):.3f} | {ratio_to_ours(seconds, name):.2f} "
+            f"| {found.peak_bytes / 1e9:.2f} | {found.value:.7f} |",
             flush=True,
         )

@@ -34,14 +34,12 @@ _LISTED = 8
 def main(
     model: Path,
     data: Path = Path("../shared/data/ultrafeedback"),
-    split: str = "test",
-    seed: int = 0,
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     repetitions: int = 5,
 ) -> None:
     """Print the utilisation of each reward type, and the operations of one profiled step."""
     steps = repetitions + 2
-    drawn = draw(model, data, split=split, count=EFFECTIVE_BATCH * steps, seed=seed)
+    drawn = draw(model, data, EFFECTIVE_BATCH * steps)
     for kind in kinds:
         job = Job(contender=OURS, task="train", kind=kind, drawn=drawn)
         with process_group():

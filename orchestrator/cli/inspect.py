@@ -36,7 +36,7 @@ from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
-from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, follow_storage, shared_view_tag
+from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, open_database, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
 from orchestrator.tracking.view import weights_place
 from trainers.errors import SpecError
@@ -227,7 +227,7 @@ def ui(session: Session, port: int) -> int:
     _require_free(port)
     with contextlib.suppress(OSError):
         # The server explains better what is wrong with a database.
-        follow_storage(session.tracking_uri)
+        open_database(session.tracking_uri)
     address = f"http://127.0.0.1:{port}"
     session.say(f"MLflow on {address} (stop with Ctrl-C)")
     command = [sys.executable, "-m", "mlflow", "server"]

@@ -112,7 +112,7 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
             _set_aside_scores(session, resolved.plans)
             if not missing_trials(resolved.plans, session.store):
                 return resolved, ()
-    nodes = capacity(session, join=True)
+    nodes = capacity(session)
     placement.require_fit(sweep.trials, nodes)
     if denied := denied_models([trial.model for trial in sweep.trials]):
         raise ModelError(denial(denied))
@@ -142,10 +142,11 @@ def may_join(session: Session) -> bool:
     return session.options.backend == "ray" and cluster_address() is not None
 
 
-def capacity(session: Session, *, join: bool = False) -> tuple[Node, ...]:
-    """Return the nodes for the command; with `join`, the running cluster is joined for it. Raises PlanError, StorageError.
+def capacity(session: Session) -> tuple[Node, ...]:
+    """Return the nodes for the command. Raises PlanError, StorageError.
 
-    These are the nodes of --cluster, else those of the running cluster and those it may still add, else this machine.
+    These are the nodes of --cluster, else those of the running cluster, which is joined, and those it may still add, else
+    this machine.
     """
     options = session.options
     given = read_cluster(options.cluster) if options.cluster else ()
@@ -163,13 +164,11 @@ def capacity(session: Session, *, join: bool = False) -> tuple[Node, ...]:
     from orchestrator.run.ray import cluster
 
     with quiet(session.driver_log, session.console.width) as terminal:
-        nodes = None if join else cluster.look()
-        if nodes is None:
-            if not cluster.join_ray(functools.partial(say, terminal)):
-                return local_capacity()
-            nodes = cluster.capacity()
-            if not isinstance(options.command, Plan):
-                cluster.require_shared_storage(session.store, nodes)
+        if not cluster.join_ray(functools.partial(say, terminal)):
+            return local_capacity()
+        nodes = cluster.capacity()
+        if not isinstance(options.command, Plan):
+            cluster.require_shared_storage(session.store, nodes)
     return (*nodes, *still_absent(workers, nodes).values())
 
 

@@ -204,7 +204,7 @@ def catch_up(session: Session, declaration: Declaration, written: Written) -> No
     """Complete the MLflow view if it lacks anything; otherwise do not import MLflow."""
     from orchestrator.tracking.mlflow import is_shown
 
-    if not is_shown(session.tracking_uri, session.store, declaration.sweep, written.results):
+    if not is_shown(session.tracking_uri, session.store, declaration.sweep):
         show_report(session, declaration, written, complete=written.complete)
 
 
@@ -239,15 +239,11 @@ def _follower(session: Session, progress: Progress, state: StateWriter, tracker:
             # A full disk, which may be why the trial failed, must not end the others.
             with contextlib.suppress(OSError, StorageError):
                 replace(session.driver_log.with_name(f"{event.trial}.log"), event.detail)
-        if not tracker.shows(event.trial):
-            return
         match event:
-            case Started():
-                tracker.started(event.trial)
+            case Started() | Completed() | Failed():
+                tracker.note(event.trial)
             case RowsLogged(stage="train"):
-                tracker.rows(event.trial, event.rows)
-            case Completed() | Failed():
-                tracker.ended(event.trial, failed=isinstance(event, Failed))
+                tracker.note(event.trial, event.rows)
 
     return on_event
 

@@ -1,9 +1,9 @@
 """Download base models from the hub before their trials start, while the user can see the progress."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.spec.stages import BaseModel, ReferenceStage, SampleStage, TrainStage, TrialPlan
 from orchestrator.store.artifacts import Store
@@ -25,24 +25,8 @@ def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, st
         if isinstance(stage, TrainStage | ReferenceStage | SampleStage)
     }
     for base in sorted(needed, key=lambda base: base.name):
-        if base.origin is None and not Path(base.location).is_dir() and not _has_weights(base):
+        if base.origin is None and not Path(base.location).is_dir():
             _fetch(base, say)
-
-
-def _has_weights(base: BaseModel) -> bool:
-    """Return whether the hub's cache holds all safetensors of the model."""
-    index = _cached(base, "model.safetensors.index.json")
-    if index is None:
-        return _cached(base, "model.safetensors") is not None
-    shards = set(json.loads(index.read_text())["weight_map"].values())
-    return all(_cached(base, shard) is not None for shard in shards)
-
-
-def _cached(base: BaseModel, name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(base.location, name, revision=base.revision)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
@@ -54,15 +38,18 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
         return
     # We report a failure once; the hub would report each of its retries.
     hub_logging.set_verbosity_error()
-    say(f"model {base.name}: downloading {base.location}", "")
+    fetch: Callable[..., Any] = functools.partial(
+        snapshot_download,
+        base.location,
+        revision=base.revision,
+        allow_patterns=list(LOADED),
+        ignore_patterns=IN_FOLDERS,
+        # One of its bars would otherwise be drawn into pipes, too.
+        tqdm_class=functools.partial(tqdm, disable=None),
+    )
     try:
-        snapshot_download(
-            base.location,
-            revision=base.revision,
-            allow_patterns=list(LOADED),
-            ignore_patterns=IN_FOLDERS,
-            # One of its bars would otherwise be drawn into pipes, too.
-            tqdm_class=functools.partial(tqdm, disable=None),
-        )
+        if any(file.will_download for file in fetch(dry_run=True)):
+            say(f"model {base.name}: downloading {base.location}", "")
+            fetch()
     except Exception as error:
         say(f"model {base.name}: not downloaded ({type(error).__name__}); its trials try again", "yellow")

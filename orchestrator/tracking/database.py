@@ -13,7 +13,6 @@ from trainers.storage import DRAFT
 
 EXPERIMENT = "rmsweep"
 SHARED_VIEW = "mlflow.sharedViewState."
-_ARTIFACTS = "mlflow-artifacts"
 
 
 def shared_view_tag(sweep: str, view: str) -> str:
@@ -31,51 +30,48 @@ def default_uri(store: Store) -> str:
     return f"sqlite:///{store.root / 'mlflow.db'}"
 
 
-def _database(uri: str) -> Path | None:
-    plain = uri.startswith("sqlite:///") and "?" not in uri
-    return Path(uri.removeprefix("sqlite:///")).absolute() if plain else None
+def open_database(uri: str) -> str | None:
+    """Make the database, unless it exists, and return the URI of the folder with the files of its runs; None for a server.
+
+    Raises OSError.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+    folder = file.with_name("mlflow-artifacts").as_uri()
+    if file.is_file():
+        _follow_storage(file, folder)
+    elif file.parent.is_dir():
+        _make(file)
+    return folder
 
 
-def make_database(uri: str) -> None:
-    """Make the database, unless it exists, in one step: MLflow cannot continue an interrupted migration."""
-    file = _database(uri)
-    if file is None or file.exists() or not file.parent.is_dir():
-        return
+def _make(file: Path) -> None:
+    """Make the database in one step: MLflow cannot continue an interrupted migration."""
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
     try:
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        # Another driver may have made it meanwhile; without hard links, MLflow makes it in place.
-        with contextlib.suppress(OSError):
+        # Another driver may have made it meanwhile. Without hard links, MLflow makes it in place; where it cannot, it says why.
+        with contextlib.suppress(OSError, MlflowException):
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
             os.link(draft, file)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def artifacts_beside(uri: str) -> str | None:
-    """Return the URI of the folder with the files of an embedded database's runs; None for a server."""
-    if not uri.startswith("sqlite:"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / _ARTIFACTS).as_uri()
-
-
-def follow_storage(uri: str) -> None:
-    """Update the absolute paths of run files in a database that was moved with its folder. Raises OSError."""
-    file, now = _database(uri), artifacts_beside(uri)
-    if file is None or not file.is_file():
-        return
-    places = "SELECT artifact_location FROM experiments WHERE name = ?"
+def _follow_storage(file: Path, folder: str) -> None:
+    """Write the present folder into a database that was moved, because MLflow keeps absolute paths. Raises OSError."""
+    place = "SELECT artifact_location FROM experiments WHERE name = ?"
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=30)) as database, database:
-            for (before,) in database.execute(places, (EXPERIMENT,)).fetchall():
-                if before == now or not before.endswith(f"/{_ARTIFACTS}"):
+            for (before,) in database.execute(place, (EXPERIMENT,)).fetchall():
+                if before == folder or Path(before).name != Path(folder).name:
                     continue
                 for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                     database.execute(
-                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? "
-                        f"OR substr({column}, 1, ?) = ?",
-                        (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, folder)
                     )
     except sqlite3.Error as error:
         raise OSError(f"{file} cannot be told where its files are now ({error})") from error

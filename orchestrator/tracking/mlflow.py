@@ -11,18 +11,17 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from orchestrator.report.results import CURVE_POINTS, CURVES, TrialState, thinned, trial_states
+from orchestrator.report.results import CURVE_POINTS, CURVES, thinned, trial_states
 from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
-from orchestrator.tracking.view import Rows, View, as_hash, report_mark, run_names, trial_mark, weights_place
-from trainers.errors import StorageError, SweepError, TrackingError
-from trainers.storage import replace
+from orchestrator.tracking.view import Rows, View, as_hash
+from trainers.errors import StorageError, TrackingError
+from trainers.storage import digest_file, replace
 
 SHOWN = "mlflow.sha256"
 
@@ -31,49 +30,48 @@ logger = logging.getLogger(__name__)
 Step = Callable[[int, int], None]
 
 
-def is_shown(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> bool:
-    """Whether the view at `uri` is complete and up to date."""
+def is_shown(uri: str, store: Store, sweep: str) -> bool:
+    """Whether the view at `uri` was completed, and shows the report that is there now."""
     try:
-        return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, store, sweep, results)
+        return (store.sweep_dir(sweep) / SHOWN).read_text() == view_mark(uri, store, sweep)
     except (OSError, ValueError):
         return False
 
 
-def view_mark(uri: str, store: Store, sweep: str, results: Sequence[TrialState]) -> str:
-    """Return a hash of everything that the view shows of the trials and of the report."""
-    statuses, names = _statuses(sweep, store), run_names([item.record for item in results])
-    store.look(weights=list(names))
-    marks = [
-        trial_mark(item, statuses[key], names[key], weights_place(store, key))
-        for item in results
-        for key in (item.record.key,)
-    ]
-    return as_hash([shown_uri(uri), marks, report_mark(store.local_sweep_dir(sweep) / "report")])
-
-
-def _statuses(sweep: str, store: Store) -> Mapping[str, str]:
-    """Return by key the status of trials that are not complete."""
-    notes = read_state(sweep, store).trials.items()
-    return defaultdict(lambda: "RUNNING", {key: "FAILED" for key, note in notes if note.state == "failed"})
+def view_mark(uri: str, store: Store, sweep: str) -> str:
+    """Return a hash of where the view is and of every file of the report, which changes with any result or failure."""
+    folder = store.local_sweep_dir(sweep) / "report"
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    shown = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
+    return as_hash([shown_uri(uri), shown])
 
 
 def _log_sweep(
-    uri: str, store: Store, declaration: Declaration, written: Written, status: str, step: Step
+    uri: str,
+    store: Store,
+    declaration: Declaration,
+    written: Written,
+    status: str,
+    step: Step = lambda done, total: None,
 ) -> None:
     """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
-    sweep, results = declaration.sweep, written.results
-    statuses = _statuses(sweep, store)
+    results = written.results
     started = min((item.started for item in results if item.started), default=None)
     # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)
-    view = View(uri, store, sweep, started, run_names(declaration.trials))
+    view = View(uri, store, declaration, started)
+    failed = failed_trials(declaration.sweep, store)
     for done, result in enumerate(results, 1):
-        view.log_trial(result, statuses[result.record.key])
+        view.log_trial(result, failed=result.record.key in failed)
         step(done, len(results))
     view.log_report(written.folder, status, ended)
     # If the disk is full, the next command compares again.
     with contextlib.suppress(OSError, StorageError):
-        replace(store.sweep_dir(sweep) / SHOWN, view_mark(uri, store, sweep, results))
+        replace(store.sweep_dir(declaration.sweep) / SHOWN, view_mark(uri, store, declaration.sweep))
+
+
+def failed_trials(sweep: str, store: Store) -> set[str]:
+    return {key for key, note in read_state(sweep, store).trials.items() if note.state == "failed"}
 
 
 def sync(
@@ -102,137 +100,92 @@ def sync(
     return time.perf_counter() - began
 
 
-# News of a trial to log: its new status, or "", and rows of its training by step.
-_News = tuple[str, Mapping[int, Mapping[str, Any]]]
-
-
 class Tracker:
-    """The only writer of a running sweep: a thread that logs what is new every `every_s`. Calls return at once.
+    """The only writer of a running sweep: a thread that logs what is new every `every_s`. `note` returns at once.
 
-    Failed requests are reported once and tried again after `again_s` and by `close`.
+    A server that fails is warned of once, and tried again after `again_s` and by `close`.
     """
 
     def __init__(
         self, uri: str, store: Store, declaration: Declaration, *, every_s: float = 3.0, again_s: float = 60.0
     ) -> None:
         self._uri, self._store, self._declaration = uri, store, declaration
-        self._every_s, self._again_s = every_s, again_s
         self._trials = {trial.key: trial for trial in declaration.trials}
-        self._news: dict[str, _News] = {}
-        self._report: tuple[Written, bool] | None = None
+        # Trials whose runs have to change, each with steps of its training, if it is these that are new.
+        self._news: list[tuple[str, Rows]] = []
+        self._report: tuple[Written, str] | None = None
         self._view: View | None = None
         self._trouble: str | None = None
-        self._closing = self._abandoned = False
         # Until the end the view is incomplete, however this process ends.
         with contextlib.suppress(OSError, StorageError):
             (store.sweep_dir(declaration.sweep) / SHOWN).unlink(missing_ok=True)
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(
+            target=self._write, args=(every_s, again_s), name="mlflow-writer", daemon=True
+        )
         self._thread.start()
 
-    def shows(self, key: str) -> bool:
-        """Whether the trial belongs to the sweep, so that it has a run."""
-        return key in self._trials
-
-    def started(self, key: str) -> None:
-        self._note(key, "RUNNING")
-
-    def rows(self, key: str, rows: Rows) -> None:
-        """Note steps of a trial's training; other rows are in no curve."""
+    def note(self, key: str, rows: Rows = ()) -> None:
+        """Have the run of a trial get these steps of its training, or without rows whatever the trial has become."""
         steps = [dict(row) for row in rows if {"step", "time", "total", *CURVES} <= row.keys()]
-        if shown := thinned(steps, int(steps[-1]["total"]), CURVE_POINTS) if steps else ():
-            self._note(key, rows={int(row["step"]): row for row in shown})
-
-    def ended(self, key: str, *, failed: bool) -> None:
-        self._note(key, "FAILED" if failed else "RUNNING")
+        shown = thinned(steps, int(steps[-1]["total"]), CURVE_POINTS) if steps else []
+        # A trial of another sweep has no run; other rows are in no curve.
+        if key in self._trials and (shown or not rows):
+            self._news.append((key, shown))
 
     def close(
         self, written: Written | None = None, *, complete: bool = False, timeout_s: float = 120.0
     ) -> str | None:
         """Try once more, for at most `timeout_s`; with a report, complete the view. Return why the view is incomplete, if it is."""
-        with self._changed:
-            self._closing = True
-            self._report = None if written is None else (written, complete)
-            self._changed.notify()
+        self._report = None if written is None else (written, "FINISHED" if complete else "FAILED")
+        self._closing.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            self._abandoned = True
             return f"{shown_uri(self._uri)} did not take everything within {timeout_s:.0f} s"
-        return self._trouble if self._news or self._report else None
+        return self._trouble
 
-    def _note(self, key: str, status: str = "", rows: Mapping[int, Mapping[str, Any]] | None = None) -> None:
-        with self._changed:
-            # Keep what is not logged yet: the last status, and the first row of a step that a resumed training repeats.
-            old_status, old_rows = self._news.get(key, ("", {}))
-            self._news[key] = (status or old_status, {**(rows or {}), **old_rows})
-            self._changed.notify()
+    def _write(self, every_s: float, again_s: float) -> None:
+        while not self._closing.wait(again_s if self._trouble else every_s):
+            self._try()
+        self._try()
 
-    def _write(self) -> None:
-        pause = self._every_s
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._news or self._closing)
-                self._changed.wait_for(lambda: self._closing, pause)
-                last = self._closing
-            pause = self._every_s if self._log_all() else self._again_s
-            if last:
-                return
+    def _try(self) -> None:
+        # Others only append, and what is not logged stays.
+        news = self._news[:]
+        try:
+            if news:
+                self._tell(news)
+            if self._report is not None:
+                # A new view reads what earlier requests have left.
+                _log_sweep(self._uri, self._store, self._declaration, *self._report)
+        except Exception as error:
+            self._view = None
+            if self._trouble is None:
+                details = without_credentials("".join(traceback.format_exception(error)), self._uri)
+                logger.error("MLflow at %s, to be tried again: %s", shown_uri(self._uri), details)
+            self._trouble = without_credentials(f"{self._uri}: {_cause(error)}", self._uri)
+        else:
+            self._trouble = None
+            del self._news[: len(news)]
 
-    def _log_all(self) -> bool:
-        """Try once to log all news, then the report; return whether everything succeeded."""
-        with self._changed:
-            news = [*self._news.items()]
-        steps = [partial(self._tell, key, item) for key, item in news]
-        if self._report is not None:
-            steps.append(partial(self._finish, *self._report))
-        well = True
-        for step in steps:
-            if self._abandoned:
-                return False
-            try:
-                step()
-            except Exception as error:
-                opened, well = self._view is not None, False
-                self._failed(error)
-                # A server that cannot be reached is not asked again for every trial.
-                if not opened:
-                    break
-        return well
-
-    def _tell(self, key: str, news: _News) -> None:
+    def _tell(self, news: Sequence[tuple[str, Rows]]) -> None:
         if self._view is None:
-            view = View(
-                self._uri, self._store, self._declaration.sweep, None, run_names(self._declaration.trials)
-            )
+            view = View(self._uri, self._store, self._declaration)
             view.begin()
             self._view = view
-        status, rows = news[0], list(news[1].values())
-        if status or not self._view.log_rows(key, rows):
-            self._view.log_trial(trial_states([self._trials[key]], self._store)[0], status or "RUNNING", rows)
-        with self._changed:
-            # Newer news stays to be logged.
-            if self._news[key] is news:
-                del self._news[key]
-
-    def _finish(self, written: Written, complete: bool) -> None:
-        # A new view reads what earlier requests have left.
-        status = "FINISHED" if complete else "FAILED"
-        _log_sweep(self._uri, self._store, self._declaration, written, status, lambda done, total: None)
-        self._report = None
-
-    def _failed(self, error: Exception) -> None:
-        self._view = None
-        if self._trouble is None:
-            details = without_credentials("".join(traceback.format_exception(error)), self._uri)
-            logger.error("MLflow at %s, to be tried again: %s", shown_uri(self._uri), details)
-        self._trouble = without_credentials(f"{self._uri}: {_cause(error)}", self._uri)
+        rows_of = defaultdict[str, list[Mapping[str, Any]]](list)
+        for key, rows in news:
+            rows_of[key] += rows
+        changed = {key for key, rows in news if not rows}
+        failed = failed_trials(self._declaration.sweep, self._store)
+        for key, rows in rows_of.items():
+            if key in changed or not self._view.log_rows(key, rows):
+                (state,) = trial_states([self._trials[key]], self._store)
+                self._view.log_trial(state, rows, failed=key in failed)
 
 
-def _cause(error: Exception) -> str:
-    """Return one line: the operating system's error if there is one, which MLflow wraps in three layers, else this error."""
-    chain: list[BaseException] = [error]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(deeper)
-    from_system = [item for item in chain if isinstance(item, OSError)]
-    told = error if isinstance(error, SweepError) or not from_system else from_system[-1]
-    return f"{type(told).__name__}: {(str(told).splitlines() or [''])[0]}"
+def _cause(error: BaseException) -> str:
+    """Return one line: the innermost error, which MLflow wraps in three layers."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

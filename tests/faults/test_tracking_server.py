@@ -24,7 +24,13 @@ from orchestrator.report.results import CURVE_POINTS, CURVES
 from orchestrator.report.summary import Written, write_report
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
-from orchestrator.store.records import Declaration, write_declaration
+from orchestrator.store.records import (
+    Declaration,
+    SweepState,
+    TrialNote,
+    write_declaration,
+    write_state,
+)
 from orchestrator.tracking.database import EXPERIMENT, default_uri
 from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
 from orchestrator.tracking.view import View, run_names
@@ -123,8 +129,8 @@ def tell_everything(tracker: Tracker, case: Case) -> Written:
     """Say what the driver says in the course of a sweep; none of it may wait for the server. The report is returned."""
     before = time.monotonic()
     for trial in case.declared.trials:
-        tracker.started(trial.key)
-        tracker.ended(trial.key, failed=False)
+        tracker.note(trial.key)
+        tracker.note(trial.key)
     assert time.monotonic() - before < DRIVER_S, "calls wait for the server"
     return write_report(case.declared, case.store)
 
@@ -138,8 +144,8 @@ def assert_complete(uri: str, case: Case) -> None:
 
 def assert_shown(uri: str, case: Case) -> None:
     """The next command finds nothing to do."""
-    results = write_report(case.declared, case.store).results
-    assert is_shown(uri, case.store, case.declared.sweep, results)
+    write_report(case.declared, case.store)
+    assert is_shown(uri, case.store, case.declared.sweep)
 
 
 def deleted_runs(uri: str, name: str) -> list[Any]:
@@ -159,7 +165,7 @@ def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     written = tell_everything(tracker, case)
     wait_for(lambda: tracker._trouble, "nothing was tried")
-    assert set(tracker._news) == {trial.key for trial in case.declared.trials}
+    assert {key for key, _ in tracker._news} == {trial.key for trial in case.declared.trials}
     proxy.open()
     wait_for(lambda: told(tracker), "it was not tried again")
     trials = snapshot(server, case.declared.sweep)[1:]
@@ -176,7 +182,7 @@ def test_a_server_that_fails_in_the_middle_is_caught_up_with_at_the_end(
     if fault == "hang":
         impatient(monkeypatch)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tracker.started(case.declared.trials[0].key)
+    tracker.note(case.declared.trials[0].key)
     wait_for(lambda: told(tracker), "the first trial does not appear")
     if fault == "closed":
         proxy.close()
@@ -233,17 +239,17 @@ def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
     first, second = (trial.key for trial in case.declared.trials)
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     if whose == "a trial":
-        tracker.started(first)
+        tracker.note(first)
         wait_for(lambda: told(tracker), "the first trial does not appear")
     created = sum("runs/create" in path for path in proxy.forwarded)
     proxy.behave("late", only="runs/create", times=1)
-    tracker.ended(second, failed=False)
+    tracker.note(second)
     wait_for(lambda: told(tracker), "the second trial does not appear")
     proxy.behave("none")
     expected = created + (2 if whose == "a trial" else 3)
     wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) >= expected, "it was not late")
     assert len(runs_of(server, case.declared.sweep)) > 2
-    tracker.ended(first, failed=False)
+    tracker.note(first)
     assert tracker.close(write_report(case.declared, case.store), complete=True) is None
     assert_complete(server, case)
     assert deleted_runs(server, case.declared.sweep)
@@ -259,14 +265,20 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
     scores = case.store.root / "artifacts" / "evaluate" / first.evaluations[-1].key
     scores.rename(scores.with_name("elsewhere"))
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tracker.ended(first.key, failed=True)
-    tracker.ended(second.key, failed=False)
-    wait_for(lambda: told(tracker), "the trials do not appear")
-    scores.with_name("elsewhere").rename(scores)
+
+    def note(key: str, state: Any) -> None:
+        states = SweepState(trials={first.key: TrialNote(state=state)})
+        write_state(case.declared.sweep, case.store, states)
+        tracker.note(key)
+        wait_for(lambda: told(tracker), "a trial is not logged")
+
+    note(second.key, "failed")
+    note(first.key, "failed")
     updates = sum("runs/update" in path for path in proxy.forwarded)
     proxy.behave("late", only="runs/update", times=1)
-    tracker.ended(first.key, failed=False)
-    wait_for(lambda: told(tracker), "the trial is not logged again")
+    note(first.key, "running")
+    scores.with_name("elsewhere").rename(scores)
+    note(first.key, "complete")
     proxy.behave("none")
     # Two in time: the trial re-opened, and ended.
     wait_for(lambda: sum("runs/update" in path for path in proxy.forwarded) >= updates + 3, "it was not late")
@@ -334,11 +346,11 @@ declared = read_declaration(sweep, store)
 tracker = Tracker(uri, store, declared)
 complete, broken = declared.trials
 for trial in declared.trials:
-    tracker.started(trial.key)
-tracker.ended(complete.key, failed=False)
+    tracker.note(trial.key)
+tracker.note(complete.key)
 state = StateWriter(sweep, store, "", [], [broken.key])
 state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
-tracker.ended(broken.key, failed=True)
+tracker.note(broken.key)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -353,7 +365,7 @@ def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: st
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
     proxy.open()
     written = write_report(declared, case.store)
-    assert not is_shown(uri, case.store, declared.sweep, written.results)
+    assert not is_shown(uri, case.store, declared.sweep)
     assert Tracker(uri, case.store, declared, **SOON).close(written) is None
     names = run_names(declared.trials)
     statuses = {run.info.run_name: run.info.status for run in runs_of(server, declared.sweep)}
@@ -362,7 +374,7 @@ def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: st
         names[declared.trials[0].key]: "FINISHED",
         names[broken.key]: "FAILED",
     }
-    assert is_shown(uri, case.store, declared.sweep, written.results)
+    assert is_shown(uri, case.store, declared.sweep)
 
 
 def test_sync_makes_the_view_whole_at_its_own_address_only(server: str, proxy: Proxy, case: Case):
@@ -376,7 +388,7 @@ def test_sync_makes_the_view_whole_at_its_own_address_only(server: str, proxy: P
     sync(here, case.store, case.declared, written)
     assert_complete(server, case)
     assert_shown(here, case)
-    assert not is_shown(elsewhere, case.store, case.declared.sweep, written.results)
+    assert not is_shown(elsewhere, case.store, case.declared.sweep)
 
 
 def rows_of(first: int, last: int, total: int, *, begun: float) -> list[dict[str, Any]]:
@@ -409,10 +421,10 @@ def test_a_running_training_shows_its_curve_live_and_each_step_once(
         points = child["history"].get("train/loss", [])
         return {step: [point[0] for point in points].count(step) for step, _, _ in points}
 
-    tracker.started(trial.key)
+    tracker.note(trial.key)
     assert loss() == {}
-    tracker.rows(trial.key, rows_of(1, 60, total, begun=begun))
-    tracker.rows(trial.key, rows_of(61, 100, total, begun=begun))
+    tracker.note(trial.key, rows_of(1, 60, total, begun=begun))
+    tracker.note(trial.key, rows_of(61, 100, total, begun=begun))
     early = loss()
     assert (min(early), max(early), len(early)) == (1, 99, 40)
     assert tracker.close() is None
@@ -423,11 +435,11 @@ def test_a_running_training_shows_its_curve_live_and_each_step_once(
     (folder / "step110.json").write_text(json.dumps({"step": 110, "total": total, "log": log}))
     (folder / "step150.json").write_text('{"step": 150, "tot')
     tracker = Tracker(uri, store, declared, **SOON)
-    tracker.rows(trial.key, rows_of(80, 120, total, begun=begun + 1000.0))
+    tracker.note(trial.key, rows_of(80, 120, total, begun=begun + 1000.0))
     resumed = loss()
     assert (max(resumed), set(resumed.values())) == (119, {1})
     commit_train(store, trial.key, steps=total)
-    tracker.ended(trial.key, failed=False)
+    tracker.note(trial.key)
     late = loss()
     assert set(early) <= set(resumed) <= set(late)
     assert (len(late), max(late), set(late.values())) == (CURVE_POINTS, total, {1})
@@ -453,7 +465,7 @@ def test_a_password_reaches_the_server_and_nothing_else(
     sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     assert_complete(server, case)
     said.append(case.file.read_text())
-    assert View(uri, case.store, case.declared.sweep)._client.tracking_uri == f"http://{proxy.host}"
+    assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
     assert {headers.get("Authorization") for headers in proxy.headers} == {sent}
     said += [caplog.text, *capfd.readouterr()]

@@ -92,7 +92,7 @@ declared = Declaration(sweep="demo", trials=())
 note = store.sweep_dir("demo") / SHOWN
 note.parent.mkdir(parents=True, exist_ok=True)
 written = write_report(declared, store)
-note.write_text(view_mark("http://host", store, "demo", []))
+note.write_text(view_mark("http://host", store, "demo"))
 catch_up(session, declared, written)
 print(*[name for name in {heavy!r} if name in sys.modules])
 """

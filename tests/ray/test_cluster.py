@@ -50,23 +50,3 @@ def nodes(address: str) -> str:
         check=False,
     )
     return done.stdout + done.stderr
-
-
-LOOK = """
-import ray
-from orchestrator.run.ray import cluster
-print([node.cpus for node in cluster.look() or ()], ray.is_initialized())
-"""
-
-
-def test_a_cluster_is_looked_at_without_joining_it(address):
-    for at, seen in ((address, "[1, 1] False"), ("127.0.0.1:1", "[] False")):
-        done = subprocess.run(
-            [sys.executable, "-c", LOOK],
-            env={**os.environ, **ENVIRONMENT, "RAY_ADDRESS": at},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.stdout.strip() == seen, done.stdout + done.stderr

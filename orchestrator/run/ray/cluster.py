@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import ray
 from ray._private import ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.services import canonicalize_bootstrap_address
-from ray._private.state import GlobalState
-from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -160,7 +158,23 @@ def ray_options() -> dict[str, Any]:
 
 def capacity() -> tuple[Node, ...]:
     """Return the live nodes of the cluster that was joined."""
-    return _live(ray.nodes())
+    nodes = []
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if not node["Alive"] or not resources.get("CPU"):
+            continue
+        known = kind_in(resources)
+        nodes.append(
+            Node(
+                id=node["NodeID"],
+                cpus=int(resources["CPU"]),
+                gpus=int(resources.get("GPU", 0)),
+                gpu_gb=known.gb if known else DEFAULT_GPU_GB,
+                gpu_kind=known.label if known else "",
+                host_gb=host_gb(resources),
+            )
+        )
+    return tuple(nodes)
 
 
 async def lives(node: str) -> bool:
@@ -194,46 +208,6 @@ def _remote(function: Callable[..., Any], cpus: int, gpus: int) -> RemoteFunctio
     return ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=calls, max_retries=0)(function)
 
 
-def look() -> tuple[Node, ...] | None:
-    """Ask the head of the running cluster for its live nodes without joining it; None where that fails.
-
-    Call workers.set_ray_environment first.
-    """
-    try:
-        address = canonicalize_bootstrap_address(str(cluster_address()))
-        if address is None or not _is_head(address):
-            return None
-        state = GlobalState()
-        asked = GcsClientOptions.create(
-            address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False
-        )
-        state._initialize_global_state(asked)
-        return _live(state.node_table())
-    except (RayError, OSError, RuntimeError, ValueError):
-        logger.exception("the cluster's head cannot be asked for its nodes")
-        return None
-
-
-def _live(listed: Sequence[Mapping[str, Any]]) -> tuple[Node, ...]:
-    nodes = []
-    for node in listed:
-        resources = node["Resources"]
-        if not node["Alive"] or not resources.get("CPU"):
-            continue
-        known = kind_in(resources)
-        nodes.append(
-            Node(
-                id=node["NodeID"],
-                cpus=int(resources["CPU"]),
-                gpus=int(resources.get("GPU", 0)),
-                gpu_gb=known.gb if known else DEFAULT_GPU_GB,
-                gpu_kind=known.label if known else "",
-                host_gb=host_gb(resources),
-            )
-        )
-    return tuple(nodes)
-
-
 def _read_probe(file: Location) -> str:
     return file.read_text()
 
@@ -245,18 +219,16 @@ def require_shared_storage(store: Store, nodes: Sequence[Node]) -> None:
     replace(probe, written)
     try:
         for node in nodes:
+            seen = ""
             try:
                 seen = ray.get(task_on(node.id, _read_probe).remote(probe))
-            except RayTaskError as error:
-                if not isinstance(error.cause, OSError):
-                    raise PlanError(
-                        f"node {node.id[:8]} cannot run rmsweep ({error.cause}); install the repository there."
-                    ) from error
-                seen = ""
             except RayError as error:
-                raise PlanError(
-                    f"node {node.id[:8]} of the cluster does not answer ({error}); run again."
-                ) from error
+                cause = getattr(error, "cause", error)
+                if not isinstance(cause, OSError):
+                    raise PlanError(
+                        f"node {node.id[:8]} of the cluster cannot run rmsweep ({cause}); install the repository there, "
+                        "or run again."
+                    ) from error
             if seen != written:
                 raise StorageError(
                     f"node {node.id[:8]} cannot read {store.root}; give a --storage that every node of the cluster sees "

@@ -8,7 +8,7 @@ computes nothing itself.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ray
@@ -48,54 +48,50 @@ class Work:
 
 
 class Nodes:
-    """The cluster's nodes: those that are up, what is free on them, and those that the autoscaler may still add."""
+    """The cluster's nodes: those that are up, those that may be dead, and those that the autoscaler may still add."""
 
     def __init__(self, up: Sequence[Node], scaling: Scaling) -> None:
-        self._up = {node.id: node for node in up}
-        self._free = dict(self._up)
+        self.up = {node.id: node for node in up}
         self.scaling = scaling
-        self.absent = still_absent(scaling.nodes, up)
         self.suspected: set[str] = set()
         # Node types that did not come in time.
         self.late: list[str] = []
 
+    @property
+    def absent(self) -> dict[str, Node]:
+        return still_absent(self.scaling.nodes, list(self.up.values()))
+
     def whole(self) -> list[Node]:
         """Return every node, up or still to come, at its full size."""
-        return [*self._up.values(), *self.absent.values()]
+        return [*self.up.values(), *self.absent.values()]
 
-    def free(self) -> list[Node]:
-        """Return what is free on every node, except those that may be dead."""
-        trusted = [node for id, node in self._free.items() if id not in self.suspected]
-        return [*trusted, *self.absent.values()]
+    def free(self, held: Iterable[Grant] = ()) -> list[Node]:
+        """Return what these grants leave free on every node, except on those that may be dead."""
+        left = {id: node for id, node in self.up.items() if id not in self.suspected}
+        for grant in held:
+            for id in grant.nodes:
+                if (node := left.get(id)) is not None:
+                    cpus, gpus = node.cpus - grant.request.cpus, node.gpus - grant.request.gpus
+                    left[id] = replace(node, cpus=cpus, gpus=gpus)
+        return [*left.values(), *self.absent.values()]
 
     def fits(self, request: Request) -> bool:
         """Return whether the request could be granted if nothing ran."""
         return bool(decide(self.whole(), [request]))
 
-    def hold(self, grant: Grant, sign: int = -1) -> None:
-        """Take the granted devices; with sign +1, give them back."""
-        for id in grant.nodes:
-            # The node may be gone by now.
-            if (node := self._free.get(id)) is not None:
-                cpus, gpus = sign * grant.request.cpus, sign * grant.request.gpus
-                self._free[id] = replace(node, cpus=node.cpus + cpus, gpus=node.gpus + gpus)
-
     def suspect(self, grant: Grant) -> set[str]:
         """Distrust the grant's nodes, so that nothing starts there; return those that were trusted until now."""
-        new = self._up.keys() & set(grant.nodes) - self.suspected
+        new = self.up.keys() & set(grant.nodes) - self.suspected
         self.suspected |= new
         return new
 
     def follow(self, up: Sequence[Node]) -> None:
         """Remove lost nodes and add new ones."""
         live = {node.id: node for node in up}
-        for id in self._up.keys() - live.keys():
+        for id in self.up.keys() - live.keys():
             logger.warning("node %s is gone", id)
-            del self._up[id], self._free[id]
-            self.suspected.discard(id)
-        for id in live.keys() - self._up.keys():
-            self._up[id] = self._free[id] = live[id]
-        self.absent = still_absent(self.scaling.nodes, up)
+        self.up = live
+        self.suspected &= live.keys()
 
     def absent_types(self, grant: Grant) -> str:
         """Return the types, as text, of the grant's nodes that are not up yet."""
@@ -105,7 +101,6 @@ class Nodes:
         """Stop counting on the types of the grant's absent nodes; one that comes later is still used."""
         self.late.append(self.absent_types(grant))
         self.scaling = self.scaling.without(id for id in grant.nodes if id in self.absent)
-        self.absent = still_absent(self.scaling.nodes, list(self._up.values()))
 
 
 class Coordinator:
@@ -128,7 +123,6 @@ class Coordinator:
         # Grants that wait for nodes of the autoscaler, and since when.
         self._promised: dict[RequestId, tuple[Grant, float]] = {}
         self._asked: list[dict[str, float]] = []
-        self._asking: asyncio.Task[None] | None = None
         self._shared: dict[str, asyncio.Task[None]] = {}
         self._askers: dict[str, list[str]] = {}
         self._events: list[Event] = []
@@ -179,7 +173,6 @@ class Coordinator:
             waiting[1].cancel()
         running = self._granted.pop(request, None)
         if running is not None:
-            self._nodes.hold(running.grant, +1)
             for node in self._nodes.suspect(running.grant) if lost else ():
                 task = asyncio.create_task(self._suspect(node))
                 self._looking.add(task)
@@ -196,14 +189,14 @@ class Coordinator:
         now_s = time.monotonic()
         waiting = [request for request, _ in self._waiting.values()]
         running = list(self._granted.values())
+        free, absent = self._nodes.free(item.grant for item in running), self._nodes.absent
         promised = []
-        for grant in decide(self._nodes.free(), waiting, running, now_s, self._nodes.absent):
-            if not self._nodes.absent.keys().isdisjoint(grant.nodes):
+        for grant in decide(free, waiting, running, now_s, absent):
+            if not absent.keys().isdisjoint(grant.nodes):
                 promised.append(grant)
                 continue
             _, future = self._waiting.pop(grant.request.id)
             self._granted[grant.request.id] = Running(grant=grant, until_s=now_s + grant.request.expected_s)
-            self._nodes.hold(grant)
             if not future.done():
                 future.set_result(grant)
         self._promise(promised, now_s)
@@ -214,7 +207,7 @@ class Coordinator:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        """Update the nodes; a waiting request that no longer fits anywhere gets None."""
+        """Update the nodes, and ask for more; a waiting request that no longer fits anywhere gets None."""
         try:
             live = await asyncio.to_thread(capacity)
         except Exception:
@@ -228,6 +221,7 @@ class Coordinator:
                 if not future.done():
                     future.set_result(None)
         self._decide()
+        await self._ask()
 
     async def _suspect(self, node: str) -> None:
         """Ask a node that lost a process until it answers; a dead one would fail every trial that starts on it."""
@@ -244,32 +238,25 @@ class Coordinator:
     # Nodes that the autoscaler may add.
 
     def _promise(self, promised: Sequence[Grant], now_s: float) -> None:
-        """Ask the autoscaler for the nodes of these grants; each is decided anew until its nodes are up."""
-        before = self._promised
+        """Count on the nodes of these grants; each is decided anew until its nodes are up."""
+        before, self._promised = self._promised, {}
         for grant in promised:
-            if grant.request.id not in before:
+            id = grant.request.id
+            self._promised[id] = (grant, before[id][1] if id in before else now_s)
+            if id not in before:
                 types, wait_s = self._nodes.absent_types(grant), self._nodes.scaling.wait_s
                 self._say(grant, f"waits for a node of type {types}, {wait_s:.0f} s at most")
-        self._promised = {
-            grant.request.id: (grant, before.get(grant.request.id, (grant, now_s))[1]) for grant in promised
-        }
-        if self._nodes.scaling.nodes and self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
         """Tell the autoscaler what is held and promised; it may take down the rest."""
-        try:
-            while True:
-                held = [running.grant for running in self._granted.values()]
-                wanted = bundles([*held, *(grant for grant, _ in self._promised.values())])
-                if wanted == self._asked:
-                    return
+        held = [running.grant for running in self._granted.values()]
+        wanted = bundles([*held, *(grant for grant, _ in self._promised.values())])
+        if self._nodes.scaling.nodes and wanted != self._asked:
+            try:
                 await asyncio.to_thread(ask_for, wanted)
                 self._asked = wanted
-        except Exception:
-            logger.exception("the autoscaler cannot be asked for nodes")
-        finally:
-            self._asking = None
+            except Exception:
+                logger.exception("the autoscaler cannot be asked for nodes")
 
     def _give_up_late(self) -> None:
         """Stop counting on node types that did not come in time."""

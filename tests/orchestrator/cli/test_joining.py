@@ -11,7 +11,6 @@ from benchmarks.load import Load, make_session
 from benchmarks.load_stages import AT_ONCE, NoView, standing_in
 from orchestrator.cli import run
 from orchestrator.cli.session import Session
-from orchestrator.plan.hardware import Node
 from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
 from trainers.errors import StorageError
@@ -42,10 +41,6 @@ def complete(folder, tmp_path, monkeypatch) -> Session:
     return dataclasses.replace(session, store=Store(tmp_path / "store"))
 
 
-def with_profile(session: Session, profile: str) -> Session:
-    return dataclasses.replace(session, options=dataclasses.replace(session.options, profile=profile))
-
-
 def test_compiled_layers_are_a_switch_of_the_placement_and_in_no_key(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "cluster_address", lambda: None)
@@ -71,17 +66,6 @@ def test_a_complete_sweep_has_nothing_to_do_with_a_cluster(complete, monkeypatch
     monkeypatch.setitem(sys.modules, "orchestrator.run.ray.cluster", None)
     monkeypatch.delattr("orchestrator.run.ray.cluster", raising=False)
     assert run.run(complete, full_grid) == 0
-    assert "all 2 trials are complete" in complete.console.file.getvalue()
-
-
-def test_where_the_profile_is_open_the_cluster_is_looked_at_and_not_joined(complete, monkeypatch):
-    from orchestrator.run.ray import cluster
-
-    looked = []
-    monkeypatch.setattr(cluster, "look", lambda: looked.append(1) or (Node(id="n", cpus=4),))
-    monkeypatch.setattr(cluster, "join_ray", refuse)
-    assert run.run(with_profile(complete, "auto"), full_grid) == 0
-    assert looked
     assert "all 2 trials are complete" in complete.console.file.getvalue()
 
 

@@ -123,11 +123,7 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial(uri: str, store: Store, swe
     sync_all(uri, store, declaration(explicit, implicit, name=sweep_name))
     parent, first, second = snapshot(uri, sweep_name)
     assert (parent["name"], parent["status"], parent["parent"]) == (sweep_name, "FINISHED", None)
-    assert parent["tags"] == {
-        "rmsweep.sweep": sweep_name,
-        "rmsweep.role": "sweep",
-        MARK_TAG: parent["tags"][MARK_TAG],
-    }
+    assert parent["tags"] == {"rmsweep.sweep": sweep_name, "rmsweep.role": "sweep"}
     for child, trial in ((first, explicit), (second, implicit)):
         # What the trials differ in stands first.
         name = f"{trial.reward} · llama-64 · tiny_world · s0"
@@ -351,17 +347,25 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
 ):
     explicit, implicit = two_trials(store)
     sync_all(database, store, declaration(explicit, implicit))
-    of_a_run = ["create_run", "log_inputs", "log_artifacts", "log_batch", "set_terminated"]
-    assert requests_of == ["create_run", *of_a_run, *of_a_run, "log_artifacts", "log_batch", "set_terminated"]
+    of_a_run = [
+        "create_run",
+        "log_batch",
+        "log_inputs",
+        "log_artifacts",
+        *["log_batch"] * 2,
+        "set_terminated",
+    ]
+    report = ["log_artifacts", "log_batch"]
+    assert requests_of == ["create_run", *of_a_run, *of_a_run, *report, "set_terminated"]
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of == [], "a whole view is left alone"
+    assert requests_of == report, "whole runs are left alone"
     store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
     commit_scores(store, implicit.evaluations[0].key, right=3)
     requests_of.clear()
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of.count("log_batch") == 2, "only the runs of the trial that has changed and of the sweep"
+    assert requests_of.count("log_inputs") == 1, "only the run of the trial that has changed"
     (last,) = [run for run in snapshot(database, "demo") if run["tags"].get("rmsweep.key") == implicit.key]
     assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
 
@@ -400,14 +404,14 @@ def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: st
     followed = declaration(explicit, implicit, name=f"{sweep_name}_followed")
     tracker = Tracker(uri, store, followed)
     for trial in followed.trials:
-        tracker.started(trial.key)
+        tracker.note(trial.key)
     deadline = time.monotonic() + 30.0
     while sum("epochs" in run.data.params for run in runs_of(uri, followed.sweep)) < 2:
         assert time.monotonic() < deadline, "the trials that were started do not appear"
         time.sleep(0.1)
     two_trials(store)
     for trial in followed.trials:
-        tracker.ended(trial.key, failed=False)
+        tracker.note(trial.key)
     assert tracker.close(write_report(followed, store), complete=True) is None
     rebuilt = replace(followed, sweep=f"{sweep_name}_rebuilt")
     sync_all(uri, store, rebuilt)
@@ -417,7 +421,7 @@ def test_the_tracker_ends_where_sync_ends(uri: str, store: Store, sweep_name: st
 def test_a_run_is_seen_while_its_trial_runs(database: str, store: Store):
     trial = record()
     tracker = Tracker(database, store, declaration(trial))
-    tracker.started(trial.key)
+    tracker.note(trial.key)
     assert tracker.close() is None
     parent, child = snapshot(database, "demo")
     assert (parent["status"], child["status"]) == ("RUNNING", "RUNNING")
@@ -430,9 +434,9 @@ def test_a_failed_trial_is_failed_and_reopened_by_its_retry(database: str, store
     commit_train(store, trial.key)
     declared = declaration(trial)
     tracker = Tracker(database, store, declared)
-    tracker.started(trial.key)
-    tracker.ended(trial.key, failed=True)
+    tracker.note(trial.key)
     failed(store, trial.key)
+    tracker.note(trial.key)
     assert tracker.close(write_report(declared, store), complete=False) is None
     parent, child = snapshot(database, "demo")
     assert (parent["status"], child["status"]) == ("FAILED", "FAILED")
@@ -493,9 +497,9 @@ def test_one_trial_in_two_sweeps_is_a_run_in_each(database: str, store: Store):
 
 def test_two_drivers_of_a_sweep_share_its_runs(database: str, store: Store):
     trial = record()
-    views = [View(database, store, "demo") for _ in range(2)]
+    views = [View(database, store, declaration(trial)) for _ in range(2)]
     for view in views:
-        view.log_trial(trial_result(trial, store), "RUNNING")
+        view.log_trial(trial_result(trial, store), failed=False)
     assert [run["name"] for run in snapshot(database, "demo")] == ["demo", trial.name]
 
 
@@ -526,8 +530,8 @@ def test_a_tracker_that_reaches_nobody_stops_nothing_and_says_why(nobody: str, s
     tracker = Tracker(nobody, store, declaration(*trials))
     before = time.monotonic()
     for trial in trials:
-        tracker.started(trial.key)
-        tracker.ended(trial.key, failed=False)
+        tracker.note(trial.key)
+        tracker.note(trial.key)
     assert time.monotonic() - before < 3.0, "calls wait for the server"
     assert "refused" in tracker.close()
     assert time.monotonic() - before < 100.0
@@ -538,7 +542,7 @@ def test_a_tracker_that_reaches_nobody_does_not_try_anew_for_every_trial(nobody:
     trials = [record(seed=seed) for seed in range(5)]
     tracker = Tracker(nobody, store, declaration(*trials))
     for trial in trials:
-        tracker.started(trial.key)
+        tracker.note(trial.key)
     assert "refused" in tracker.close(timeout_s=12.0)
 
 
@@ -549,7 +553,7 @@ def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", store, declaration(record()))
-        tracker.started(record().key)
+        tracker.note(record().key)
         before = time.monotonic()
         assert "within 1 s" in tracker.close(timeout_s=1.0)
         assert time.monotonic() - before < 20.0
@@ -558,12 +562,12 @@ def test_a_tracker_whose_server_never_answers_gives_up_in_time(store: Store):
 def test_a_report_that_a_killed_driver_did_not_come_to_is_owed(database: str, store: Store):
     trial, _ = two_trials(store)
     killed = Tracker(database, store, declaration(trial))
-    killed.started(trial.key)
+    killed.note(trial.key)
     assert killed.close() is None
     written = write_report(declaration(trial), store)
-    assert not is_shown(database, store, "demo", written.results)
+    assert not is_shown(database, store, "demo")
     assert Tracker(database, store, declaration(trial)).close(written, complete=True) is None
-    assert is_shown(database, store, "demo", written.results)
+    assert is_shown(database, store, "demo")
 
 
 def test_a_whole_view_is_incomplete_when_scores_come_or_a_trial_begins(database: str, store: Store):
@@ -572,7 +576,8 @@ def test_a_whole_view_is_incomplete_when_scores_come_or_a_trial_begins(database:
     declared = declaration(trial)
 
     def shown() -> bool:
-        return is_shown(database, store, "demo", write_report(declared, store).results)
+        write_report(declared, store)
+        return is_shown(database, store, "demo")
 
     assert not shown(), "a sweep that no command has shown"
     sync_all(database, store, declared)
@@ -582,7 +587,7 @@ def test_a_whole_view_is_incomplete_when_scores_come_or_a_trial_begins(database:
     sync_all(database, store, declared)
     assert shown()
     tracker = Tracker(database, store, declared)
-    tracker.started(trial.key)
+    tracker.note(trial.key)
     assert tracker.close() is None
     assert not shown()
 
@@ -592,16 +597,16 @@ def test_a_tracker_with_nothing_to_say_says_nothing(nobody: str, store: Store):
 
 
 class FakeView:
-    """A view that notes what it is told; `told` may wait or raise."""
+    """A view that passes on whether a trial that it is told of has failed; `told` may wait."""
 
-    def __init__(self, told: Callable[[str, str], None]) -> None:
+    def __init__(self, told: Callable[[bool], None]) -> None:
         self._told = told
 
     def begin(self) -> None:
         pass
 
-    def log_trial(self, result: TrialResult, status: str, live: object = ()) -> None:
-        self._told(result.record.key, status)
+    def log_trial(self, result: TrialResult, live: object, *, failed: bool) -> None:
+        self._told(failed)
 
 
 @pytest.fixture
@@ -622,7 +627,7 @@ def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
 ):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=0.2)
     began = time.monotonic()
-    tracker.started(record().key)
+    tracker.note(record().key)
     while len(tries) < 5:
         assert time.monotonic() - began < 60.0, tries
         time.sleep(0.02)
@@ -633,7 +638,7 @@ def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once(
 
 def test_close_tries_once_more_and_waits_for_no_pause(store: Store, tries: list[float]):
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
-    tracker.started(record().key)
+    tracker.note(record().key)
     while not tries:
         time.sleep(0.02)
     before = time.monotonic()
@@ -645,48 +650,30 @@ def test_close_tries_once_more_and_waits_for_no_pause(store: Store, tries: list[
 def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
-    told: list[str] = []
+    told: list[bool] = []
     entered, go_on = threading.Event(), threading.Event()
 
-    def wait(key: str, status: str) -> None:
-        told.append(status)
+    def wait(has_failed: bool) -> None:
+        told.append(has_failed)
         entered.set()
         go_on.wait(10.0)
 
     monkeypatch.setattr(mlflow, "View", lambda *arguments: FakeView(wait))
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01)
-    tracker.started(record().key)
+    tracker.note(record().key)
     assert entered.wait(10.0)
-    tracker.started(record().key)
-    tracker.ended(record().key, failed=True)
+    failed(store, record().key)
+    tracker.note(record().key)
+    tracker.note(record().key)
     go_on.set()
     assert tracker.close() is None
-    assert told == ["RUNNING", "FAILED"], "the last word alone counts"
-
-
-def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    broken, sound = record(), record(seed=1)
-    told: list[str] = []
-
-    def refuse(key: str, status: str) -> None:
-        if key == broken.key:
-            raise OSError("its artifact is damaged")
-        told.append(key)
-
-    monkeypatch.setattr(mlflow, "View", lambda *arguments: FakeView(refuse))
-    tracker = Tracker("http://host", store, declaration(broken, sound))
-    tracker.started(broken.key)
-    tracker.started(sound.key)
-    assert tracker.close() == "http://host: OSError: its artifact is damaged"
-    assert told == [sound.key]
+    assert told == [False, True], "the last word alone counts"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": [3]}'])
 def test_a_damaged_note_of_what_was_shown_is_none(content: str, nobody: str, store: Store):
     replace_text(store.sweep_dir("demo") / SHOWN, content)
-    assert not is_shown("http://host", store, "demo", ())
+    assert not is_shown("http://host", store, "demo")
     assert Tracker(nobody, store, declaration(record())).close() is None
 
 
@@ -725,6 +712,7 @@ def test_a_report_that_was_written_anew_is_shown_and_a_sweep_that_has_ended_stay
 
     first = written("it diverged")
     sync(database, store, declared, first)
-    assert is_shown(database, store, "demo", first.results)
+    assert is_shown(database, store, "demo")
     assert snapshot(database, "demo")[0]["status"] == "FAILED"
-    assert not is_shown(database, store, "demo", written("it diverged again").results)
+    written("it diverged again")
+    assert not is_shown(database, store, "demo")

@@ -81,12 +81,10 @@ def held(node: Node) -> Grant:
 def test_what_is_held_of_a_node_is_free_again_unless_the_node_is_gone(workers):
     gpu = workers[0]
     nodes = Nodes([HEAD, gpu], Scaling(nodes=()))
-    nodes.hold(held(gpu))
-    assert [node.gpus for node in nodes.free()] == [0, 4]
+    assert [node.gpus for node in nodes.free([held(gpu)])] == [0, 4]
     assert [node.gpus for node in nodes.whole()] == [0, 8]
     nodes.follow([HEAD])
-    nodes.hold(held(gpu), +1)
-    assert nodes.free() == nodes.whole() == [HEAD]
+    assert nodes.free([held(gpu)]) == nodes.whole() == [HEAD]
     nodes.follow([HEAD, gpu])
     assert nodes.free() == [HEAD, gpu]
 
