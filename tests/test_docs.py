@@ -19,10 +19,9 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.spec import catalog
 from orchestrator.spec.axes import AXES
-from sweeps import rewrite
 from sweeps.full_grid import full_grid
-from tests.sweep_runs import run_analysis, run_sweep, trial_rows
-from tests.trainers.chat_endpoint import Endpoint, original
+from tests.sweep_runs import run_sweep, trial_rows
+from tests.trainers.chat_endpoint import original
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -234,7 +233,6 @@ SWEEPS_ON_DATA = [
 @pytest.mark.parametrize("command", SWEEPS_ON_DATA)
 def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.cli.analyses.show_report", lambda *_, **__: None)
     rows = [
         {
             "question": f"q{n}",
@@ -245,16 +243,8 @@ def test_a_sweep_takes_data_as_the_page_says(command, tiny_model, tmp_path, monk
         for n in range(24)
     ]
     Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    _, script, *words = shlex.split(command)
+    _, _, *words = shlex.split(command)
     storage = tmp_path / "store"
-    if script == "sweeps/rewrite.py":
-        endpoint = Endpoint()
-        monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
-        # This endpoint writes French whatever it is asked for.
-        assert run_analysis(rewrite, storage, *words) == (3 if "paraphrase" in words else 0)
-        endpoint.close()
-        assert (storage / "sweeps" / "rewrite" / "report").is_dir()
-        return
     few = ("--models", str(tiny_model), "--epochs", "1")
     assert run_sweep("full_grid", full_grid, catalog.PROFILES, storage, *words, *few) == 0
     evaluated = trial_rows(storage, "full_grid")

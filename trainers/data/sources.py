@@ -52,6 +52,8 @@ _VALIDATION = ("validation", "valid", "val", "dev")
 
 # The set that words on a command line name.
 
+NamedSet = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowFlags:
@@ -187,6 +189,13 @@ def iter_pairs(
     yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
     if spec.augmentation is not None and split == spec.train_split:
         yield from _copies(spec, spec.augmentation)
+
+
+def said_left_out(left_out: Sequence[str]) -> str:
+    """Return lines that count and list the bad rows that were left out; empty where there are none."""
+    more = [f"and {len(left_out) - 20} more"] if len(left_out) > 20 else []
+    lines = [f"{len(left_out)} bad rows left out:", *left_out[:20], *more]
+    return "\n  ".join(lines) + "\n" if left_out else ""
 
 
 def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:

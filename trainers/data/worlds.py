@@ -19,9 +19,7 @@ paraphrases use words and prefixes that no training response holds.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import math
 import random
 import re
@@ -385,11 +383,6 @@ def rewritten_by_rules(text: str, name: str) -> str:
             text = _like(text, other) + text[len(beginning) :]
             break
     return _WORD.sub(lambda found: _like(found[0], words.get(found[0].lower(), found[0])), text)
-
-
-def rules_digest(name: str) -> str:
-    """Return the digest of what the rules `name` say. Raises SpecError."""
-    return hashlib.sha256(json.dumps(_rules(name)).encode()).hexdigest()
 
 
 def _like(model: str, text: str) -> str:
