@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,8 +97,8 @@ class Show:
         first: list[Pair] = []
         _read(spec, own_split(spec, self.split), first, self.pairs)
         print(f"from {_source_of(spec)}" + (f" at revision {spec.revision}" if spec.revision else ""))
-        rendered = map(_text, first) if self.model is None else _as_tokens(self, self.model, first)
-        for number, text in enumerate(rendered):
+        rows = (json.dumps(as_row(pair), indent=1, ensure_ascii=False) for pair in first)
+        for number, text in enumerate(_as_tokens(self, self.model, first) if self.model else rows):
             print(f"\n── {number} ──\n{text}")
 
 
@@ -123,20 +122,6 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
             + "·".join(tokenizer.decode([token]) for token in ids)
             for (what, ids), kept in zip(parts, (0, *tokens.unscored), strict=True)
         )
-
-
-def _text(pair: Pair) -> str:
-    parts = [("tools", pair.tools)] if pair.tools else []
-    for what, turns in (("", pair.prompt), *zip(("chosen", "rejected"), pair.responses, strict=True)):
-        for turn in turns:
-            alone = what if len(turns) == 1 else f"{what}: {turn.role}"
-            parts.append((alone if what else turn.role, " ".join(filter(None, turn[1:]))))
-    return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
-
-
-def _short(text: str) -> str:
-    lines = [part for line in text.splitlines() for part in (textwrap.wrap(line, 100) or [""])]
-    return "\n".join(lines[:6]) + (" …" if len(lines) > 6 else "")
 
 
 def _read(
