@@ -197,38 +197,15 @@ def jsonl_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def saved_folders(folder: Path) -> Iterator[tuple[str, Path]]:
-    """As datasets.save_to_disk writes them: train/state.json names the files."""
-    outside = folder / "outside.arrow"
-    folder.mkdir()
-    outside.write_bytes(_arrow(pa.Table.from_pylist(ROWS)))
-    name = "data-00000-of-00001.arrow"
-    states: dict[str, Any] = {
-        "no list": {},
-        "null": {"_data_files": None},
-        "a number": {"_data_files": 3},
-        "no file name": {"_data_files": [{}]},
-        "texts": {"_data_files": [name]},
-        "number for a name": {"_data_files": [{"filename": 3}]},
-        "no files": {"_data_files": []},
-        "a file that is not there": {"_data_files": [{"filename": "other.arrow"}]},
-        "up and out": {"_data_files": [{"filename": "../../outside.arrow"}]},
-        "an absolute path": {"_data_files": [{"filename": str(outside)}]},
-        "nul": {"_data_files": [{"filename": "a\0.arrow"}]},
-        "a list": [name],
-    }
-    texts = {what: json.dumps(state).encode() for what, state in states.items()}
-    texts |= {
-        "not json": b"{",
-        "invalid utf-8": b'{"_data_files": "\xff"}',
-        "empty": b"",
-        "nul bytes": bytes(9),
-    }
-    for number, (what, text) in enumerate(texts.items()):
-        split = folder / str(number) / "train"
+    """As datasets.save_to_disk writes them, each without one of its shards."""
+    whole = _arrow(pa.Table.from_pylist(ROWS))
+    for count in range(2, 18):
+        split = folder / str(count) / "train"
         split.mkdir(parents=True)
-        shutil.copy(outside, split / name)
-        (split / "state.json").write_bytes(text)
-        yield f"state.json: {what}", split.parent
+        (split / "state.json").write_text("{}")
+        for number in range(count - 1):
+            (split / f"data-{number:05}-of-{count:05}.arrow").write_bytes(whole)
+        yield f"{count - 1} of {count} shards", split.parent
 
 
 def gguf_files(folder: Path) -> Iterator[tuple[str, Path]]:

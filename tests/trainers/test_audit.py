@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import time
 import tracemalloc
 from collections.abc import Sequence
 
@@ -330,19 +329,17 @@ def read_pairs_of_ultrafeedback(shared) -> list[Pair]:
 
 
 @pytest.fixture(scope="module")
-def real(shared) -> tuple[Audit, float]:
-    """The audit of everything in ../shared/data, and the processor seconds that it took."""
+def real(shared) -> Audit:
+    """The audit of everything in ../shared/data."""
     sets = {
         role: [found for name in REAL if (found := real_set(shared, name, role))]
         for role in ("train", "eval")
     }
-    started = time.process_time()
-    audit = audit_sets(sets["train"], sets["eval"])
-    return audit, time.process_time() - started
+    return audit_sets(sets["train"], sets["eval"])
 
 
 def test_real_leaks_are_found(real):
-    between = {(item.train, item.evaluated): item for item in real[0].between}
+    between = {(item.train, item.evaluated): item for item in real.between}
     math = between["rewardmath", "rewardmath"]
     assert (math.prompts_exact, math.chosen_exact, math.rejected_exact) == (198, 198, 0)
     bench = between["rewardmath", "rewardbench_math"]
@@ -351,7 +348,7 @@ def test_real_leaks_are_found(real):
     clean = [item for pair, item in between.items() if "ultrafeedback" in pair]
     assert clean
     assert not any(item.leaked for item in clean)
-    errors = [item.where for item in real[0].findings if item.what == "leak"]
+    errors = [item.where for item in real.findings if item.what == "leak"]
     assert errors == [
         "rewardmath evaluated, rewardmath trained on",
         "rewardbench_math evaluated, rewardmath trained on",
@@ -359,11 +356,11 @@ def test_real_leaks_are_found(real):
 
 
 def test_real_length_shortcuts_are_found(real):
-    baselines = {item.name: item.baselines[0] for item in real[0].sets if item.role == "eval"}
+    baselines = {item.name: item.baselines[0] for item in real.sets if item.role == "eval"}
     assert 1 - baselines["rewardbench_math"].longer_wins == pytest.approx(0.945)
     assert 1 - baselines["rewardmath"].longer_wins == pytest.approx(0.6375)
     assert baselines["ultrafeedback"].longer_wins == pytest.approx(0.5775)
-    shortcuts = [item for item in real[0].findings if item.what == "length shortcut"]
+    shortcuts = [item for item in real.findings if item.what == "length shortcut"]
     found = {item.where: item for item in shortcuts if item.severity != "info"}
     assert "0.945" in found["rewardbench_math"].number
     assert "0.638" in found["rewardmath"].number
@@ -382,7 +379,7 @@ def test_responses_that_say_the_same_and_call_other_tools_are_not_identical():
 
 
 def test_the_real_identical_pair_and_cut_translations_are_found(real):
-    sets = {(item.name, item.role): item for item in real[0].sets}
+    sets = {(item.name, item.role): item for item in real.sets}
     assert {name: item.identical for name, item in sets.items() if item.identical} == {
         (name, "train"): 1 for name in ("ultrafeedback", "ultrafeedback_paraphrase", "ultrafeedback_french")
     }
@@ -394,14 +391,10 @@ def test_the_real_identical_pair_and_cut_translations_are_found(real):
 def test_real_rewritings_share_half_the_tokens_that_an_original_shares_with_itself(real):
     """Paper §2 has 0.048, 0.023 and 0.019 with Llama's tokenizer; words have more repetitions."""
     for name in ("ultrafeedback_paraphrase", "ultrafeedback_french"):
-        found = next(item.rewriting for item in real[0].sets if (item.name, item.role) == (name, "eval"))
+        found = next(item.rewriting for item in real.sets if (item.name, item.role) == (name, "eval"))
         assert found.responses > 390
         assert found.itself == pytest.approx(0.057, abs=0.003)
         assert 0.4 < found.overlap / found.itself < 0.6
-
-
-def test_the_real_data_are_audited_in_seconds(real):
-    assert real[1] < 20.0
 
 
 def test_an_audit_is_the_same_every_time(shared):

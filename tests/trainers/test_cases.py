@@ -1,6 +1,7 @@
 """Small inputs as the field has them (../shared/cases): each is read as it should be, or refused by name with exit 2."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,13 @@ REFUSED = {
 
 def show(folder: Path, case: str, capsys, *more: str, pairs: int = 2) -> tuple[object, str, str]:
     name, split = case.split("/")
-    words = ["show", folder / "cases" / name, "--split", split, "--pairs", str(pairs), "--json", *more]
-    return said(words, capsys)
+    return said(["show", folder / "cases" / name, "--split", split, "--pairs", str(pairs), *more], capsys)
+
+
+def rows_of(out: str) -> tuple[str, list[dict[str, object]]]:
+    """What is said of the set, and the pairs that are shown."""
+    head, *texts = re.split("── [0-9]+ ──", out)
+    return head, [json.loads(text) for text in texts]
 
 
 def test_what_is_right_is_said_of_every_case(shared):
@@ -114,9 +120,9 @@ def test_what_is_right_is_said_of_every_case(shared):
 def test_a_case_is_read(shared, case, capsys):
     code, out, error = show(shared, case, capsys)
     assert code == 0, error
-    found, (count, *pairs) = json.loads(out), READ[case]
-    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in found["pairs"]] == pairs
-    assert found["rows"] == count
+    (head, rows), (count, *pairs) = rows_of(out), READ[case]
+    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == pairs
+    assert f": {count} pairs, content" in head
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -129,9 +135,10 @@ def test_a_case_is_refused(shared, case, capsys):
 
 def test_dialogues_that_differ_before_their_last_turns_are_scored_from_there_on(shared, capsys):
     _, out, _ = show(shared, "hh_rlhf/test", capsys, "--skip-bad-rows", pairs=13)
-    found = json.loads(out)
-    assert (found["rows"], len(found["left_out"])) == (13, 1)
-    assert found["pairs"][-1] == {
+    head, rows = rows_of(out)
+    assert ": 13 pairs, content" in head
+    assert "1 bad rows left out:" in head
+    assert rows[-1] == {
         "prompt": asked("What is good about maps?"),
         "chosen": asked("", "Maps show roads.", "And rivers?", "Yes.")[1:],
         "rejected": "Maps are flat.",

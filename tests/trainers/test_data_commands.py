@@ -1,6 +1,7 @@
 """`python -m trainers.data`: what is printed, what is written, how faults end."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,12 +35,11 @@ def test_list_names_every_set_with_source_revision_and_sizes(say):
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("ultrafeedback ")]
     assert line.split()[1:5] == ["2000", "200", "3949bf5f8c17", "HuggingFaceH4/ultrafeedback_binarized"]
-    found = {row["name"]: row for row in json.loads(say("list", "--json")[1])}
-    assert found["ultrafeedback_french"]["rewriting_of"] == "ultrafeedback"
-    assert found["rewardmath"]["revision"] is None
+    (line,) = [line for line in out.splitlines() if line.startswith("rewardmath ")]
+    assert line.split()[1:5] == ["2000", "200", "-", "RewardMATH/RewardMATH_pairwise"]
 
 
-@pytest.mark.parametrize("words", ["list --json", "show --help"])
+@pytest.mark.parametrize("words", ["list", "show --help"])
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(words):
     command = [sys.executable, "-m", "trainers.data", *words.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -53,10 +53,7 @@ def test_show_prints_pairs_and_the_content(say, shared):
     assert code == 0
     pairs = read_pairs(DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback")), "test")
     assert f"200 pairs, content {content_digest(pairs)[:16]}" in out
-    assert "[user] CI Integration" in out
-    assert out.count("[chosen]") == 1
-    shown = json.loads(say("show", "tiny_world", "--json", "--pairs", "3")[1])
-    assert (len(shown["pairs"]), shown["rows"]) == (3, 80)
+    assert json.loads(out.partition("── 0 ──")[2])["prompt"][0]["content"].startswith("CI Integration")
 
 
 def test_show_prints_pairs_as_a_model_reads_them(say, tmp_path):
@@ -81,19 +78,6 @@ def test_show_prints_pairs_as_a_model_reads_them(say, tmp_path):
     rows(file, {**GOOD, "rejected": "idea </think> no idea"})
     _, out, _ = say(*words, "--reasoning", "keep")
     assert "[rejected, 4 tokens, the first 2 not scored] idea·<unk>·no·idea" in out
-
-
-def test_show_says_what_a_store_remembers_of_a_source(say, tmp_path):
-    (tmp_path / "sources").mkdir()
-    record = {"set": "p", "split": "train", "revision": "c0ffee", "digest": "d" * 64, "rows": 3}
-    (tmp_path / "sources" / "1.json").write_text(json.dumps({**record, "source": "acme/other"}))
-    data = rows(tmp_path / "a.jsonl", GOOD)
-    assert "c0ffee" not in say("show", data, "--storage", tmp_path)[1]
-    (tmp_path / "sources" / "2.json").write_text(json.dumps({**record, "source": str(data)}))
-    assert (
-        "split train at revision c0ffee, content dddddddddddddddd, 3 pairs"
-        in say("show", data, "--storage", tmp_path)[1]
-    )
 
 
 def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
@@ -156,12 +140,8 @@ def test_turns_fields_and_tools_outlive_every_file_that_is_written(say, tmp_path
     assert [pair.margin for pair in pairs] == [None, 0.5, None]
     assert say("prepare", data, "--out", tmp_path / "out")[0] == 0
     assert pairs_of(tmp_path / "out") == (pairs, digest)
-    shown = json.loads(say("show", data, "--json", "--pairs", "3")[1])["pairs"]
+    shown = [json.loads(text) for text in re.split("── . ──", say("show", data, "--pairs", "3")[1])[1:]]
     assert pairs_of(rows(tmp_path / "shown.jsonl", *shown)) == (pairs, digest)
-    code, out, _ = say("show", data, "--pairs", "3")
-    assert code == 0
-    assert '[chosen: assistant] yes {"reasoning_content": "hm"}' in out
-    assert '[tools] [{"name": "f"}]' in out
     words = ["rewrite", data, "--split", "train", "--rules", "english", "--out"]
     code, _, error = say(*words, tmp_path / "french.jsonl")
     assert code == 2
@@ -221,23 +201,6 @@ def test_prepare_maps_columns_splits_by_problem_and_lists_bad_rows(say, tmp_path
     assert test
     assert not train & test
     assert len(train | test) == 20
-
-
-def test_prepare_prints_how_many_rows_each_step_has_left(say, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "trainers.data.sources.short_enough", lambda texts: [len(text) < 20 for text in texts]
-    )
-    solution = {"eval_solution_A": ["a", "then"], "eval_solution_B": ["b"], "chosen_position": "A"}
-    lines = [{"problem": f"p{n}" if n % 10 else "x" * 30, **solution} for n in range(1300)]
-    rows(tmp_path / "test.jsonl", *lines)
-    code, printed, _ = say("prepare", "rewardmath", "--from", tmp_path, "--out", tmp_path / "out")
-    assert code == 0
-    record = json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]
-    short = record["train"]["funnel"][2][1]
-    assert 250 < short < 290
-    assert f"1,300 rows → 300 for the train split → {short} of at most 512 tokens → {short} drawn" in printed
-    assert record["test"]["funnel"][0:2] == [["rows", 1300], ["for the test split", 1000]]
-    assert record["test"]["funnel"][3] == ["drawn", 200]
 
 
 def test_prepare_says_what_bad_rows_and_a_division_leave(say, tmp_path):

@@ -12,7 +12,7 @@ from tests.trainers.chat_endpoint import Endpoint, original, rows, translated
 from trainers.command import command
 from trainers.data import rewriting
 from trainers.data.__main__ import Data, run
-from trainers.data.rewriting import Answer, Asking, Journal, Spending, Task, estimate
+from trainers.data.rewriting import Answer, Asking, Journal, Rewriter, Spending
 from trainers.data.sources import read_pairs
 from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import SpecError
@@ -127,7 +127,7 @@ def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint
     endpoint.acts[original(4, "rejected")] = ["400"] * 9
     code, said = rewrite("--attempts", "2")
     assert code == 3
-    assert "2 responses have no usable rewriting (row 2, chosen: refused; row 4, rejected: declined" in said
+    assert "2 responses have no usable rewriting (row 2, chosen: refused; row 4, rejected: http" in said
     assert [row["orig_index"] for row in written(tmp_path)] == [0, 1, 3, 5]
     listed = [json.loads(line) for line in (tmp_path / "out.jsonl.failures.jsonl").read_text().splitlines()]
     assert [(item["row"], item["side"]) for item in listed] == [(2, "chosen"), (4, "rejected")]
@@ -200,7 +200,7 @@ def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_p
     words = ("--concurrency", "4", "--max-tokens", "60", *PRICES)
     code, said = rewrite(*words, "--max-cost", "20")
     assert code == 3
-    assert "stopped: the next request could pass --max-cost 20.00" in said
+    assert "chosen: the next request could pass --max-cost 20.00" in said
     paid = 250 * endpoint.paid.total()
     assert 600 < paid <= 2000
     assert rewrite(*words, "--max-cost", "1000")[0] == 0
@@ -272,10 +272,11 @@ def test_the_papers_own_rewritings_are_mostly_clean(shared):
     assert not any("unchanged" in (name or "") for name in faults)
 
 
-def test_an_estimate_counts_prompts_and_answers_up_to_their_limit():
+def test_an_estimate_counts_prompts_and_answers_up_to_their_limit(tmp_path):
     asking = Asking(model="m", max_tokens=50, input_price=1, output_price=2)
-    found = estimate(["y" * 35, "y" * 3500], Task(prompt="x" * 25 + "{response}"), asking)
-    assert found == Spending(
+    prompt = "x" * 25 + "{response}"
+    rewriter = Rewriter(prompt=prompt, wanted=None, asking=asking, journal=Journal(tmp_path / "j"))
+    assert rewriter.estimate(["y" * 35, "y" * 3500]) == Spending(
         prompt_tokens=round((35 + 35 + 35 + 3500) / 3.5),
         completion_tokens=12 + 50,
         cost=pytest.approx(((35 + 35 + 35 + 3500) / 3.5 + 2 * 62) / 1e6),

@@ -395,7 +395,7 @@ BAD = {
     "rewardbench2": ({"rejected": "text"}, r"row 2: column 'rejected' holds no list of answers"),
     "rewardmath_best_of_10": (
         {"solution_type": "?"},
-        r"row 2: solution_type '\?' is neither chosen nor rejected",
+        r"row 0: its answer 2: solution_type '\?' is neither chosen nor rejected",
     ),
     "ppe_human": ({"winner": "model_c"}, r"row 2: the winner 'model_c' is none of model_a, model_b, tie"),
     "ppe_mmlu_pro": (

@@ -1,35 +1,33 @@
 """`python -m trainers.data list | show | prepare | audit | rewrite`: look at preference data, and make it."""
 
+import contextlib
 import dataclasses
-import functools
 import json
 import tempfile
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TextIO, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import FINDINGS, SETS, Audit, AuditSet, Role, audit_sets, originals, set_row
-from trainers.data.known import KNOWN, SUBSET_SEED, Funnel, named_set, rewrites_base, said_funnel
-from trainers.data.records import Digest, Pair, as_row
-from trainers.data.rewriting import (
-    PARAPHRASE,
-    Asking,
-    Journal,
-    estimate,
-    missing_texts,
-    responses_of,
-    rewrite_by_rules,
-    rewrite_texts,
-    sampled,
-    task_for,
-    write_rewritten,
+from trainers.data.audit import (
+    FINDINGS,
+    SETS,
+    Audit,
+    AuditSet,
+    Role,
+    Tokenize,
+    audit_sets,
+    originals,
+    set_row,
 )
+from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
+from trainers.data.records import Digest, Pair, as_row
+from trainers.data.rewriting import Rewrite
 from trainers.data.sources import (
+    NamedSet,
     Reading,
     RowFlags,
     chosen_spec,
@@ -39,15 +37,15 @@ from trainers.data.sources import (
     read_pairs,
     resolved_revision,
     row_fields,
+    said_left_out,
     split_off,
     splits_of,
 )
-from trainers.errors import DataError, SpecError, TrialFailed
+from trainers.errors import DataError, SpecError
 from trainers.evaluate.suites import SUITES
 from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec, given_name
 from trainers.storage import disk_named, replace
 
-Named = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
 # What a set is for, and the split that is for it.
 _ROLES: dict[Role, str] = {"train": "train", "eval": "test"}
 _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
@@ -57,32 +55,12 @@ _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 class List:
     """List the named data sets: where each comes from, which revision, how many pairs."""
 
-    json: bool = False
-    """Print a list of objects."""
-
     def run(self) -> None:
         """Print the table."""
-        rows = [
-            {
-                "name": known.spec.name,
-                "train": known.train,
-                "test": known.test,
-                "revision": known.spec.revision,
-                "source": _source_of(known.spec),
-                "rewriting_of": known.spec.rewriting_of,
-                "about": known.about,
-            }
-            for known in KNOWN
-        ]
-        if self.json:
-            print(json.dumps(rows, indent=1))
-            return
         shown = [("name", "train", "test", "revision", "source", "what")]
-        for row in rows:
-            counts = ("?" if row[split] is None else str(row[split] or "-") for split in ("train", "test"))
-            shown.append(
-                (row["name"], *counts, (row["revision"] or "-")[:12], row["source"], row["about"])  # type: ignore
-            )
+        for spec, *counts, about in KNOWN:
+            train, test = ("?" if count is None else str(count or "-") for count in counts)
+            shown.append((spec.name, train, test, (spec.revision or "-")[:12], _source_of(spec), about))
         widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
         for line in shown:
             print("  ".join(map(str.ljust, line, widths)).rstrip())
@@ -91,18 +69,16 @@ class List:
 
 def _source_of(spec: DatasetSpec) -> str:
     """Return where a set comes from, as it is printed."""
-    if spec.source.startswith(BUILTIN):
-        return "built in"
     if spec.source.startswith(FETCHED):
         return rewrites_base().removeprefix("https://")
-    return spec.source
+    return "built in" if spec.source.startswith(BUILTIN) else spec.source
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
     """Show some pairs of a set, where it comes from, and the digest of its content."""
 
-    data: Named
+    data: NamedSet
     """A known name, a file, a folder or a hub id."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
     split: str = "train"
@@ -112,39 +88,17 @@ class Show:
     model: str | None = None
     """Folder or hub id: show pairs as its chat template renders them, with · between tokens."""
     rendering: tyro.conf.OmitArgPrefixes[TemplateFlags] = field(default_factory=TemplateFlags)
-    storage: Path | None = None
-    """A sweep's storage: also print the revision and the content of the set that it used."""
-    json: bool = False
-    """Print one object."""
 
     def run(self) -> None:
         """Print pairs of the set. Raises SweepError."""
         if self.pairs < 0:
             raise SpecError(f"--pairs {self.pairs}: give a number of at least 0.")
         spec = chosen_spec(self.data, self.reading)
-        split = own_split(spec, self.split)
         first: list[Pair] = []
-        read = _read(spec, split, lambda pair: first.append(pair) if len(first) < self.pairs else None)
-        facts: dict[str, Any] = {
-            "name": spec.name,
-            "source": _source_of(spec),
-            "revision": spec.revision,
-            "split": split,
-            **read,
-            "remembered": [] if self.storage is None else remembered(self.storage, spec.source),
-        }
-        if self.json:
-            print(json.dumps({**facts, "pairs": [as_row(pair) for pair in first]}, ensure_ascii=False))
-            return
-        _say_split(spec, split, read)
-        print(f"from {facts['source']}" + (f" at revision {spec.revision}" if spec.revision else ""))
-        for record in facts["remembered"]:
-            print(
-                f"in {self.storage}: split {record['split']} at revision {record['revision']}, "
-                f"content {record['digest'][:16]}, {record['rows']} pairs"
-            )
-        rendered = map(_text, first) if self.model is None else _as_tokens(self, self.model, first)
-        for number, text in enumerate(rendered):
+        _read(spec, own_split(spec, self.split), first, self.pairs)
+        print(f"from {_source_of(spec)}" + (f" at revision {spec.revision}" if spec.revision else ""))
+        rows = (json.dumps(as_row(pair), indent=1, ensure_ascii=False) for pair in first)
+        for number, text in enumerate(_as_tokens(self, self.model, first) if self.model else rows):
             print(f"\n── {number} ──\n{text}")
 
 
@@ -170,47 +124,23 @@ def _as_tokens(show: Show, model: str, pairs: Sequence[Pair]) -> Iterator[str]:
         )
 
 
-def _read(spec: DatasetSpec, split: str, keep: Callable[[Pair], Any]) -> dict[str, Any]:
-    """Read a split pair by pair. Return its rows, digest, bad rows, and how many rows each step left."""
+def _read(
+    spec: DatasetSpec, split: str, first: list[Pair], most: int, file: Path | None = None
+) -> dict[str, Any]:
+    """Read a split, say what was read, and return it; keep its `first` pairs, and write all to `file` as jsonl."""
     digest, left_out, funnel = Digest(), list[str](), Funnel()
-    for pair in iter_pairs(spec, split, left_out, funnel):
-        digest.add(pair)
-        keep(pair)
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(file.open("w", encoding="utf-8")) if file else None
+        for pair in iter_pairs(spec, split, left_out, funnel):
+            digest.add(pair)
+            if len(first) < most:
+                first.append(pair)
+            if lines:
+                lines.write(json.dumps(as_row(pair), ensure_ascii=False) + "\n")
+    print(f"{spec.name}, split {split}: {digest.rows} pairs, content {digest.hexdigest()[:16]}")
+    print(end=f"  {said_funnel(funnel)}\n" if funnel else "")
+    print(end=said_left_out(left_out))
     return {"rows": digest.rows, "digest": digest.hexdigest(), "left_out": left_out, "funnel": funnel}
-
-
-def _say_split(spec: DatasetSpec, split: str, read: dict[str, Any]) -> None:
-    print(f"{spec.name}, split {split}: {read['rows']} pairs, content {read['digest'][:16]}")
-    if read["funnel"]:
-        print(f"  {said_funnel(read['funnel'])}")
-    _say_left_out(read["left_out"])
-
-
-def _say_left_out(left_out: list[str]) -> None:
-    if left_out:
-        more = [f"and {len(left_out) - 20} more"] if len(left_out) > 20 else []
-        print("\n  ".join([f"{len(left_out)} bad rows left out:", *left_out[:20], *more]))
-
-
-def remembered(storage: Path, source: str) -> list[dict[str, Any]]:
-    """Return the records that a sweep's store wrote when it fetched a source."""
-    records = [json.loads(file.read_text()) for file in sorted((storage / "sources").glob("*.json"))]
-    names = ("set", "split", "revision", "digest", "rows")
-    return [{name: record[name] for name in names} for record in records if record.get("source") == source]
-
-
-def _text(pair: Pair) -> str:
-    parts = [("tools", pair.tools)] if pair.tools else []
-    for what, turns in (("", pair.prompt), *zip(("chosen", "rejected"), pair.responses, strict=True)):
-        for turn in turns:
-            alone = what if len(turns) == 1 else f"{what}: {turn.role}"
-            parts.append((alone if what else turn.role, " ".join(filter(None, turn[1:]))))
-    return "\n".join(f"[{what}] {_short(text)}" for what, text in parts)
-
-
-def _short(text: str) -> str:
-    lines = [part for line in text.splitlines() for part in (textwrap.wrap(line, 100) or [""])]
-    return "\n".join(lines[:6]) + (" …" if len(lines) > 6 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +151,7 @@ class Prepare:
     steps of the filters and bad rows of each split.
     """
 
-    data: Named
+    data: NamedSet
     """A known name, a file, a folder or a hub id."""
     out: Path
     """Folder to write."""
@@ -233,31 +163,17 @@ class Prepare:
         """Prepare the set; its splits appear together or not at all. Raises SweepError."""
         spec = chosen_spec(self.data, self.reading)
         spec = dataclasses.replace(spec, revision=resolved_revision(spec))
-        out, splits = self.out, dict[str, Any]()
-        out.mkdir(parents=True, exist_ok=True)
         names = self.splits or splits_of(spec)
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
-        with tempfile.TemporaryDirectory(dir=out) as drafts, disk_named(out):
+        self.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.out) as drafts, disk_named(self.out):
             files = {split: Path(drafts) / f"{split}.jsonl" for split in names}
-            for split, file in files.items():
-                with file.open("w", encoding="utf-8") as lines:
-                    splits[split] = _read(spec, split, functools.partial(_write, lines))
+            splits = {split: _read(spec, split, [], 0, file) for split, file in files.items()}
             for file in files.values():
-                file.replace(out / file.name)
-        record: dict[str, Any] = {
-            "name": spec.name,
-            "source": _source_of(spec),
-            "revision": spec.revision,
-            "splits": splits,
-        }
-        replace(out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        for split, read in splits.items():
-            _say_split(spec, split, read)
-
-
-def _write(lines: TextIO, pair: Pair) -> None:
-    lines.write(json.dumps(as_row(pair), ensure_ascii=False) + "\n")
+                file.replace(self.out / file.name)
+        record = {"name": spec.name, "source": _source_of(spec), "revision": spec.revision, "splits": splits}
+        replace(self.out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +257,7 @@ def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
     return AuditSet(name=f"{name}/{_ROLES[role]}", role=role, pairs=pairs, unreadable=unreadable)
 
 
-def _tokenizer(location: str) -> Callable[[str], Sequence[int]]:
+def _tokenizer(location: str) -> Tokenize:
     from trainers.pairs.templates import load_tokenizer
 
     loaded: Any = load_tokenizer(location)
@@ -369,84 +285,6 @@ def _print_audit(audited: Audit, out: Path) -> None:
     found = [finding.severity for finding in audited.findings]
     counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
     console.print(f"{counts}; everything measured: {out}", highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rewrite:
-    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint, or by rule.
-
-    Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
-    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
-    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
-    answer, and why.
-    """
-
-    data: Named
-    """A known name, a file, a folder or a hub id."""
-    out: Path
-    """File to write, .jsonl."""
-    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    split: str = "test"
-    """The split to rewrite."""
-    into: str = PARAPHRASE
-    """paraphrase, or a language: french, spanish, german, …"""
-    asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
-    rules: str | None = None
-    """Exchange words and turns of phrase by rule instead of asking a model: english or tiny_world."""
-    prompt: Path | None = None
-    """File with your own prompt, with {response} where the text goes."""
-    language: str | None = None
-    """Language code that an answer must have, where --into does not say it."""
-    sample: int | None = None
-    """Rewrite this many pairs, drawn as in the paper, in the set's order."""
-    sample_seed: int = SUBSET_SEED
-    """Seed of that draw."""
-    estimate: bool = False
-    """Print the estimated cost and ask nothing."""
-
-    def run(self) -> None:
-        """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
-        asking, out = self.asking, self.out
-        if self.rules is None:
-            asking.require_valid()
-        elif asking.endpoint or asking.model:
-            raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
-        task = task_for(self.into, self.prompt, self.language)
-        if out.suffix != ".jsonl":
-            raise SpecError(f"--out {out}: name a .jsonl file.")
-        spec = chosen_spec(self.data, self.reading)
-        left_out: list[str] = []
-        rows = read_pairs(spec, own_split(spec, self.split), left_out)
-        _say_left_out(left_out)
-        pairs = sampled(rows, self.sample, self.sample_seed)
-        texts = responses_of(pairs)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if self.rules is not None:
-            outcome, by = rewrite_by_rules(texts, self.rules), f", by the rules {self.rules}"
-        else:
-            journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-            missing = missing_texts(texts, task, asking, journal)
-            wanted, already = estimate(missing, task, asking), journal.spent(asking)
-            print(f"{len(missing)} responses to rewrite, about {wanted}; paid before: {already}")
-            if asking.max_cost is not None and already.cost + wanted.cost > asking.max_cost:
-                raise SpecError(
-                    f"about {wanted.cost:.2f} is needed and {already.cost:.2f} was paid before, over --max-cost "
-                    f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-                )
-            if self.estimate:
-                return
-            outcome, by = rewrite_texts(texts, task, asking, journal), ""
-            print(f"paid: {journal.spent(asking)}")
-        hygiene, failures = (out.with_name(f"{out.name}.{what}.jsonl") for what in ("hygiene", "failures"))
-        written = write_rewritten(out, pairs, outcome, hygiene=hygiene, failures=failures)
-        if written.kept:
-            print(f"{written}{by}, in {out}")
-        if written.failures:
-            stopped = f"stopped: {outcome.stopped}; the same command with a higher cap goes on. "
-            raise TrialFailed(
-                f"{stopped if outcome.stopped else ''}{written.said_failures()}; all are in {failures}. Run the same "
-                "command to ask again where a request failed, or with more --attempts."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,6 @@ class SetAudit:
     pairs: int
     unreadable: tuple[str, ...]
     prompts: int
-    repeated_prompts: int
     repeated_pairs: int
     identical: int
     contradicted: int
@@ -167,7 +166,6 @@ def audit_set(
         pairs=len(pairs),
         unreadable=tuple(data.unreadable),
         prompts=len(index.prompts),
-        repeated_prompts=len(pairs) - len(index.prompts),
         repeated_pairs=len(rows) - len(set(rows)),
         identical=sum(chosen == rejected for chosen, rejected in (pair.responses for pair in pairs)),
         contradicted=sum(
@@ -349,32 +347,9 @@ def share(value: float) -> str:
     return f"{value + 1e-9:.3f}"
 
 
-# (severity, what, number, effect)
-_Said = Iterator[tuple[Severity, str, str, str]]
-
-
-def _findings(where: str, found: _Said) -> Iterator[Finding]:
-    for severity, what, number, effect in found:
-        yield Finding(severity, what, where, number, effect)
-
-
 def overlap_findings(found: Overlap) -> Iterator[Finding]:
     """Yield what the overlap would do to the evaluation."""
-    return _findings(f"{found.evaluated} evaluated, {found.train} trained on", _overlap(found))
-
-
-def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding]:
-    """Yield what is wrong with `pairs` prepared pairs as a model reads them."""
-    return _findings(where, _tokens(counts, pairs))
-
-
-def set_findings(audit: SetAudit) -> Iterator[Finding]:
-    """Yield what is wrong with one set."""
-    for part in (_rows, _length, _cut, _languages_of, _rewriting_of):
-        yield from _findings(audit.name, part(audit))
-
-
-def _overlap(found: Overlap) -> _Said:
+    where = f"{found.evaluated} evaluated, {found.train} trained on"
     if leaked := len(found.leaked):
         counts = {
             "prompts": (found.prompts_exact, found.prompts_near),
@@ -391,29 +366,32 @@ def _overlap(found: Overlap) -> _Said:
             f"read it on the {found.pairs - leaked} pairs that training has not seen."
         )
         severity: Severity = "error" if leaked > _MANY * found.pairs else "warn"
-        yield severity, "leak", f"{leaked} of {found.pairs} pairs ({said})", effect
+        yield Finding(severity, "leak", where, f"{leaked} of {found.pairs} pairs ({said})", effect)
     if found.chosen_as_rejected:
         effect = "Training rejects what the evaluation prefers, so a model that learned it is marked wrong."
-        yield "warn", "label flipped", f"{found.chosen_as_rejected} of {found.pairs} chosen responses", effect
+        number = f"{found.chosen_as_rejected} of {found.pairs} chosen responses"
+        yield Finding("warn", "label flipped", where, number, effect)
 
 
-def _tokens(counts: "Counts", pairs: int) -> _Said:
+def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding]:
+    """Yield what is wrong with `pairs` prepared pairs as a model reads them."""
     if counts.identical:
         effect = (
             "The model reads the same twice: a tie of one half in every accuracy, and nothing to train on."
         )
         severity: Severity = "error" if counts.identical > _MANY * pairs else "warn"
-        yield severity, "chosen = rejected in tokens", f"{counts.identical} of {pairs} pairs", effect
+        number = f"{counts.identical} of {pairs} pairs"
+        yield Finding(severity, "chosen = rejected in tokens", where, number, effect)
     if counts.without_system:
         effect = "The chat template takes none: the first user turn begins with them, or they are left out (--system)."
-        yield "info", "system turns", f"{counts.without_system} of {pairs} pairs", effect
+        yield Finding("info", "system turns", where, f"{counts.without_system} of {pairs} pairs", effect)
     if counts.many_unknown:
         effect = (
             "The tokenizer gives all words that it does not know one id: texts that differ only in them are the same to "
             "the model."
         )
         number = f"{share(counts.unknown_tokens / counts.tokens)} of {counts.tokens} tokens"
-        yield "error", "unknown tokens", number, effect
+        yield Finding("error", "unknown tokens", where, number, effect)
 
 
 # Counts of a set that are findings wherever they are not 0.
@@ -441,30 +419,34 @@ _COUNTED = (
 )
 
 
-def _rows(audit: SetAudit) -> _Said:
+def _rows(audit: SetAudit) -> Iterator[Finding]:
     if audit.unreadable:
         rows = audit.pairs + len(audit.unreadable)
         number = f"{len(audit.unreadable)} of {rows} rows ({audit.unreadable[0]})"
         effect = "A run refuses the set; left out, they may not be missing at random."
-        yield "error", "rows that are no pair", number, effect
+        yield Finding("error", "rows that are no pair", audit.name, number, effect)
     for name, what, effect in _COUNTED:
         if count := getattr(audit, name):
-            yield "warn", what, f"{count} of {audit.pairs} pairs", effect
+            yield Finding("warn", what, audit.name, f"{count} of {audit.pairs} pairs", effect)
     if audit.templated:
         effect = "The model's own template is put around these: cut the markers, and give turns as messages."
-        yield "warn", "markers of a chat template in texts", f"{audit.templated} texts", effect
-    if audit.repeated_prompts > _MANY * audit.pairs:
+        yield Finding(
+            "warn", "markers of a chat template in texts", audit.name, f"{audit.templated} texts", effect
+        )
+    if audit.pairs - audit.prompts > _MANY * audit.pairs:
         effect = "A split by pair puts one problem on both sides; split by prompt, and resample prompts for intervals."
-        yield "info", "repeated prompts", f"{audit.prompts} prompts in {audit.pairs} pairs", effect
+        yield Finding(
+            "info", "repeated prompts", audit.name, f"{audit.prompts} prompts in {audit.pairs} pairs", effect
+        )
     if audit.similarity >= _ALIKE:
         effect = (
             "Chosen and rejected differ in a few words, so margins are small and rewards summed over tokens are decided "
             "by those few."
         )
-        yield "info", "responses alike", f"similarity {audit.similarity:.3f}", effect
+        yield Finding("info", "responses alike", audit.name, f"similarity {audit.similarity:.3f}", effect)
 
 
-def _length(audit: SetAudit) -> _Said:
+def _length(audit: SetAudit) -> Iterator[Finding]:
     # A model reads tokens: a rule that holds in characters but not in words is out of its reach.
     least = min(audit.baselines, key=lambda baseline: baseline.shortcut)
     agree = len({baseline.better for baseline in audit.baselines}) == 1
@@ -481,30 +463,30 @@ def _length(audit: SetAudit) -> _Said:
     effect = "Training can learn length in the place of quality."
     if evaluated:
         effect = "A reward of length alone has this accuracy; compare with it, and read the length-controlled accuracy."
-    yield severity, "length shortcut", f"{least.better}: {each}; Wilson 95 %", effect
+    yield Finding(severity, "length shortcut", audit.name, f"{least.better}: {each}; Wilson 95 %", effect)
 
 
-def _cut(audit: SetAudit) -> _Said:
+def _cut(audit: SetAudit) -> Iterator[Finding]:
     shares = {column: audit.cut[column] / long for column, long in audit.long_responses.items() if long}
     if not shares or max(shares.values()) <= _MANY:
         return
     number = ", ".join(f"{audit.cut[column]} of {audit.long_responses[column]} {column}" for column in shares)
     if len(shares) == 2 and abs(shares["chosen"] - shares["rejected"]) > _MANY:
         effect = "More on one side than on the other: an ending alone tells chosen from rejected."
-        yield "warn", "unfinished responses", number, effect
+        yield Finding("warn", "unfinished responses", audit.name, number, effect)
     else:
         effect = (
             "Responses end in mid-sentence on both sides: rewards read at the last token judge a fragment."
         )
-        yield "info", "unfinished responses", number, effect
+        yield Finding("info", "unfinished responses", audit.name, number, effect)
 
 
-def _languages_of(audit: SetAudit) -> _Said:
+def _languages_of(audit: SetAudit) -> Iterator[Finding]:
     looked_at = min(audit.pairs, LANGUAGE_SAMPLE)
     if audit.another_language > _FEW * looked_at:
         effect = "The language, not the quality, may tell chosen from rejected."
         number = f"{audit.another_language} of {looked_at} pairs looked at"
-        yield "warn", "responses in two languages", number, effect
+        yield Finding("warn", "responses in two languages", audit.name, number, effect)
     main = {
         column: next((code for code in shares if code != UNKNOWN), UNKNOWN)
         for column, shares in audit.languages.items()
@@ -514,10 +496,10 @@ def _languages_of(audit: SetAudit) -> _Said:
         effect = (
             "A reward may judge the switch of language; in a translated set that is the shift that is wanted."
         )
-        yield "info", "prompt and response in two languages", number, effect
+        yield Finding("info", "prompt and response in two languages", audit.name, number, effect)
 
 
-def _rewriting_of(audit: SetAudit) -> _Said:
+def _rewriting_of(audit: SetAudit) -> Iterator[Finding]:
     found = audit.rewriting
     if found is None:
         return
@@ -527,10 +509,17 @@ def _rewriting_of(audit: SetAudit) -> _Said:
     )
     what = "token overlap with the original"
     if found.overlap > _HARDLY_REWRITTEN * found.itself:
-        yield "warn", what, number, "The responses are hardly rewritten: this is no token-level shift."
+        effect = "The responses are hardly rewritten: this is no token-level shift."
+        yield Finding("warn", what, audit.name, number, effect)
     else:
         effect = "The tokens are others while the content is the same: a token-level shift, as declared."
-        yield "info", what, number, effect
+        yield Finding("info", what, audit.name, number, effect)
+
+
+def set_findings(audit: SetAudit) -> Iterator[Finding]:
+    """Yield what is wrong with one set."""
+    for part in (_rows, _length, _cut, _languages_of, _rewriting_of):
+        yield from part(audit)
 
 
 # Sets and findings as rows of tables.

@@ -84,14 +84,17 @@ def file_rows(file: Path) -> Iterator[Located]:
 
 
 def split_files(path: Path, split: str) -> list[Path]:
-    """Return the files of a split: one, or shards of one kind. Raises DataError where several kinds may be meant."""
+    """Return the files of a split: one, or shards of one kind. Raises DataError where some lack, or several kinds may be meant."""
+
+    def own(folder: Path, otherwise: str) -> tuple[Path, str]:
+        """A folder that datasets wrote may hold its caches beside its data."""
+        return folder, "data" if (folder / "state.json").is_file() else otherwise
+
+    places = [own(path / split, ""), (path, split), (path / "data", split)]
+    # What datasets or Spark wrote of a set without splits.
+    places += [own(path, "part")] if split == "train" else []
     found: dict[Any, list[Path]] = {}
-    # A folder of its own, which datasets or Spark wrote. Copies of a hub data set keep their files in data/.
-    own = [(path / split, ""), *([(path, "part")] if split == "train" else [])]
-    for place, name in (*own, (path, split), (path / "data", split)):
-        if (state := place / "state.json").is_file() and (place, name) in own:
-            found[state] = [state]
-            continue
+    for place, name in places:
         for file in sorted(place.iterdir()) if place.is_dir() else ():
             ending = file_ending(file)
             stem = file.name[: -len(ending)] if ending else ""
@@ -101,20 +104,12 @@ def split_files(path: Path, split: str) -> list[Path]:
         first = ", ".join(str(files[0].relative_to(path)) for files in found.values())
         raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")
     (files,) = found.values() or ([],)
-    return _saved_files(files[0]) if files and files[0].name == "state.json" else files
-
-
-def _saved_files(state: Path) -> list[Path]:
-    """Return the files that save_to_disk noted, none of which may lead out of the folder. Raises DataError."""
-    try:
-        names = [entry["filename"] for entry in json.loads(state.read_bytes())["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{state} does not list the files of a saved data set ({error!r}).") from error
-    for name in names:
-        inside = isinstance(name, str) and name and name == Path(name).name
-        if not inside or not (state.parent / name).is_file():
-            raise DataError(f"{state} names {name!r}, which is no file in its folder.")
-    return [state.parent / name for name in names]
+    counted = re.search(r"-\d{5}-of-(\d{5})", files[0].name) if files else None
+    if counted and len(files) != int(counted[1]):
+        raise DataError(
+            f"{path} has {len(files)} of the {int(counted[1])} files of its {split} split; fetch the others, or rename these."
+        )
+    return files
 
 
 def _require_distinct(file: Path, columns: Sequence[str]) -> None:
@@ -160,25 +155,13 @@ def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if "offset" in str(error).lower():
             raise
-        rows = [_single_row(batch.slice(n, 1)) for n in range(batch.num_rows)]
-    for row in rows:
-        yield row if isinstance(row, Fault) else without_nulls(row)
-
-
-def _single_row(batch: Any) -> Union[Row, Fault]:
-    """Return the only row of a batch, read column by column so that a fault names its column."""
-    import pyarrow as pa
-
-    row: Row = {}
-    for name in batch.schema.names:
-        column = batch.column(name)
-        try:
-            column.validate(full=True)
-            row[name] = column[0].as_py()
-        except (pa.ArrowException, ValueError, OverflowError) as error:
-            said = str(error).splitlines()[0].removeprefix("Invalid: ").removesuffix(" at string index 0")
-            return Fault(f"column {name!r}: {said}.")
-    return row
+        if batch.num_rows == 1:
+            yield Fault(str(error).splitlines()[0])
+        else:
+            for number in range(batch.num_rows):
+                yield from _batch_rows(batch.slice(number, 1))
+        return
+    yield from map(without_nulls, rows)
 
 
 def without_nulls(row: Row) -> Row:

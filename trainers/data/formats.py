@@ -13,6 +13,7 @@ What a turn has beside its role and content (tool_calls, reasoning_content, name
 own order, because a chat template prints it in that order.
 """
 
+import functools
 import itertools
 import json
 import math
@@ -45,6 +46,8 @@ Turns = tuple[Message, ...]
 _SIDES = ("chosen", "rejected")
 # About one chosen and one rejected response.
 _OF_ONE_PAIR = ("margin", "score_chosen", "score_rejected", "rewritten_chosen", "rewritten_rejected")
+# Columns that are read beside those of a format.
+_BESIDE = ("system", "tools", "orig_chosen", PLACE, TIE, *_OF_ONE_PAIR)
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
     *("instruction", "input", "query", "problem"),
@@ -68,12 +71,12 @@ _BY_PARAGRAPHS = re.compile(rf"(?:\A\s*|\n\n)({_SPEAKER}):")
 class Format(NamedTuple):
     """A format: the columns of its rows, the first never empty, and how to read one.
 
-    `rows` turns a row into one row for each pair, with ties marked; None means that the row is a pair itself.
+    `rows` turns a row into one row for each pair, with ties marked.
     """
 
     name: str
     columns: tuple[str, ...]
-    rows: Callable[[Row], Iterable[Row]] | None
+    rows: Callable[[Row], Iterable[Row]]
 
 
 def _ranked(prompt: Any, rated: Iterable[tuple[Any, Any]]) -> Iterator[Row]:
@@ -136,21 +139,6 @@ def _preferred(value: Any) -> tuple[float, float]:
         return _winner(value)
 
 
-def _arena_of_kaggle(row: Row) -> Iterable[Row]:
-    """The prompt and both responses are lists of texts as JSON, a text for each turn."""
-    asked, *answered = (json.loads(row[name]) for name in ("prompt", "response_a", "response_b"))
-    sides = [
-        [
-            {"role": role, "content": text}
-            for turns in zip(asked, answers, strict=True)
-            for role, text in zip(("user", "assistant"), turns, strict=True)
-        ]
-        for answers in answered
-    ]
-    won = (_number(row[name])[1] for name in ("winner_model_a", "winner_model_b"))
-    return _ranked(None, zip(sides, won, strict=True))
-
-
 def _openai(row: Row) -> Iterable[Row]:
     asked = row["input"]
     sides = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
@@ -194,6 +182,7 @@ def _alpaca(row: Row) -> Iterable[Row]:
     return [{"prompt": asked, "chosen": row["chosen"], "rejected": row["rejected"]}]
 
 
+@functools.cache
 def _called(name: str, *columns: str) -> Format:
     """Return the format of prompt (where there is one), chosen and rejected in these columns."""
     meanings = ("prompt", *_SIDES)[-len(columns) :]
@@ -206,11 +195,6 @@ FORMATS = (
     _of_two("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), _winner),
     _of_two("a, b and a preference", ("prompt", "a", "b", "preference"), _preferred),
     _of_two("two responses and a winner", ("prompt", "response_a", "response_b", "winner"), _winner),
-    Format(
-        "Chatbot Arena of Kaggle",
-        ("prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"),
-        _arena_of_kaggle,
-    ),
     _of_two(
         "PKU-SafeRLHF, by helpfulness", ("prompt", "response_0", "response_1", "better_response_id"), _number
     ),
@@ -229,13 +213,6 @@ FORMATS = (
             row["prompt"], ((said["answer"], -float(said["rank"])) for said in row["answers"])
         ),
     ),
-    Format(
-        "WebGPT",
-        ("question", "answer_0", "answer_1", "score_0", "score_1"),
-        lambda row: _ranked(
-            row["question"]["full_text"], [(row[f"answer_{n}"], row[f"score_{n}"]) for n in range(2)]
-        ),
-    ),
     Format("summarize-from-feedback", ("info", "summaries", "choice"), _summaries),
     Format("OpenAI's preferences", ("input", "preferred_output", "non_preferred_output"), _openai),
     Format("ms-swift", ("messages", "rejected_response"), _swift),
@@ -249,14 +226,8 @@ FORMATS = (
     Format("instruction, input, chosen and rejected", ("instruction", "input", *_SIDES), _alpaca),
     *(_called(f"{name}, chosen and rejected", name, *_SIDES) for name in _LIKE_PROMPTS),
 )
-_CONVERSATIONS = Format("chosen and rejected, which both begin with the prompt", _SIDES, None)
-
-
-def _asked_by(column: str) -> Format:
-    return Format(f"{column}, chosen and rejected", (column, *_SIDES), None)
-
-
-_PLAIN = _asked_by("prompt")
+_CONVERSATIONS = _called("chosen and rejected, which both begin with the prompt", *_SIDES)
+_PLAIN = _called("prompt, chosen and rejected", "prompt", *_SIDES)
 
 
 # A row → its format → its pairs.
@@ -272,7 +243,7 @@ def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]
     try:
         return _pairs_of(located.sound(), spec, read_as)
     except Fault as fault:
-        name = f", read as {read_as.name}" if read_as.rows else ""
+        name = f", read as {read_as.name}" if read_as in FORMATS else ""
         raise DataError(f"{located.where}{name}: {fault}") from fault
 
 
@@ -306,7 +277,7 @@ def _format_of(row: Row) -> Format:
                 return known
     if asked and any(_are_candidates(row.get(side)) for side in _SIDES):
         return Format("candidates", (asked, *_SIDES), _candidates)
-    return _asked_by(asked) if asked else _CONVERSATIONS
+    return _called(f"{asked}, chosen and rejected", asked, *_SIDES) if asked else _CONVERSATIONS
 
 
 def _begins_in_prompt(value: Any) -> bool:
@@ -326,7 +297,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, row, read_as if read_as.rows else _PLAIN))
+            raise Fault(_missing(name, row, read_as if read_as in FORMATS else _PLAIN))
     if (found := _format_of(named)) != read_as:
         raise Fault(
             f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
@@ -336,12 +307,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
             how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
             how = "only text is read; drop it" if name in _NOT_TEXT else how
             raise Fault(f"column {name!r} is part of what was asked; {how}.")
-    if read_as.rows is None:
-        asked = read_as.columns[:-2]
-        called = {"prompt": asked[0] if asked else "", **called}
-        pair = _pair_of({**named, **({"prompt": named[asked[0]]} if asked else {})}, called)
-        return [pair] if spec.ties or not pair.tie else []
-    beside: Row = {name: named[name] for name in ("system", "tools", *_OF_ONE_PAIR) if name in named}
+    beside: Row = {name: named[name] for name in _BESIDE if name in named}
     try:
         made = list(read_as.rows(named))
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -359,11 +325,13 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
         beside = {name: value for name, value in beside.items() if name not in _OF_ONE_PAIR}
     if ratings and spec.ratings == "best":
         made = [item for item in made if item["rating"] == max(ratings)]
-    return [_pair_of({**beside, **item}, called) for item in made if spec.ties or not item.get(TIE)]
+    made = [{**beside, **item} for item in made]
+    called = {"prompt": read_as.columns[0], **called}
+    return [_pair_of(item, called, row) for item in made if spec.ties or item.get(TIE) is not True]
 
 
-def _pair_of(row: Row, called: dict[str, str]) -> Pair:
-    """Return the pair of a row of prompt, chosen and rejected; messages use the user's names of columns, `called`."""
+def _pair_of(row: Row, called: dict[str, str], found: Iterable[str]) -> Pair:
+    """Return the pair of a row of prompt, chosen and rejected; `called` are the user's names of columns, `found` all of the row's."""
     columns = called.get("chosen", "chosen"), called.get("rejected", "rejected")
     said = [row[side] for side in _SIDES]
     before: Turns = ()
@@ -374,7 +342,7 @@ def _pair_of(row: Row, called: dict[str, str]) -> Pair:
     else:
         sides = [_turns(side, "assistant", name) for side, name in zip(said, columns, strict=True)]
         if all(turn.role in ("assistant", "tool") for side in sides for turn in side):
-            raise Fault(_missing("prompt", row))
+            raise Fault(_missing("prompt", found))
     prompt, chosen, rejected = _divided(before, sides, columns)
     original = row.get("orig_chosen")
     return Pair(

@@ -177,8 +177,6 @@ def draw(rows: Sequence[int], most: int | None, source: "Generator") -> tuple[in
 LENGTH_TOKENIZER = "meta-llama/Llama-3.2-1B"
 LENGTH_TOKENIZER_VARIABLE = "RMSWEEP_LENGTH_TOKENIZER"
 MAX_TOKENS = 512
-# Says of each text whether it is short enough.
-Short = Callable[[Sequence[str]], list[bool]]
 
 
 def length_tokenizer() -> str:
@@ -226,12 +224,11 @@ def said_funnel(funnel: Funnel) -> str:
 class PaperDraw:
     """One of the paper's draws. `texts` returns prompt, chosen and rejected of a row, or None where it is dropped.
 
-    `kept` describes the rows that are not dropped. `splits` are the source's splits that train and test come
+    `splits` are the source's splits that train and test come
     from. With `test_rows`, the source's one split is divided, and the last of a permutation are for testing.
     """
 
     texts: Callable[[Row], Texts | None]
-    kept: str = ""
     splits: Mapping[str, str]
     test_rows: int | None = None
     pairs: Mapping[str, int | None] = field(default_factory=lambda: {"train": None, "test": 200})
@@ -257,7 +254,6 @@ def _rewardbench(row: Row, prefix: str) -> Texts | None:
 PAPER_DRAWS: Mapping[str, PaperDraw] = {
     "ultrafeedback": PaperDraw(
         texts=_ultrafeedback,
-        kept="with a preference",
         splits={"train": "train_prefs", "test": "test_prefs"},
         pairs={"train": 2000, "test": 200},
         drop_translation=True,
@@ -271,7 +267,6 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
     **{
         name: PaperDraw(
             texts=functools.partial(_rewardbench, prefix=prefix),
-            kept="of its subset",
             splits=dict.fromkeys(("train", "test"), "filtered"),
             test_rows=test_rows,
         )
@@ -289,66 +284,49 @@ def selected_splits(selection: str) -> tuple[str, ...]:
     return PERSONA_SPLITS if selection == PERSONA else ("test",) if selection in SUITES else ("train", "test")
 
 
-def selected_rows(
-    selection: str, rows_of: RowsOf, side: str, short: Short, funnel: Funnel
-) -> Iterator[Located]:
-    """Yield the rows of a selection's split, in the order of the draw, and fill its funnel."""
+def selected_rows(selection: str, rows_of: RowsOf, side: str) -> Iterator[Located]:
+    """Yield the rows of a selection's split, in the order of the draw."""
     if selection == PERSONA:
-        yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side, funnel)
+        yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side)
         return
     paper = PAPER_DRAWS[selection]
-    drawn, steps = paper_draw(paper, rows_of, short)
-    funnel.extend(steps[side])
-    wanted = set(drawn[side])
+    drawn = paper_draw(paper, rows_of)[side]
+    wanted = set(drawn)
     found = {item.number: item for item in rows_of(paper.splits[side]) if item.number in wanted}
-    for number in drawn[side]:
+    for number in drawn:
         texts = paper.texts(found[number].sound())
         assert texts is not None
         yield found[number]._replace(row=dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
 
 
-def paper_draw(
-    paper: PaperDraw, rows_of: RowsOf, short: Short
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Funnel]]:
-    """Return the numbers of the rows that each side's draw takes, in its order, and the funnel of each side."""
+def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of the rows that each side's draw takes, in its order."""
     source = generator(SEED)
-    found = {split: _filtered(paper, rows_of(split), short) for split in dict.fromkeys(paper.splits.values())}
-    rows = {side: list(found[split][1]) for side, split in paper.splits.items()}
+    found = {split: _filtered(paper, rows_of(split)) for split in dict.fromkeys(paper.splits.values())}
+    rows = {side: list(found[split]) for side, split in paper.splits.items()}
     if paper.test_rows:
         kept = rows["train"]
         train, test = divide(len(kept), paper.test_rows, source)
         rows = {"train": [kept[place] for place in train], "test": [kept[place] for place in test]}
-    drawn, funnel = {}, {}
-    for side in ("train", "test"):
-        count, passed = found[paper.splits[side]]
-        fitting = [row for row in rows[side] if passed[row] == 2]
-        drawn[side] = draw(fitting, paper.pairs[side], source)
-        steps = (
-            ("rows", count, True),
-            (paper.kept, len(passed), bool(paper.kept)),
-            (f"for the {side} split", len(rows[side]), paper.test_rows is not None),
-            (f"of at most {MAX_TOKENS} tokens", sum(passed[row] > 0 for row in rows[side]), True),
-            ("not about translation", len(fitting), paper.drop_translation),
-            ("drawn", len(drawn[side]), True),
-        )
-        funnel[side] = [(what, left) for what, left, has in steps if has]
-    return drawn, funnel
+    fits = {side: found[paper.splits[side]] for side in rows}
+    return {
+        side: draw([row for row in rows[side] if fits[side][row]], paper.pairs[side], source)
+        for side in ("train", "test")
+    }
 
 
-def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[int, dict[int, int]]:
-    """Return how many rows there are, and for each that is kept: 0 too long, 1 about translation, 2 fits."""
-    passed: dict[int, int] = {}
-    count = 0
+def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> dict[int, bool]:
+    """Return the rows that are kept, each with whether it is short enough and, where that counts, about no translation."""
+    fits: dict[int, bool] = {}
     while group := list(itertools.islice(rows, 256)):
-        count += len(group)
         kept = [(item.number, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
-        fit = short([text for _, texts in kept for text in texts])
+        short = short_enough([text for _, texts in kept for text in texts])
         for place, (number, (prompt, _, _)) in enumerate(kept):
             translation = paper.drop_translation and any(
                 word in prompt.lower() for word in ("translate", "translation")
             )
-            passed[number] = 2 - translation if all(fit[3 * place : 3 * place + 3]) else 0
-    return count, passed
+            fits[number] = all(short[3 * place : 3 * place + 3]) and not translation
+    return fits
 
 
 # Persona, the paper's controlled token-level shift:
@@ -358,14 +336,12 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located], short: Short) -> tuple[
 #     rejected  My judgement: no                paraphrased    I lean toward nope
 
 
-def _persona_rows(statements: Iterator[Located], split: str, funnel: Funnel) -> Iterator[Located]:
+def _persona_rows(statements: Iterator[Located], split: str) -> Iterator[Located]:
     """Yield the pairs of `split`, made of the statements that an agreeable person would make."""
     rows = [item.sound() for item in statements]
     matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
-    pairs = persona_pairs([row["question"] for row in matching], split)
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(persona_pairs([row["question"] for row in matching], split)):
         yield Located(PERSONA, number, as_row(pair))
-    funnel += [("rows", len(rows)), ("whose matching answer is Yes", len(matching)), ("pairs", len(pairs))]
 
 
 def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:

@@ -8,22 +8,24 @@ under a new key.
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainers.data.known import generator, permutation
+import tyro
+
+from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
+from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
 from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
 from trainers.data.worlds import rewritten_by_rules
-from trainers.errors import DataError, SpecError
+from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
 
@@ -51,6 +53,11 @@ _REFUSAL = re.compile(
 _CHARACTERS_OF_A_TOKEN, _LEAST_CHARACTERS = 3.5, 2.0
 # How much longer a rewriting is than its original, for estimates.
 _GROWTH = 1.2
+_MEASURES = ("self_overlap", "overlap", "chrf", "length_ratio")
+_SAID = (
+    "token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
+    "{length_ratio:.2f} times as long"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,48 +114,18 @@ class Spending(NamedTuple):
         return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What a model is asked to do: the prompt with {response} where the text goes, and the language code to expect."""
-
-    prompt: str
-    wanted: str | None = None
-
-    def key(self, text: str, asking: Asking) -> str:
-        """Return the name of a request: a hash of all that its answer depends on. Equal texts are asked for once."""
-        asked = [self.prompt, asking.model, asking.max_tokens, text]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
-
-
-def task_for(into: str, own: Path | None, code: str | None) -> Task:
-    """Return the task of rewriting `into` a paraphrase or a language; `own` is a file with a prompt. Raises SpecError."""
-    if own is not None:
-        if not own.is_file():
-            raise SpecError(f"--prompt {own}: there is no such file.")
-        prompt = own.read_text(encoding="utf-8")
-        if "{response}" not in prompt:
-            raise SpecError(f"--prompt {own} has no {{response}}, where the text to rewrite goes.")
-    elif into == PARAPHRASE:
-        prompt = (_PROMPTS / "paraphrase.txt").read_text(encoding="utf-8")
-    elif into in LANGUAGES:
-        words = (_PROMPTS / "translate.txt").read_text(encoding="utf-8")
-        prompt = words.replace("{language}", into.capitalize())
-    else:
-        names = ", ".join((PARAPHRASE, *LANGUAGES))
-        raise SpecError(f"--into {into} is not one of {names}; give --prompt FILE and --language CODE.")
-    return Task(prompt=prompt, wanted=code or LANGUAGES.get(into))
-
-
 # Is an answer a rewriting?
 
 
 def measured(original: str, rewritten: str) -> dict[str, Any]:
     """Return the token overlap (in words, the paper's measure), chrF, length ratio and language of a rewriting."""
+    from sacrebleu import sentence_chrf
+
     tokens = words(original), words(rewritten)
     return {
         "overlap": token_overlap(*tokens),
         "self_overlap": token_overlap(tokens[0], tokens[0]),
-        "chrf": _chrf(original, rewritten),
+        "chrf": sentence_chrf(rewritten, [original]).score,
         "length_ratio": len(rewritten) / max(1, len(original)),
         "language": language(rewritten),
     }
@@ -162,26 +139,16 @@ def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = Fals
         return "refused"
     if cut or (looks_cut(rewritten) and not looks_cut(original)):
         return "cut off"
-    chrf, ratio = _chrf(original, rewritten), len(rewritten) / max(1, len(original))
+    found = measured(original, rewritten)
+    chrf, ratio, said_in = found["chrf"], found["length_ratio"], found["language"]
     if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
         return f"unchanged (chrF {chrf:.0f})"
     if len(original) >= _SHORT and not LENGTH_RATIOS[0] <= ratio <= LENGTH_RATIOS[1]:
         return f"{ratio:.2f} times as long"
-    expected, found = wanted or language(original), language(rewritten)
-    if UNKNOWN not in (expected, found) and found != expected:
-        return f"in {found}, not {expected}"
+    expected = wanted or language(original)
+    if UNKNOWN not in (expected, said_in) and said_in != expected:
+        return f"in {said_in}, not {expected}"
     return None
-
-
-@functools.cache
-def _chrf_metric() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()
-
-
-def _chrf(original: str, rewritten: str) -> float:
-    return float(_chrf_metric().sentence_score(rewritten, [original]).score)
 
 
 # Asking.
@@ -211,7 +178,6 @@ class Journal(dict[str, list[Answer]]):
     def add(self, answer: Answer) -> None:
         """Keep an answer: it is on the disk when this returns."""
         self.setdefault(answer.key, []).append(answer)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         with disk_named(self.file), self.file.open("a", encoding="utf-8") as stream:
             # A new line first, since the last one may have been cut short.
             stream.write("\n" + json.dumps(answer._asdict(), ensure_ascii=False))
@@ -222,142 +188,209 @@ class Journal(dict[str, list[Answer]]):
         """Return the first answer to a request that can be used."""
         return next((answer.text for answer in self.get(key, ()) if answer.fault is None), None)
 
-    def spent(self, asking: Asking) -> Spending:
-        """Return what the answers cost, used or not."""
-        answers = [answer for found in self.values() for answer in found]
-        return asking.spending(
-            sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
-        )
-
-
-def missing_texts(texts: Iterable[str], task: Task, asking: Asking, journal: Journal) -> list[str]:
-    """Return the distinct texts without a usable answer."""
-    return [text for text in dict.fromkeys(texts) if journal.rewriting(task.key(text, asking)) is None]
-
-
-def estimate(texts: Sequence[str], task: Task, asking: Asking) -> Spending:
-    """Return about what rewriting each of `texts` once will take."""
-    prompt = sum((len(task.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
-    completion = sum(min(asking.max_tokens, _GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN) for text in texts)
-    return asking.spending(prompt, completion)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The rewriting of each text that has one, why the others have none, and why asking stopped early, if it did."""
+class Rewriter:
+    """Asks a model: `prompt` has {response} where the text goes, `wanted` is the language code to expect."""
 
-    answers: dict[str, str]
-    why: dict[str, str] = field(default_factory=dict)
-    stopped: str | None = None
+    prompt: str
+    wanted: str | None
+    asking: Asking
+    journal: Journal
 
+    def key(self, text: str) -> str:
+        """Return the name of a request: a hash of all that its answer depends on. Equal texts are asked for once."""
+        asked = [self.prompt, self.asking.model, self.asking.max_tokens, text]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
-def rewrite_by_rules(texts: Iterable[str], rules: str) -> Outcome:
-    """Rewrite every text by rule. Raises SpecError where there are no such rules."""
-    return Outcome(answers={text: rewritten_by_rules(text, rules) for text in texts})
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Return the distinct texts without a usable answer."""
+        return [text for text in dict.fromkeys(texts) if self.journal.rewriting(self.key(text)) is None]
 
+    def spent(self) -> Spending:
+        """Return what the answers so far cost, used or not."""
+        answers = [answer for found in self.journal.values() for answer in found]
+        tokens = [(answer.prompt_tokens, answer.completion_tokens) for answer in answers]
+        return self.asking.spending(*map(sum, zip(*tokens, strict=True))) if tokens else Spending(0, 0, 0.0)
 
-def rewrite_texts(texts: Sequence[str], task: Task, asking: Asking, journal: Journal) -> Outcome:
-    """Ask for every text that has no usable answer in the journal. Raises DataError where no request can succeed."""
-    why: dict[str, str] = {}
-    stopped: str | None = None
-    if missing := missing_texts(texts, task, asking, journal):
-        # Load the metrics before the first request: it takes seconds, in which requests could time out.
-        measured("a" * 100, "b" * 100)
-        why, stopped = asyncio.run(_ask_for_all(missing, task, asking, journal))
-    answers: dict[str, str] = {}
-    for text in dict.fromkeys(texts):
-        key = task.key(text, asking)
-        if (found := journal.rewriting(key)) is not None:
-            answers[text] = found
-        elif key in journal:
-            why.setdefault(text, journal[key][-1].fault or "")
-    return Outcome(answers=answers, why=why, stopped=stopped)
+    def estimate(self, texts: Sequence[str]) -> Spending:
+        """Return about what rewriting each of `texts` once will take."""
+        read = sum((len(self.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
+        lengths = (_GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN for text in texts)
+        return self.asking.spending(read, sum(min(self.asking.max_tokens, length) for length in lengths))
 
+    def rewrite(self, texts: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Ask for every text that is missing; return the rewritings, and why other texts have none. Raises DataError."""
+        why: dict[str, str] = {}
+        if missing := self.missing(texts):
+            # Load the metrics before the first request: it takes seconds, in which requests could time out.
+            measured("a" * 100, "b" * 100)
+            asyncio.run(self._ask_for_all(missing, why))
+        answers = {text: self.journal.rewriting(self.key(text)) for text in texts}
+        for text in missing:
+            if found := self.journal.get(self.key(text)):
+                why.setdefault(text, found[-1].fault or "")
+        return {text: answer for text, answer in answers.items() if answer is not None}, why
 
-async def _ask_for_all(
-    texts: Sequence[str], task: Task, asking: Asking, journal: Journal
-) -> tuple[dict[str, str], str | None]:
-    """Return why texts got no answer, and why asking stopped, if it did. Requests under way are awaited: they are paid for."""
-    import openai
+    async def _ask_for_all(self, texts: Sequence[str], why: dict[str, str]) -> None:
+        """Ask, and note why texts got no answer. Requests under way are awaited: they are paid for."""
+        import openai
 
-    gave_up: dict[str, str] = {}
-    fatal: list[str] = []
-    capped: list[str] = []
-    under_way = 0
-    slots = asyncio.Semaphore(asking.concurrency)
-    # The most that a request can cost.
-    longest = max(len(text.encode()) for text in texts)
-    most = asking.spending((len(task.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
+        asking, fatal, under_way = self.asking, list[str](), 0
+        slots = asyncio.Semaphore(asking.concurrency)
+        # The most that a request can cost.
+        longest = max(len(text.encode()) for text in texts)
+        most = asking.spending((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
 
-    async def rewrite(text: str) -> None:
-        nonlocal under_way
-        key = task.key(text, asking)
-        async with slots:
-            while journal.rewriting(key) is None and len(journal.get(key, ())) < asking.attempts:
-                cost = journal.spent(asking).cost + (under_way + 1) * most
-                if asking.max_cost is not None and cost > asking.max_cost:
-                    capped.append(f"the next request could pass --max-cost {asking.max_cost:.2f}")
-                if capped or fatal:
-                    return
-                under_way += 1
-                try:
-                    journal.add(await _ask(client, text, key, task, asking, journal))
-                except openai.APIError as error:
-                    status = getattr(error, "status_code", None)
-                    gave_up[text] = (
-                        f"{client.base_url} answered {status} ({first_line(error)[:200]})"
-                        if status
-                        else first_line(error)[:200]
-                    )
-                    if status in (400, 409, 422):
-                        gave_up[text] = f"declined: {gave_up[text]}"
-                    elif error.code == "insufficient_quota" or (
-                        status and status < 500 and status not in (408, 429)
-                    ):
-                        fatal.append(gave_up[text])
-                    return
-                finally:
-                    under_way -= 1
+        async def rewrite(text: str) -> None:
+            nonlocal under_way
+            key = self.key(text)
+            async with slots:
+                while len(self.journal.get(key, ())) < asking.attempts and not fatal:
+                    if self.journal.rewriting(key) is not None:
+                        return
+                    cost = self.spent().cost + (under_way + 1) * most
+                    if asking.max_cost is not None and cost > asking.max_cost:
+                        why[text] = f"the next request could pass --max-cost {asking.max_cost:.2f}"
+                        return
+                    under_way += 1
+                    try:
+                        self.journal.add(await self._ask(client, text))
+                    except openai.APIError as error:
+                        status = getattr(error, "status_code", None)
+                        answered = f"{client.base_url} answered {status}: " if status else ""
+                        why[text] = answered + first_line(error)[:200]
+                        # The key, the model's name, the address or the quota: no other request would fare better.
+                        if status in range(401, 406) or error.code == "insufficient_quota":
+                            fatal.append(why[text])
+                        return
+                    finally:
+                        under_way -= 1
 
-    async with openai.AsyncOpenAI(
-        base_url=asking.endpoint,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        max_retries=asking.tries - 1,
-        timeout=asking.timeout_s,
-    ) as client:
-        await asyncio.gather(*map(rewrite, texts))
-    if fatal:
-        raise DataError(f"{fatal[0]}. Check --endpoint, --model, OPENAI_API_KEY and its quota.")
-    return gave_up, next(iter(capped), None)
+        async with openai.AsyncOpenAI(
+            base_url=asking.endpoint,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",
+            max_retries=asking.tries - 1,
+            timeout=asking.timeout_s,
+        ) as client:
+            await asyncio.gather(*map(rewrite, texts))
+        if fatal:
+            raise DataError(f"{fatal[0]}. Check --endpoint, --model, OPENAI_API_KEY and its quota.")
 
-
-async def _ask(client: Any, text: str, key: str, task: Task, asking: Asking, journal: Journal) -> Answer:
-    try:
-        said = await client.chat.completions.create(
-            model=str(asking.model),
-            messages=[{"role": "user", "content": task.prompt.replace("{response}", text)}],
-            max_tokens=asking.max_tokens,
-            extra_headers={"Idempotency-Key": f"{key}-{len(journal.get(key, ()))}"},
-        )
-        choice, usage = said.choices[0], said.usage
-        rewritten, ended = choice.message.content or "", choice.finish_reason
-        refused = ended == "content_filter" or getattr(choice.message, "refusal", None)
-    # Broken JSON, or JSON that is no chat completion.
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
-    why = "refused" if refused else fault(text, rewritten, wanted=task.wanted, cut=ended == "length")
-    # An endpoint that gives one answer to two requests mixed them up.
-    others = (answer for other, found in journal.items() if other != key for answer in found)
-    if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
-        why = "the answer to another request"
-    tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return Answer(key, rewritten, said.id or "", why, *tokens)
-
-
-# The pairs that are rewritten, and the files that come of it.
+    async def _ask(self, client: Any, text: str) -> Answer:
+        key = self.key(text)
+        try:
+            said = await client.chat.completions.create(
+                model=str(self.asking.model),
+                messages=[{"role": "user", "content": self.prompt.replace("{response}", text)}],
+                max_tokens=self.asking.max_tokens,
+                extra_headers={"Idempotency-Key": f"{key}-{len(self.journal.get(key, ()))}"},
+            )
+            choice, usage = said.choices[0], said.usage
+            rewritten, ended = choice.message.content or "", choice.finish_reason
+            refused = ended == "content_filter" or getattr(choice.message, "refusal", None)
+        # Broken JSON, or JSON that is no chat completion.
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
+        why = "refused" if refused else fault(text, rewritten, wanted=self.wanted, cut=ended == "length")
+        # An endpoint that gives one answer to two requests mixed them up.
+        others = (answer for other, found in self.journal.items() if other != key for answer in found)
+        if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
+            why = "the answer to another request"
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Answer(key, rewritten, said.id or "", why, *tokens)
 
 
-def sampled(pairs: Sequence[Pair], sample: int | None, seed: int) -> list[tuple[int, Pair]]:
+# The command.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint, or by rule.
+
+    Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
+    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
+    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
+    answer, and why.
+    """
+
+    data: NamedSet
+    """A known name, a file, a folder or a hub id."""
+    out: Path
+    """File to write, .jsonl."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
+    split: str = "test"
+    """The split to rewrite."""
+    into: str = PARAPHRASE
+    """paraphrase, or a language: french, spanish, german, …"""
+    asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
+    rules: str | None = None
+    """Exchange words and turns of phrase by rule instead of asking a model: english or tiny_world."""
+    prompt: Path | None = None
+    """File with your own prompt, with {response} where the text goes."""
+    language: str | None = None
+    """Language code that an answer must have, where --into does not say it."""
+    sample: int | None = None
+    """Rewrite this many pairs, drawn as in the paper, in the set's order."""
+    estimate: bool = False
+    """Print the estimated cost and ask nothing."""
+
+    def run(self) -> None:
+        """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
+        asking, out = self.asking, self.out
+        if self.rules is None:
+            asking.require_valid()
+        elif asking.endpoint or asking.model:
+            raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
+        prompt = self._prompt()
+        if out.suffix != ".jsonl":
+            raise SpecError(f"--out {out}: name a .jsonl file.")
+        spec, left_out = chosen_spec(self.data, self.reading), list[str]()
+        pairs = _sampled(read_pairs(spec, own_split(spec, self.split), left_out), self.sample)
+        print(end=said_left_out(left_out))
+        texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        why: dict[str, str] = {}
+        if self.rules is not None:
+            answers = {text: rewritten_by_rules(text, self.rules) for text in texts}
+        else:
+            journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+            wanted = self.language or LANGUAGES.get(self.into)
+            rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
+            missing, paid = rewriter.missing(texts), rewriter.spent()
+            needed = rewriter.estimate(missing)
+            print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
+            if asking.max_cost is not None and paid.cost + needed.cost > asking.max_cost:
+                raise SpecError(
+                    f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
+                    f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+                )
+            if self.estimate:
+                return
+            answers, why = rewriter.rewrite(texts)
+            print(f"paid: {rewriter.spent()}")
+        _write(out, pairs, answers, why)
+
+    def _prompt(self) -> str:
+        if self.prompt is not None:
+            if not self.prompt.is_file():
+                raise SpecError(f"--prompt {self.prompt}: there is no such file.")
+            prompt = self.prompt.read_text(encoding="utf-8")
+            if "{response}" not in prompt:
+                raise SpecError(
+                    f"--prompt {self.prompt} has no {{response}}, where the text to rewrite goes."
+                )
+            return prompt
+        if self.into not in (PARAPHRASE, *LANGUAGES):
+            names = ", ".join((PARAPHRASE, *LANGUAGES))
+            raise SpecError(
+                f"--into {self.into} is not one of {names}; give --prompt FILE and --language CODE."
+            )
+        own = _PROMPTS / ("paraphrase.txt" if self.into == PARAPHRASE else "translate.txt")
+        return own.read_text(encoding="utf-8").replace("{language}", self.into.capitalize())
+
+
+def _sampled(pairs: Sequence[Pair], sample: int | None) -> list[tuple[int, Pair]]:
     """Return (row, pair) of a draw, in the set's order; of all where `sample` is None. Raises SpecError, DataError."""
     if sample is not None and sample < 1:
         raise SpecError(f"--sample {sample}: give at least 1.")
@@ -367,67 +400,44 @@ def sampled(pairs: Sequence[Pair], sample: int | None, seed: int) -> list[tuple[
                 f"pair {number}: a response has several turns, tool calls or reasoning beside its text; only plain "
                 "texts are rewritten."
             )
-    if sample is None or sample >= len(pairs):
-        return list(enumerate(pairs))
-    return [(row, pairs[row]) for row in sorted(permutation(len(pairs), generator(seed))[:sample])]
+    rows = range(len(pairs)) if sample is None else permutation(len(pairs), generator(SUBSET_SEED))[:sample]
+    return [(row, pairs[row]) for row in sorted(rows)]
 
 
-def responses_of(pairs: Sequence[tuple[int, Pair]]) -> list[str]:
-    """Return every response, chosen before rejected."""
-    return [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
+def _write(
+    out: Path, pairs: Sequence[tuple[int, Pair]], answers: dict[str, str], why: dict[str, str]
+) -> None:
+    """Write the pairs whose responses both have a rewriting, what was measured of them, and what has none.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RewritingResult:
-    """How many of the pairs were rewritten, the means of what was measured, and the responses without a rewriting."""
-
-    kept: int
-    pairs: int
-    means: dict[str, float]
-    failures: list[dict[str, Any]]
-
-    def __str__(self) -> str:
-        said = f"{self.kept} of {self.pairs} pairs are rewritten"
-        measures = (
-            ": token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
-            "{length_ratio:.2f} times as long"
-        )
-        return said + (measures.format(**self.means) if self.means else "")
-
-    def said_failures(self) -> str:
-        """Return how many responses have no usable rewriting, and the first of them."""
-        said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in self.failures[:5])
-        more = "; …" if len(self.failures) > 5 else ""
-        return f"{len(self.failures)} responses have no usable rewriting ({said}{more})"
-
-
-def write_rewritten(
-    file: Path, pairs: Sequence[tuple[int, Pair]], outcome: Outcome, *, hygiene: Path, failures: Path
-) -> RewritingResult:
-    """Write the pairs whose responses both have a rewriting to `file`, as jsonl.
-
-    `hygiene` gets the measures of each rewriting, `failures` the responses without one. Empty files are not written.
+    Empty files are not written. Raises TrialFailed where responses have none.
     """
     rows: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for row, pair in pairs:
         own = {"chosen": pair.chosen, "rejected": pair.rejected}
-        made = {side: outcome.answers[text] for side, text in own.items() if text in outcome.answers}
+        made = {side: answers[text] for side, text in own.items() if text in answers}
         if len(made) == 2:
             was = {f"orig_{side}": text for side, text in own.items()}
             rows.append({**as_row(pair), **made, **was, "orig_index": row})
             lines += [{"row": row, "side": side, **measured(own[side], made[side])} for side in own]
         failed += [
-            {"row": row, "side": side, "why": outcome.why.get(text, "not asked")}
+            {"row": row, "side": side, "why": why.get(text, "not asked")}
             for side, text in own.items()
             if side not in made
         ]
-    for place, found in ((failures, failed), (file, rows), (hygiene, lines)):
+    failures = out.with_name(f"{out.name}.failures.jsonl")
+    for file, found in ((failures, failed), (out, rows), (out.with_name(f"{out.name}.hygiene.jsonl"), lines)):
         if found:
-            replace(place, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+            replace(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
         else:
-            place.unlink(missing_ok=True)
-    names = ("self_overlap", "overlap", "chrf", "length_ratio") if lines else ()
-    means = {name: statistics.fmean(line[name] for line in lines) for name in names}
-    return RewritingResult(kept=len(rows), pairs=len(pairs), means=means, failures=failed)
+            file.unlink(missing_ok=True)
+    if rows:
+        means = {name: statistics.fmean(line[name] for line in lines) for name in _MEASURES}
+        print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}: {_SAID.format(**means)}")
+    if failed:
+        said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in failed[:5])
+        raise TrialFailed(
+            f"{len(failed)} responses have no usable rewriting ({said}{'; …' if failed[5:] else ''}); all are in {failures}. "
+            "Run the same command to ask again where a request failed, or with more --attempts or a higher --max-cost."
+        )

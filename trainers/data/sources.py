@@ -34,11 +34,10 @@ from trainers.data.known import (
     named_set,
     selected_rows,
     selected_splits,
-    short_enough,
 )
-from trainers.data.records import Candidates, Pair, listed_turns
+from trainers.data.records import PLACE, Candidates, Pair, listed_turns
 from trainers.errors import DataError, SpecError, nearest
-from trainers.evaluate.suites import SUITES, Item, Suite
+from trainers.evaluate.suites import SUITES, Suite
 from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, Ratings, clean_name
 from trainers.storage import alone, digest_file, disk_named, replace
 
@@ -51,6 +50,8 @@ _VALIDATION = ("validation", "valid", "val", "dev")
 
 
 # The set that words on a command line name.
+
+NamedSet = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME|PATH")]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,13 @@ def iter_pairs(
         yield from _copies(spec, spec.augmentation)
 
 
+def said_left_out(left_out: Sequence[str]) -> str:
+    """Return lines that count and list the bad rows that were left out; empty where there are none."""
+    more = [f"and {len(left_out) - 20} more"] if len(left_out) > 20 else []
+    lines = [f"{len(left_out)} bad rows left out:", *left_out[:20], *more]
+    return "\n  ".join(lines) + "\n" if left_out else ""
+
+
 def mixed(shares: Sequence[float], rows: Sequence[Sequence[Pair]]) -> Iterator[Pair]:
     """Yield the largest mixture of the sets in these shares, by a seeded draw from each, in the order of its rows.
 
@@ -226,34 +234,45 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         return
     faults: list[str] = [] if left_out is None else left_out
     if spec.selection and split not in (splits := selected_splits(spec.selection)):
-        suite = "a suite is only evaluated: " if spec.selection in SUITES else ""
-        raise DataError(f"data set {spec.name} has no split {split}; {suite}it has {', '.join(splits)}.")
-    if spec.selection in SUITES:
-        yield from _suite_pairs(spec, split, faults, funnel)
-        return
-    rows, unranked, read, found = 0, 0, 0, 0
+        only = "a suite is only evaluated: " if spec.selection in SUITES else ""
+        raise DataError(f"data set {spec.name} has no split {split}; {only}it has {', '.join(splits)}.")
+    suite, subsets = SUITES.get(spec.selection or ""), set[str]()
+    rows, ranked, unranked, read, found = 0, 0, 0, 0, 0
     # The first good row decides how all are read.
     read_as: Format | None = None
-    for located in _selected_rows(spec, split, funnel):
+    for located in _selected_rows(spec, split):
         rows += 1
         try:
             row = located.sound()
             if not all(fnmatch.fnmatchcase(str(row.get(column)), glob) for column, glob in spec.keep):
                 continue
-            form = read_as or format_of(row, spec)
-            pairs = pairs_of(located, spec, form)
-            read_as = form
+            if suite:
+                pairs = _suite_pairs(located, spec, suite, number=ranked)
+                subsets |= {pair.candidates.subset for pair in pairs if pair.candidates}
+            else:
+                form = read_as or format_of(row, spec)
+                pairs = pairs_of(located, spec, form)
+                read_as = form
             taken = [pair for pair in pairs if _is_in(spec, split, located, pair)]
         except DataError as error:
-            _leave_out(error, spec, faults)
+            if not spec.skip_bad_rows:
+                raise
+            faults.append(str(error))
             continue
+        ranked += bool(pairs)
         unranked += not pairs
         read += len(pairs)
         found += len(taken)
         yield from taken
-    if spec.selection is None:
-        sound = rows - len(faults)
-        funnel.append((f"rows, read as {read_as.name}" if read_as else "rows", rows))
+    if missing := sorted(suite.subsets - subsets) if suite else []:
+        raise DataError(
+            f"{spec.source} has no rows of {', '.join(missing)}, without which there is no score of {spec.name}: "
+            "complete the copy, or give it by its path alone, and what it has is evaluated as pairs."
+        )
+    sound = rows - len(faults)
+    if spec.selection is None or suite:
+        named = suite.title if suite else read_as.name if read_as else ""
+        funnel.append((f"rows, read as {named}" if named else "rows", rows))
         steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
         for step in (*steps, (f"in the {split} split", found)):
             if step[1] != funnel[-1][1]:
@@ -265,74 +284,39 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
 
-def _suite_pairs(spec: DatasetSpec, split: str, faults: list[str], funnel: Funnel) -> Iterator[Pair]:
-    """Yield the pairs by which a suite's answers are scored, with their places. Raises DataError."""
-    suite, subsets = SUITES[str(spec.selection)], set[str]()
-    prompts, items, pairs = 0, 0, 0
-    for located, item in _suite_items(spec, suite, faults):
-        try:
-            made = [_candidates(located, spec, item, items, *pair) for pair in item.scored()]
-        except DataError as error:
-            _leave_out(error, spec, faults)
-            continue
-        prompts += 1
-        if made:
-            subsets.add(item.subset)
-            items, pairs = items + 1, pairs + len(made)
-        yield from made
-    if missing := sorted(suite.subsets - subsets):
-        raise DataError(
-            f"{spec.source} has no rows of {', '.join(missing)}, without which there is no score of {spec.name}: "
-            "complete the copy, or give it by its path alone, and what it has is evaluated as pairs."
+def _suite_pairs(located: Located, spec: DatasetSpec, suite: Suite, *, number: int) -> list[Pair]:
+    """Return the pairs by which the answers to a suite's prompt are scored, with their places. Raises DataError."""
+    try:
+        item = suite.item(located.sound())
+    except Fault as fault:
+        raise DataError(f"{located.where}: {fault}") from fault
+    counts, pairs = (len(item.right), len(item.wrong)), list[Pair]()
+    for right, wrong in item.scored():
+        place = Candidates(
+            str(spec.selection), item.name, number, item.subset, item.group, *counts, right, wrong
         )
-    if not pairs:
-        raise DataError(f"data set {spec.name}: {spec.source} holds no prompts with right and wrong answers.")
-    funnel += [
-        (f"prompts, read as {suite.title}", prompts),
-        ("with right and wrong answers", items),
-        ("pairs", pairs),
-    ]
+        row = {"prompt": item.prompt, "chosen": item.right[right], "rejected": item.wrong[wrong]}
+        row[PLACE] = place._asdict()
+        pairs += pairs_of(located._replace(row=row), spec, format_of(row, spec))
+    return pairs
 
 
-def _candidates(located: Located, spec: DatasetSpec, item: Item, number: int, right: int, wrong: int) -> Pair:
-    row = {"prompt": item.prompt, "chosen": item.right[right], "rejected": item.wrong[wrong]}
-    (pair,) = pairs_of(located._replace(row=row), spec, format_of(row, spec))
-    counts = len(item.right), len(item.wrong)
-    place = Candidates(
-        str(spec.selection), item.name, number, item.subset, item.group, *counts, chosen=right, rejected=wrong
-    )
-    return dataclasses.replace(pair, candidates=place)
-
-
-def _suite_items(spec: DatasetSpec, suite: Suite, faults: list[str]) -> Iterator[tuple[Located, Item]]:
+def _suite_rows(spec: DatasetSpec, suite: Suite) -> Iterator[Located]:
+    """Yield a suite's rows; where a row holds one answer, those to one prompt are one row, listed under `answers`."""
     place, splits = Path(spec.source), suite.splits
     if place.exists():
         # A copy may be of one split, or one file.
         splits = tuple(s for s in splits if place.is_dir() and has_split(spec, s)) or splits[:1]
-
-    def items() -> Iterator[tuple[Located, Item]]:
-        for located in itertools.chain.from_iterable(_rows(spec, split) for split in splits):
-            try:
-                yield located, suite.item(located.sound())
-            except Fault as fault:
-                _leave_out(DataError(f"{located.where}: {fault}"), spec, faults)
-            except DataError as error:
-                _leave_out(error, spec, faults)
-
+    rows = itertools.chain.from_iterable(_rows(spec, split) for split in splits)
+    if not suite.prompt_id:
+        yield from rows
+        return
     for _, same in itertools.groupby(
-        items(), key=lambda both: both[1].name if suite.one_answer_a_row else both
+        rows, lambda at: at.row.get(suite.prompt_id) if isinstance(at.row, dict) else at
     ):
-        rows = list(same)
-        right, wrong = (
-            [answer for _, item in rows for answer in getattr(item, side)] for side in ("right", "wrong")
-        )
-        yield rows[0][0], rows[0][1]._replace(right=right, wrong=wrong)
-
-
-def _leave_out(error: DataError, spec: DatasetSpec, faults: list[str]) -> None:
-    if not spec.skip_bad_rows:
-        raise error
-    faults.append(str(error))
+        answers = list(same)
+        bad = next((one for one in answers if isinstance(one.row, Fault)), None)
+        yield bad or answers[0]._replace(row={**answers[0].sound(), "answers": [one.row for one in answers]})
 
 
 def _is_in(spec: DatasetSpec, split: str, located: Located, pair: Pair) -> bool:
@@ -353,12 +337,15 @@ def _is_in(spec: DatasetSpec, split: str, located: Located, pair: Pair) -> bool:
     )
 
 
-def _selected_rows(spec: DatasetSpec, split: str, funnel: Funnel) -> Iterator[Located]:
+def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
     if spec.selection is None:
         yield from _rows(spec, spec.train_split if spec.test_share else split)
         return
+    if spec.selection in SUITES:
+        yield from _suite_rows(spec, SUITES[spec.selection])
+        return
     try:
-        yield from selected_rows(spec.selection, functools.partial(_rows, spec), split, short_enough, funnel)
+        yield from selected_rows(spec.selection, functools.partial(_rows, spec), split)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise DataError(
             f"data set {spec.name}: a row of {spec.source} is not as expected ({error!r})."
@@ -480,39 +467,29 @@ def _fetched(name: str, split: str) -> Path:
 def fetch(url: str, file: Path, *, what: str) -> Path:
     """Download `url` to `file` unless it is there, and return it. Raises DataError, which says how to do it by hand.
 
-    The digest of the first download is kept beside the file; other bytes are refused from then on.
+    The digest of the first download is kept beside the file: a file that has changed is fetched again, and other bytes
+    are refused.
     """
     import pooch  # type: ignore[import-untyped]
 
     noted = file.with_name(f"{file.name}.sha256")
     with alone(file), disk_named(file):
         expected = noted.read_text().strip() if noted.is_file() else None
-        if file.is_file() and expected and digest_file(file) != expected:
-            raise DataError(
-                f"{what}: {file} is not what was fetched first ({noted}). Delete {file.name} to fetch it again, or "
-                f"{noted.name} too to take what is there now."
-            )
+        # pooch would print the address, and that of a mirror may hold a password.
+        pooch.get_logger().setLevel("WARNING")
         if not file.is_file():
-            # pooch would print the address, and that of a mirror may hold a password.
-            pooch.get_logger().setLevel("WARNING")
             print(f"{what}: downloading", file=sys.stderr)
-            files = pooch.create(
-                path=file.parent,
-                base_url="",
-                registry={file.name: expected},
-                urls={file.name: url},
-                retry_if_failed=2,
-            )
-            # Files of a megabyte: read whole, so that a failed answer leaves no connection open.
-            download = pooch.HTTPDownloader(stream=False, timeout=30)
-            try:
-                files.fetch(file.name, downloader=download)
-            # What requests raises is an OSError, other bytes than at the first fetch a ValueError.
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"{what}: {url} could not be fetched ({error}). With a network, run the same command again; without "
-                    f"one, fetch that address elsewhere and put it at {file}, or give a copy with --from PATH."
-                ) from error
+        # Files of a megabyte: read whole, so that a failed answer leaves no connection open.
+        download = pooch.HTTPDownloader(stream=False, timeout=30)
+        try:
+            pooch.retrieve(url, expected, fname=file.name, path=file.parent, downloader=download)
+        # What requests raises is an OSError, other bytes than at the first fetch a ValueError.
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{what}: {url} could not be fetched ({error}). With a network, run the same command again; without "
+                f"one, fetch that address elsewhere and put it at {file}, or give a copy with --from PATH. If other bytes "
+                f"are meant, delete {noted}."
+            ) from error
         if not expected:
             replace(noted, digest_file(file) + "\n")
     return file

@@ -89,18 +89,11 @@ def nearest_overlap(pairs: Sequence[Bag], trained: Sequence[Bag]) -> NDArray[np.
 
     It is the token shift within a distribution. Both sequences hold at least one bag.
     """
-    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+    from sklearn.feature_extraction.text import CountVectorizer  # type: ignore[import-untyped]
 
-    numbers = {token: number for number, token in enumerate({token for item in trained for token in item})}
-
-    def matrix(bags: Sequence[Bag]) -> Any:
-        """Bags × tokens of training, 1 where the bag holds the token."""
-        columns = [[numbers[token] for token in item if token in numbers] for item in bags]
-        ends = np.cumsum([0, *map(len, columns)])
-        flat = np.array([number for row in columns for number in row], dtype=np.int64)
-        return csr_array((np.ones(len(flat)), flat, ends), shape=(len(bags), max(1, len(numbers))))
-
-    ours, theirs = matrix(pairs), matrix(trained)
+    # Bags × tokens of training, 1 where the bag holds the token.
+    counter = CountVectorizer(analyzer=tuple, binary=True, dtype=np.float64).fit(trained)
+    ours, theirs = counter.transform(pairs), counter.transform(trained)
     sizes_T, sizes_P = (np.array([len(item) for item in bags], float) for bags in (trained, pairs))
     found = []
     step = max(1, _BLOCK // len(trained))

@@ -75,8 +75,8 @@ class Suite:
     numbers: Callable[[Sequence[Scored]], Numbers]
     about: str
     subsets: frozenset[str] = frozenset()
-    # Rows that follow each other hold one answer each.
-    one_answer_a_row: bool = False
+    # A row holds one answer; rows that follow each other with the same value in this column are of one prompt.
+    prompt_id: str = ""
 
     @property
     def title(self) -> str:
@@ -128,12 +128,15 @@ def _judgebench(row: Row) -> Item:
 
 
 def _rewardmath(row: Row) -> Item:
-    said = row["eval_solution"]
-    text = "\n".join(said) if isinstance(said, list) else said
-    sides = {"chosen": ([text], []), "rejected": ([], [text])}
-    if row["solution_type"] not in sides:
-        raise Fault(f"solution_type {row['solution_type']!r} is neither chosen nor rejected.")
-    return Item(str(row["problem_id"]), str(row["subject"]), row["problem"], *sides[row["solution_type"]])
+    sides: dict[str, list[str]] = {"chosen": [], "rejected": []}
+    for number, answer in enumerate(row["answers"]):
+        said, kind = answer["eval_solution"], answer["solution_type"]
+        if kind not in sides:
+            raise Fault(f"its answer {number}: solution_type {kind!r} is neither chosen nor rejected.")
+        sides[kind].append("\n".join(said) if isinstance(said, list) else said)
+    return Item(
+        str(row["problem_id"]), str(row["subject"]), row["problem"], sides["chosen"], sides["rejected"]
+    )
 
 
 def _ppe_human(row: Row) -> Item:
@@ -380,7 +383,7 @@ SUITES: Mapping[str, Suite] = {
         read=_rewardmath,
         numbers=_rewardmath_numbers,
         about="RewardMATH: one right solution against nine",
-        one_answer_a_row=True,
+        prompt_id="problem_id",
     ),
     "m_rewardbench": Suite(
         hub="C4AI-Community/multilingual-reward-bench",

@@ -264,23 +264,7 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
     count, what is escaped as JSON does, and a system turn may stand anywhere. Templates drop the reasoning of turns
     before the last user turn on purpose, and some that between <think> and </think> of every turn of a prompt.
     """
-    # Nearly always the text holds everything as it is.
-    if _missing(turns, text, prompt, squeezed=False) is None:
-        return None
-    return _missing(turns, _squeezed(text), _squeezed(prompt), squeezed=True)
-
-
-def tool_left_out(tools: str, text: str, without: str) -> str | None:
-    """Name the first tool that `text` does not name more often than the same conversation `without` tools."""
-    for tool in json.loads(tools):
-        function = tool.get("function")
-        name = str((function if isinstance(function, dict) else tool).get("name"))
-        if text.count(name) <= without.count(name):
-            return f"the tool {name}"
-    return None
-
-
-def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool) -> str | None:
+    text, prompt = _squeezed(text), _squeezed(prompt)
     asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
     at, fields = 0, ""
     for number, turn in enumerate(turns):
@@ -291,7 +275,7 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
             # In a response the prompt may hold the first words (`<think>`), and no more than these.
             starts = [
                 (text.find(form, max(0 if turn.role == "system" else at, len(prompt) + 1 - len(form))), form)
-                for form in (_forms(said) if squeezed else [said.strip()])
+                for form in _forms(said)
             ]
             found = [start + len(form) for start, form in starts if start >= 0]
             if not found:
@@ -303,6 +287,16 @@ def _missing(turns: Sequence[Message], text: str, prompt: str, *, squeezed: bool
         if turn.role != "system":
             # Never behind the turn's true end, since everything is searched from the end of the turn before it.
             at = max(ends)
+    return None
+
+
+def tool_left_out(tools: str, text: str, without: str) -> str | None:
+    """Name the first tool that `text` does not name more often than the same conversation `without` tools."""
+    for tool in json.loads(tools):
+        function = tool.get("function")
+        name = str((function if isinstance(function, dict) else tool).get("name"))
+        if text.count(name) <= without.count(name):
+            return f"the tool {name}"
     return None
 
 

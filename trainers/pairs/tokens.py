@@ -111,9 +111,8 @@ class TokenFile(Sequence[TokenPair]):
         self.file = file
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self._index = table["index"].to_numpy()
-        # Files of older versions lack some columns.
-        self._lists = {name: table[name] for name in _LISTS if name in table.column_names}
-        self._more = {name: table[name] for name in ("margin", "tie") if name in table.column_names}
+        self._lists = {name: table[name] for name in _LISTS}
+        self._more = {name: table[name] for name in ("margin", "tie")}
         self._rows = np.flatnonzero(self._index >= 0)
 
     def __len__(self) -> int:

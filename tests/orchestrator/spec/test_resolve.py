@@ -31,7 +31,6 @@ from tests.orchestrator.sweep_samples import (
     sweep,
     write_jsonl,
 )
-from trainers.data.__main__ import remembered
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError, ModelError, SpecError
 from trainers.pairs.tokens import draw_order
@@ -522,7 +521,8 @@ def test_a_hub_data_set_read_before_is_known_without_the_hub(store: Store, monke
     assert again.plans == first.plans
     assert first.categories == {("prefs", "rewritten"): "token-level shift"}
     assert again.categories == first.categories
-    (record,) = remembered(store.root, "acme/prefs")
+    records = [json.loads(file.read_text()) for file in (store.root / "sources").iterdir()]
+    (record,) = [record for record in records if record["source"] == "acme/prefs"]
     assert (record["revision"], record["rows"]) == ("c0ffee", 4)
     assert record["digest"] == first.plans[0].train.prepared.split.digest
 
