@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from orchestrator.cli.run import say_damage
 from orchestrator.report.page import holes_table
 from orchestrator.report.results import of_other_weights, sweep_results
-from orchestrator.report.summary import write_report
 from orchestrator.run import compute
 from orchestrator.run.compute import TrainCall
 from orchestrator.run.failures import set_aside_damage
@@ -34,6 +33,7 @@ from tests.orchestrator.sweep_samples import (
     declaration,
     record,
     trial,
+    write_report,
 )
 from trainers.errors import Damaged
 from trainers.evaluate.scores import read_pair_scores
