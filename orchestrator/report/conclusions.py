@@ -6,7 +6,6 @@ Three conclusions come first: who is ahead where and by how much, how sure that 
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report import published
 from orchestrator.report.comparison import (
     CONTROLS,
     LEAK_FREE,
@@ -87,7 +86,7 @@ def _verdict(analysis: Analysis, other: str, found: Estimate) -> str:
 
 
 def _support(analysis: Analysis, told: Known, known: Known) -> str:
-    """Give win-rates, the amount of data, what correction for comparisons leaves, and agreement with the paper's signs."""
+    """Give win-rates, what correction for comparisons leaves, and the amount of data."""
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
@@ -105,15 +104,6 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
         )
     size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
     parts.append(size[:1].lower() + size[1:])
-    signs = [
-        theirs * item.value > 0
-        for (scope, other), item in known.items()
-        if (theirs := published.difference(scope.train_set, scope.sets, analysis.baseline, other))
-    ]
-    if signs:
-        parts.append(
-            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {number_of(len(signs), 'category', 'categories')}"
-        )
     return _sentence("; ".join(parts))
 
 

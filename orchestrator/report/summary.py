@@ -5,7 +5,7 @@ A trial whose training accuracy is at chance is shown as not learned and enters 
 
 import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -150,7 +150,7 @@ def accuracy_table(accuracies: Table) -> Table:
     )
 
 
-def differences(analysis: Analysis, beside: Sequence[str] = ("loss", "abs_margin")) -> Table:
+def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_margin")) -> Table:
     """Return each difference of accuracy, of each model and of their mean, and those of the metrics `beside` it."""
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]

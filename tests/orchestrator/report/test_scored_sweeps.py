@@ -81,7 +81,7 @@ def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, cap
     assert len(rows) == 120
     shift = [row["gap"] for row in rows if row["evaluation_set"] == "rewardbench_math"]
     found = json.loads((folder / "results.json").read_text())["controls"]
-    (domain,) = [row for row in found if (row["category"], row["model"]) == ("domain shift", "mean of 1")]
+    (domain,) = [row for row in found if (row["category"], row["model"][:4]) == ("domain shift", "mean")]
     assert domain["accuracy"]["value"] == pytest.approx(sum(shift) / 60)
     assert (folder / "figures" / "domain_shift.svg").stat().st_size > 1000
     # Again: nothing is computed, nothing was trained.
