@@ -179,7 +179,7 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
         terms |= {f"set {name}": (group["evaluation_set"] == name).to_numpy(float) for name in sets}
         # The rewritings of a pair are no other pairs; other sets hold pairs of their own.
         unit = ["evaluation_set", "index"] if place[-1] == "domain shift" else ["index"]
-        units_P = group.groupby(unit).ngroup().to_numpy()
+        units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
         for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
             if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
                 rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})
