@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
+from orchestrator.report import summary
 from orchestrator.report.analysis_files import Rows
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import CONTROLS, Analysis
 from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import FEATURES, Findings, Study, control_rows, differences
+from orchestrator.report.studies import FEATURES, Findings, Study, differences
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
@@ -26,39 +27,20 @@ from trainers.errors import DataError
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """Return controls, regressions, the advice that follows, and the pairs themselves."""
     analysis = Analysis(results)
-    controls, (pairs, regressions, lacking) = control_rows(analysis), differences(analysis, inputs.store)
+    pairs, regressions, lacking = differences(analysis, inputs.store)
     if not pairs:
         raise DataError(
             "no model and seed of this sweep has learned with two reward types; train both, or look at its report."
         )
-    advice = preference(analysis)
+    advice, controls = preference(analysis), summary.differences(analysis, CONTROLS)
     said = (
         [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
     )
     return Findings(
         said=[*said, f"{PREFERENCE}. {advice}"],
-        tables=(_control_table(controls), _regression_table(regressions)),
-        results={"preference": advice, "controls": controls, "regressions": regressions},
+        tables=(controls, _regression_table(regressions)),
+        results={"preference": advice, "controls": controls.rows, "regressions": regressions},
         rows={"pairs": pairs},
-    )
-
-
-def _control_table(controls: Rows) -> Table:
-    return Table(
-        name="controls",
-        title="Difference of accuracy and its controls",
-        note="Mean over a category's sets, 95 % intervals over test pairs and seeds. Matched lengths: docs/report.md. "
-        "Not seen: pairs whose prompt and long responses stand nowhere in the training split.",
-        columns="train_set category baseline other pairs plain length unseen leak_free",
-        titles={
-            "pairs": "pairs a set",
-            "plain": "baseline − other",
-            "length": "at matched lengths",
-            "unseen": "pairs not seen",
-            "leak_free": "on those",
-        },
-        rows=controls,
-        forms=dict.fromkeys(("plain", "length", "leak_free"), "+.3f"),
     )
 
 
@@ -79,7 +61,7 @@ def _regression_table(rows: Rows) -> Table:
     )
 
 
-# 5: each other type beside the first of the sweep, named.
-EXPERIMENT = analyses_of(Study(name="domain_shift", version=5, find=find))
+# 6: intervals of coefficients by a variance clustered by pairs, not by a bootstrap; controls as in the report.
+EXPERIMENT = analyses_of(Study(name="domain_shift", version=6, find=find))
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from orchestrator.cli.analyses import SEEN, analyses_of_models, load_untrained
 from orchestrator.cli.main import main
 from orchestrator.report.analysis_files import Rows
-from orchestrator.report.comparison import set_outcomes
+from orchestrator.report.comparison import Analysis, set_outcomes
 from orchestrator.report.results import TrialResult
 from orchestrator.report.studies import Findings, Study, by_nearness, titled
 from orchestrator.report.tables import Table
@@ -31,7 +31,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     from trainers.theory.representations import nearness
 
     kinds = list(dict.fromkeys(item.record.reward for item in results if item.learned))
-    outcomes = [item for item in set_outcomes(results, kinds) if item.dataset in inputs.pairs]
+    outcomes = [item for item in set_outcomes(Analysis(results), kinds) if item.dataset in inputs.pairs]
     if not outcomes:
         raise DataError(
             f"the sweep has scored none of {', '.join(name for name in inputs.pairs if name != SEEN)} with every reward type that "

@@ -21,7 +21,7 @@ from orchestrator.cli.session import HOLES, Session, dump_json, set_flags
 from orchestrator.cli.terminal import quiet
 from orchestrator.report.results import scored
 from orchestrator.report.studies import Study, scored_of
-from orchestrator.report.summary import Shown, Written
+from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final, set_aside_damage
 from orchestrator.run.inline import compute_analyses
 from orchestrator.spec import selection
@@ -200,7 +200,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run with the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, results=[], shown=Shown())
+    written = Written(folder=folder, results=[])
     show_report(session, declaration, written, complete=complete)
 
 

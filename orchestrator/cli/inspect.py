@@ -29,9 +29,9 @@ from orchestrator.report.by_axis import axes_of
 from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states, with_scores
-from orchestrator.report.summary import Written
+from orchestrator.report.summary import Written, accuracy_table
 from orchestrator.report.tables import Table as ReportTable
-from orchestrator.report.two_sweeps import other_sweep, without_intervals, write_comparison
+from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -176,12 +176,12 @@ def report(session: Session, command: Report) -> int:
     written = write_full_report(
         declaration, store, bar, anew=True, baseline=command.baseline, price=command.price
     )
-    beside = other and write_comparison(declaration, store, *other, command.baseline)
-    asked = next((table for table in written.shown.more if table.name == f"by_{by}"), None)
+    beside = other and write_comparison(declaration, store, *other)
+    asked = next((table for table in written.tables if table.name == f"by_{by}"), None)
     if command.ensemble:
         asked = ensemble_table(with_scores(written.results, store))
     if session.options.json:
-        rows = asked.records() if asked else [] if by else written.shown.accuracies
+        rows = asked.records() if asked else [] if by else written.tables[0].records()
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     if (by or command.ensemble) and not (asked and asked.rows):
@@ -191,7 +191,7 @@ def report(session: Session, command: Report) -> int:
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
-        table = without_intervals(beside.table).terminal(labels=4, merged=2)
+        table = accuracy_table(beside.table).terminal()
         session.console.print(fitting(table, session.console))
         session.say(*beside.conclusions, f"comparison: {beside.file}")
     return say_holes(session, written.results)
@@ -200,15 +200,13 @@ def report(session: Session, command: Report) -> int:
 def print_report(session: Session, written: Written, asked: ReportTable | None = None) -> None:
     """Print the report's tables, or only the one that was `asked` for, its conclusions, and where to see more."""
     console = session.console
-    accuracy, *by_epoch = written.shown.tables
+    accuracy = accuracy_table(written.tables[0])
     if asked:
         session.say(asked.note)
         # The column that says what an interval is over stands only in the file, which has room.
-        accuracy, by_epoch = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over")), []
-    console.print(fitting(accuracy.terminal(labels=3, merged=2), console))
-    for table in by_epoch:
-        console.print(fitting(table.terminal(labels=4), console))
-    session.warn(*written.shown.left_out)
+        accuracy = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over"))
+    console.print(fitting(accuracy.terminal(), console))
+    session.warn(*written.left_out)
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}")
     if session.command:

@@ -39,7 +39,7 @@ def write_analysis(
     (attempt.directory / "results.json").write_text(text)
     attempt.info.update(results=json.loads(text))
     for name, found in (rows or {}).items():
-        parquet.write_table(pa.Table.from_pylist(list(found)), attempt.directory / f"{name}.parquet")
+        (attempt.directory / f"{name}.parquet").write_bytes(as_parquet(found))
     write_summary(attempt.directory, title, paragraphs, tables)
     for name, draw in (figures or {}).items():
         if drawn := rendered(name, name, "", draw):
@@ -48,15 +48,24 @@ def write_analysis(
             (attempt.directory / "figures" / f"{name}.svg").write_bytes(drawn.svg)
 
 
+def as_parquet(rows: Rows) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def as_markdown(
+    title: str, paragraphs: Iterable[str], tables: Sequence[Table], ending: Iterable[str] = ()
+) -> str:
+    shown = (text for table in tables for text in (f"{table.title}. {table.note}", table.markdown()))
+    return "\n\n".join([f"# {title}", *paragraphs, *shown, *ending]) + "\n"
+
+
 def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: Sequence[Table] = ()) -> None:
     """Write summary.md of an analysis, paragraphs and then tables, and each table as parquet."""
-    lines = [f"# {title}", ""]
-    for paragraph in paragraphs:
-        lines += [paragraph, ""]
     for table in tables:
-        lines += [f"{table.title}. {table.note}", "", table.markdown(), ""]
         (folder / f"{table.name}.parquet").write_bytes(table.parquet())
-    (folder / "summary.md").write_text("\n".join(lines))
+    (folder / "summary.md").write_text(as_markdown(title, paragraphs, tables))
 
 
 def draw_lines(

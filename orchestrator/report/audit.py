@@ -20,9 +20,6 @@ from orchestrator.store.records import Declaration
 from trainers.data import audit, overlaps
 from trainers.storage import SEAL, replace, seal
 
-# Records that this process has read or computed, by root and key: a grid asks for each overlap once per trial.
-_known: dict[tuple[str, str], dict[str, Any]] = {}
-
 
 def audit_sweep(declaration: Declaration, store: Store) -> audit.Audit:
     """Return the audit of a sweep's training and evaluation sets, without those whose rows are not in the store."""
@@ -144,20 +141,13 @@ def _train_index(store: Store, digest: str) -> overlaps.IndexedPairs | None:
 
 
 def _kept(store: Store, key: str, compute: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the record of `key`: from this process, from the store, or computed and then stored."""
-    place = (str(store.root), key)
-    if place in _known:
-        return _known[place]
+    """Return the record of `key` from the store; else computed and then stored, unless it is None."""
     file = store.root / "audits" / f"{key}.json"
     record = _read(file.read_bytes()) if file.is_file() else None
-    if record is None:
-        computed = compute()
-        if computed is None:
-            return None
+    if record is None and (computed := compute()) is not None:
         # As it will be read.
         record = json.loads(json.dumps(computed))
         replace(file, json.dumps({**record, SEAL: seal(record)}, ensure_ascii=False))
-    _known[place] = record
     return record
 
 

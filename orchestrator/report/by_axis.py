@@ -1,4 +1,4 @@
-"""Accuracy at each value of an axis, and which value is the best on held-out training pairs.
+"""Accuracy at each value of an axis and after each epoch, and which value is the best on held-out training pairs.
 
 A trial that does not read the axis is shown at every value.
 """
@@ -40,45 +40,59 @@ def _is_number(value: str) -> bool:
 
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
-    """Yield a table for each axis: accuracies and differences by training set, category, reward type and value."""
+    """Yield a table for each axis, and for epochs: accuracies and differences by training set, category, reward type and value."""
     for axis, values in axes_of([result.record for result in analysis.results]).items():
-        at = {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
-        records = [result.record for result in analysis.results]
-        first = [reward_without(record, axis) for record in records if record.reward == analysis.baseline]
-        kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
-        rows: list[dict[str, Value]] = [
-            {
-                "train_set": scope.train_set,
-                "category": scope.category,
-                "reward": reward_title(kind),
-                axis: value,
-                **_numbers(here, scope, kind, kinds[0]),
-            }
-            for scope in analysis.categories()
-            for kind in kinds
-            for value, here in at.items()
-            if kind in here.rewards
-        ]
-        held_out = ["held_out"] if any(row.get("held_out") is not None for row in rows) else []
-        yield Table(
-            name=f"by_{axis}",
-            title=f"Accuracy by {axis}",
-            note=" ".join(
-                [
-                    "Means over the models that have every reward type at a value; differences at it.",
-                    *_best(axis, at),
-                ]
-            ),
-            columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
-            titles={
-                axis: axis,
-                "difference": f"{reward_title(kinds[0])} − it",
-                "held_out": "on held-out pairs",
-                "over": "interval of accuracy over",
-            },
-            rows=rows,
-            forms={"difference": "+.3f"},
+        yield _axis_table(
+            analysis, axis, {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
         )
+    epochs = sorted({item.epoch or 0 for result in analysis.results for item in result.record.evaluations})
+    if len(epochs) > 1:
+        after = {str(epoch): [_after(result, epoch) for result in analysis.results] for epoch in epochs}
+        yield _axis_table(
+            analysis, "epoch", {epoch: Analysis(here, analysis.baseline) for epoch, here in after.items()}
+        )
+
+
+def _axis_table(analysis: Analysis, axis: str, at: Mapping[str, Analysis]) -> Table:
+    records = [result.record for result in analysis.results]
+    first = [reward_without(record, axis) for record in records if record.reward == analysis.baseline]
+    kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
+    rows: list[dict[str, Value]] = [
+        {
+            "train_set": scope.train_set,
+            "category": scope.category,
+            "reward": reward_title(kind),
+            axis: value,
+            **_numbers(here, scope, kind, kinds[0]),
+        }
+        for scope in analysis.categories()
+        for kind in kinds
+        for value, here in at.items()
+        if kind in here.rewards
+    ]
+    held_out = ["held_out"] if any(row.get("held_out") is not None for row in rows) else []
+    note = "Means over the models that have every reward type at a value; differences at it."
+    return Table(
+        name=f"by_{axis}",
+        title=f"Accuracy by {axis}",
+        note=" ".join([note, *_best(axis, at)]),
+        columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
+        titles={
+            axis: axis,
+            "difference": f"{reward_title(kinds[0])} − it",
+            "held_out": "on held-out pairs",
+            "over": "interval of accuracy over",
+        },
+        rows=rows,
+        forms={"difference": "+.3f"},
+    )
+
+
+def _after(result: TrialResult, epoch: int) -> TrialResult:
+    """Return the trial as if it were evaluated after that epoch only."""
+    wanted = tuple(item for item in result.record.evaluations if (item.epoch or 0) == epoch)
+    found = tuple(item for item in result.evaluations if (item.epoch or 0) == epoch)
+    return replace(result, record=replace(result.record, evaluations=wanted), evaluations=found)
 
 
 def at_value(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:

@@ -4,7 +4,7 @@ A trial counts if it learned and was evaluated on all sets of a scope. A differe
 model and seed that have both types. Missing values are never filled in. The intervals of `Analysis` cover other models, seeds and
 test pairs. `SetOutcomes` and `regression` relate the difference on each pair to the pair's features, for the given trainings.
 
-Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, B draws, K terms of a regression.
+Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, K terms of a regression.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 
 from orchestrator.report import statistics
 from orchestrator.report.results import EvaluationResult, TrialResult
-from orchestrator.report.statistics import (
-    DRAWS,
-    Calibration,
-    Estimate,
-    Floats,
-    WinRate,
-    generator,
-    pair_counts,
-)
+from orchestrator.report.statistics import Calibration, Estimate, Floats, WinRate
 from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.errors import SpecError
@@ -35,8 +27,6 @@ from trainers.evaluate.scores import PairScores
 MODELS_NEEDED = 4
 # Numbers in memory at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
-# Draws whose normal equations are worse conditioned are left out.
-_SINGULAR = 1e10
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
 # Accuracies that neither length nor leaks can help.
 CONTROLS = {LENGTH_CONTROLLED: "length-controlled", LEAK_FREE: "leak-free"}
@@ -68,22 +58,6 @@ def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
                 yield Scope(train_set=train_set, category=category, sets=sets)
 
 
-def cells(
-    results: Sequence[TrialResult], scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
-) -> dict[int, tuple[TrialResult, ...]]:
-    """Return by seed one trial of each reward type: those that learned and have the metric of all the scope's sets."""
-    found: list[dict[int, TrialResult]] = [{} for _ in kinds]
-    for result in results:
-        record = result.record
-        asked = (record.train_set, record.model) == (scope.train_set, model) and record.reward in kinds
-        if asked and result.learned and has(result, scope, metric):
-            found[kinds.index(record.reward)][record.seed] = result
-    return {
-        seed: tuple(of_kind[seed] for of_kind in found)
-        for seed in sorted(set(found[0]).intersection(*found[1:]))
-    }
-
-
 def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
     """Whether a trial has the metric of all the scope's sets, after its last epoch."""
     return set(scope.sets) <= {item.dataset for item in result.final if metric in item.metrics}
@@ -110,8 +84,6 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
     means: dict[str, Floats] = {
         "accuracy": right_P,
         "loss": np.logaddexp(0.0, scores.rejected - scores.chosen),
-        "chosen_reward": scores.chosen,
-        "rejected_reward": scores.rejected,
     }
     if metric in means:
         return means[metric] / pairs
@@ -264,11 +236,8 @@ class Mean:
     def estimate(self) -> Estimate:
         """The value with its interval and p, and with the spread over seeds of one model."""
         if self.metric.startswith("accuracy"):
-            # A difference of two differences may be as large as 2.
-            scale, floor = max(1, len(self.signs) // 2), 1 - min(2, len(self.signs))
-            spread = replace(self.spread, variance=self.spread.variance / scale**2)
-            found = statistics.bounded_interval(self.value / scale, spread, self.prompts, floor=floor)
-            found = replace(found, value=self.value, low=found.low * scale, high=found.high * scale)
+            floor = 1 - len(self.signs)
+            found = statistics.bounded_interval(self.value, self.spread, self.prompts, floor=floor)
         else:
             found = statistics.unbounded_interval(self.value, self.spread)
         told = len(self.signs) > 1 and self.spread.trainings > 0
@@ -362,9 +331,11 @@ class Analysis:
         plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
         return dict(zip(found, statistics.holm(plain), strict=True))
 
-    def control(self, scope: Scope, metric: str, *, other: str | None = None) -> Mean | None:
+    def control(
+        self, scope: Scope, metric: str, models: Sequence[str] | None = None, *, other: str | None = None
+    ) -> Mean | None:
         """Return the difference in one of CONTROLS; None unless all trials of the plain difference have that metric."""
-        found, plain = (self.difference(scope, name, other=other) for name in (metric, "accuracy"))
+        found, plain = (self.difference(scope, name, models, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 
     def _over_models(
@@ -390,10 +361,20 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
+    def of(self, scope: Scope, model: str) -> Sequence[TrialResult]:
+        """Return the trials of a model on the scope's training set."""
+        return self._of.get((scope.train_set, model), ())
+
     def cells(
         self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
     ) -> dict[int, tuple[TrialResult, ...]]:
-        return cells(self._of.get((scope.train_set, model), ()), scope, model, kinds, metric)
+        """Return by seed one trial of each reward type: those that learned and have the metric of all the scope's sets."""
+        known = [item for item in self.of(scope, model) if item.learned and has(item, scope, metric)]
+        found = [{item.record.seed: item for item in known if item.record.reward == kind} for kind in kinds]
+        return {
+            seed: tuple(of_kind[seed] for of_kind in found)
+            for seed in sorted(set(found[0]).intersection(*found[1:]))
+        }
 
     def complete_models(self, scope: Scope) -> list[str]:
         """Return the models with results of every reward type declared for them; types without any results do not count."""
@@ -491,16 +472,12 @@ class SetOutcomes:
         return first - second
 
 
-def set_outcomes(results: Sequence[TrialResult], kinds: Sequence[str]) -> list[SetOutcomes]:
-    """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order.
-
-    `results` must be on the pairs that all models have.
-    """
+def set_outcomes(analysis: Analysis, kinds: Sequence[str]) -> list[SetOutcomes]:
+    """Return one per training set and evaluation set that all `kinds` have learned and scored, in the categories' order."""
     found = []
-    models = _unique(result.record.model for result in results)
-    for scope in category_scopes(results) if kinds else ():
+    for scope in analysis.categories() if kinds else ():
         # All sets of a category are averaged over the same cells.
-        by_model = [seeds for model in models if (seeds := cells(results, scope, model, kinds))]
+        by_model = [seeds for model in analysis.models if (seeds := analysis.cells(scope, model, kinds))]
         found += [_outcomes(scope, name, by_model, kinds) for name in scope.sets if by_model]
     return found
 
@@ -554,27 +531,6 @@ def _margin(scores: PairScores) -> Floats:
     return statistics.scaled_margins(scores.chosen, scores.rejected)
 
 
-def by_category(outcomes: Sequence[SetOutcomes]) -> list[list[SetOutcomes]]:
-    groups: dict[tuple[str, Category], list[SetOutcomes]] = {}
-    for item in outcomes:
-        groups.setdefault((item.train_set, item.category), []).append(item)
-    return sorted(groups.values(), key=lambda found: CATEGORIES.index(found[0].category))
-
-
-def drawn_pairs(outcomes: Sequence[SetOutcomes], draws: int = DRAWS) -> list[Floats]:
-    """Draw pairs of each set with replacement: counts [B, P], the same for a set and its rewritings."""
-    names = [item.train_set if item.category in _OF_TRAINING_SET else item.dataset for item in outcomes]
-    counts = {}
-    for name in dict.fromkeys(names):
-        indices = [item.index for item, other in zip(outcomes, names, strict=True) if other == name]
-        units = np.unique(np.concatenate(indices))
-        counts[name] = units, pair_counts(len(units), draws, generator("pairs", name))
-    return [
-        counts_BU[:, np.searchsorted(units, item.index)]
-        for item, (units, counts_BU) in zip(outcomes, map(counts.__getitem__, names), strict=True)
-    ]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
     """A least-squares fit of one value per pair: its change by one standard deviation of each feature.
@@ -587,38 +543,43 @@ class Regression:
     pairs: int
 
 
-def regression(values_P: Floats, features: Mapping[str, Floats], counts_BP: Floats) -> Regression | None:
-    """Fit an intercept and standardised features in every draw; None if there are no more pairs than terms."""
+def regression(
+    values_P: Floats, features: Mapping[str, Floats], units_P: NDArray[np.int64]
+) -> Regression | None:
+    """Fit an intercept and standardised features; None if there are no more pairs than terms.
+
+    Pairs of one unit (a pair and its rewritings) are not independent: the variance of the coefficients is clustered by units
+    (Liang and Zeger 1986), with a Student-t over the number of units less one.
+    """
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
         spread = float(feature_P.std())
         column_P = (feature_P - feature_P.mean()) / spread if spread > 0 else np.zeros(len(feature_P))
         if np.linalg.matrix_rank(np.stack([*terms.values(), column_P], axis=1)) == len(terms) + 1:
             terms[name] = column_P
-    if len(values_P) <= len(terms):
+    _, at_P = np.unique(units_P, return_inverse=True)
+    units = int(at_P.max(initial=0)) + 1
+    if len(values_P) <= len(terms) or units < 2:
         return None
     terms_PK = np.stack(list(terms.values()), axis=1)
-    (value_K,), draws_BK = (
-        _least_squares(values_P, terms_PK, weights_BP)
-        for weights_BP in (np.ones((1, len(values_P))), counts_BP)
-    )
+    inverse_KK = np.linalg.inv(terms_PK.T @ terms_PK)
+    value_K = inverse_KK @ terms_PK.T @ values_P
     left_P = values_P - terms_PK @ value_K
+    scores_UK = np.zeros((units, len(terms)))
+    np.add.at(scores_UK, at_P, terms_PK * left_P[:, None])
+    variance_KK = inverse_KK @ scores_UK.T @ scores_UK @ inverse_KK * units / (units - 1)
     total = float(((values_P - values_P.mean()) ** 2).sum())
     return Regression(
         coefficients={
-            name: statistics.estimate(float(value_K[number]), draws_BK[:, number])
-            for number, name in enumerate(terms)
+            name: replace(
+                statistics.unbounded_interval(
+                    float(value_K[at]),
+                    statistics.Spread(variance=float(variance_KK[at, at]), degrees=units - 1, trainings=0),
+                ),
+                p=None,
+            )
+            for at, name in enumerate(terms)
         },
         explained=1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0,
         pairs=len(values_P),
     )
-
-
-def _least_squares(values_P: Floats, terms_PK: Floats, weights_BP: Floats) -> Floats:
-    """Return the coefficients under each row of weights, [B, K]; NaN where a row does not determine them."""
-    normal_BKK = np.einsum("bp,pk,pl->bkl", weights_BP, terms_PK, terms_PK, optimize=True)
-    right_BK = weights_BP @ (terms_PK * values_P[:, None])
-    sound_B = np.linalg.cond(normal_BKK) < _SINGULAR
-    found = np.full(right_BK.shape, np.nan)
-    found[sound_B] = np.linalg.solve(normal_BKK[sound_B], right_BK[sound_B][:, :, None])[:, :, 0]
-    return found

@@ -6,7 +6,6 @@ Three conclusions come first: who is ahead where and by how much, how sure that 
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report import published
 from orchestrator.report.comparison import (
     CONTROLS,
     LEAK_FREE,
@@ -53,45 +52,41 @@ def _answer(analysis: Analysis, told: Known, known: Known) -> str:
     """Say where each type is ahead and by how much, and where no difference can be told."""
     over = list(dict.fromkeys(item.over for item in told.values()))
     parts = []
-    for other in analysis.others:
+    for other in dict.fromkeys(kind for _, kind in told):
         verdicts = []
         for train_set in analysis.train_sets:
-            here = {
-                scope: item
-                for (scope, kind), item in told.items()
-                if (scope.train_set, kind) == (train_set, other)
-            }
-            if here:
-                said = _verdicts(
-                    here, reward_title(analysis.baseline), reward_title(other), alone=len(over) > 1
-                )
+            verdict: dict[str, list[str]] = {}
+            for (scope, kind), item in told.items():
+                if (scope.train_set, kind) == (train_set, other):
+                    alone = f" over {item.over}" if len(over) > 1 else ""
+                    place = f"{_under(scope.category)} ({interval(item.estimate)}{alone})"
+                    verdict.setdefault(_verdict(analysis, other, item.estimate), []).append(place)
+            said = ", ".join(f"{how} {_listed(places)}" for how, places in verdict.items())
+            if said:
                 verdicts.append(f"trained on {train_set}, {said}")
-        if verdicts:
-            parts.append(f"{analysis.title(other)}: {'; '.join(verdicts)}")
+        parts.append(f"{analysis.title(other)}: {'; '.join(verdicts)}")
     brackets = "95 % intervals in brackets" if len(over) > 1 else f"95 % intervals over {over[0]} in brackets"
     if left := len({kind for _, kind in known} - {kind for _, kind in told}):
         parts.append(f"These are the best {TOLD}; the table of differences has {left} more")
     return f"In accuracy ({brackets}), {'. '.join(parts)}."
 
 
-def _verdicts(found: dict[Scope, Mean], baseline: str, other: str, *, alone: bool) -> str:
-    ahead: dict[str, list[str]] = {baseline: [], other: [], "": []}
-    for scope, item in found.items():
-        winner = "" if not item.estimate.excludes_zero else baseline if item.value > 0 else other
-        over = f" over {item.over}" if alone else ""
-        ahead[winner].append(f"{_under(scope.category)} ({interval(item.estimate)}{over})")
-    parts = [
-        f"{winner} is ahead of {loser} {_listed(ahead[winner])}"
-        for winner, loser in ((baseline, other), (other, baseline))
-        if ahead[winner]
-    ]
-    if ahead[""]:
-        parts.append(f"no difference of {baseline} from {other} can be told {_listed(ahead[''], 'or')}")
-    return ", ".join(parts)
+def _leader(analysis: Analysis, other: str, found: Estimate) -> str:
+    """Return the reward type that a difference has ahead; "" if its interval has 0."""
+    if not found.excludes_zero:
+        return ""
+    return reward_title(analysis.baseline if found.value > 0 else other)
+
+
+def _verdict(analysis: Analysis, other: str, found: Estimate) -> str:
+    both = {reward_title(analysis.baseline), reward_title(other)}
+    if leader := _leader(analysis, other, found):
+        return f"{leader} is ahead of {(both - {leader}).pop()}"
+    return f"no difference of {reward_title(analysis.baseline)} from {reward_title(other)} can be told"
 
 
 def _support(analysis: Analysis, told: Known, known: Known) -> str:
-    """Give win-rates, the amount of data, what correction for comparisons leaves, and agreement with the paper's signs."""
+    """Give win-rates, what correction for comparisons leaves, and the amount of data."""
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
@@ -109,15 +104,6 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
         )
     size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
     parts.append(size[:1].lower() + size[1:])
-    signs = [
-        theirs * item.value > 0
-        for (scope, other), item in known.items()
-        if (theirs := published.difference(scope.train_set, scope.sets, analysis.baseline, other))
-    ]
-    if signs:
-        parts.append(
-            f"the sign is the paper's ({published.SOURCE}) in {sum(signs)} of {number_of(len(signs), 'category', 'categories')}"
-        )
     return _sentence("; ".join(parts))
 
 
@@ -147,7 +133,6 @@ def _doubts(analysis: Analysis, known: Known, audit: Audit | None) -> str:
         *_chance(analysis),
         *_lengths(known, audit),
         *_controls(analysis, known),
-        *_sets_apart(analysis, known),
     ]
     if doubts:
         return _sentence("What could be fooling us: " + "; ".join(doubts))
@@ -206,10 +191,9 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
         lacking = [
             f"{_under(scope.category)} of {scope.train_set}" for (scope, _), gap in found.items() if not gap
         ]
-        if lacking and len(lacking) == len(known):
-            yield f"{title} accuracy was not measured"
-        elif lacking:
-            yield f"{title} accuracy could not be measured {_listed(list(dict.fromkeys(lacking)))}"
+        if lacking:
+            where = "" if len(lacking) == len(known) else f" {_listed(list(dict.fromkeys(lacking)))}"
+            yield f"{title} accuracy was not measured{where}"
         for (scope, other), gap in found.items():
             plain = known[scope, other].value
             if gap and abs(gap.value - plain) >= MOVED:
@@ -218,42 +202,11 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
                 yield f"{title}, {analysis.title(other)} is {gap.value:+.3f} {where} where it was {plain:+.3f}"
 
 
-def _sets_apart(analysis: Analysis, known: Known) -> Iterator[str]:
-    """Say where two sets of a category have significant differences of opposite sign."""
-    for scope, other in known:
-        found = {
-            name: item
-            for name in scope.sets
-            if (item := analysis.difference(scope.alone(name), "accuracy", other=other)) is not None
-            and item.estimate.excludes_zero
-        }
-        if found and min(item.value for item in found.values()) < 0 < max(
-            item.value for item in found.values()
-        ):
-            ends = [choose(found, key=lambda name: found[name].value) for choose in (max, min)]
-            said = " but ".join(f"{found[name].value:+.3f} on {name}" for name in ends)
-            yield f"trained on {scope.train_set}, {_under(scope.category)}, {analysis.title(other)} is {said}"
-
-
 def _uncompared(analysis: Analysis) -> str:
-    """Give each type's own accuracy, why nothing can be compared, and what to try."""
-    parts = []
-    for scope in analysis.categories():
-        for kind in analysis.rewards if scope.category != "training pairs" else ():
-            found = analysis.mean_of_models(scope, kind, "accuracy")
-            if found is not None:
-                value = found.estimate
-                parts.append(
-                    f"trained on {scope.train_set}, {reward_title(kind)} ranks {value.value:.3f} "
-                    f"[{value.low:.3f}, {value.high:.3f}] of the pairs right {_under(scope.category)}"
-                )
-    others = [*map(reward_title, analysis.others)]
-    if not parts:
-        return f"Nothing can be concluded yet: {_why_nothing(analysis)}."
-    alone = "the sweep holds one reward type"
-    if others:
-        alone = f"no model and seed has learned with both {reward_title(analysis.baseline)} and {_listed(others, 'or')}"
-    return _sentence("; ".join(parts) + f"; there is nothing to compare, as {alone}")
+    """Say why nothing can be compared, and what to try."""
+    if not analysis.others and any(result.learned and result.final for result in analysis.results):
+        return f"There is nothing to compare, as the sweep holds one reward type, {reward_title(analysis.baseline)}."
+    return f"Nothing can be concluded yet: {_why_nothing(analysis)}."
 
 
 def _why_nothing(analysis: Analysis) -> str:
@@ -264,20 +217,9 @@ def _why_nothing(analysis: Analysis) -> str:
         return "no trial has been trained; run the sweep"
     if any(result.learned for result in trained):
         return "no trial that fits its training pairs is evaluated; run the sweep again"
-    steps = [f"{steps}{rate}" for steps, rate in dict.fromkeys(map(_recipe, trained))]
-    return f"no training fits its own pairs after {_listed(steps, 'or')}: try a higher --lr, more --epochs, or more pairs"
-
-
-def _recipe(result: TrialResult) -> tuple[str, str]:
-    """Return a trial's number of steps and its learning rate, as text, as far as its declaration has them."""
-    said = result.record.parameters
-    epochs, batch = said.get("epochs"), said.get("effective_batch")
-    length = "its training"
-    if epochs and batch and result.train_pairs:
-        length = number_of(epochs * -(-result.train_pairs // batch), "step")
-    elif epochs:
-        length = number_of(epochs, "epoch")
-    return length, f" at lr {said['lr']:g}" if said.get("lr") else ""
+    said = [result.record.parameters for result in trained]
+    tried = dict.fromkeys(f"{one.get('epochs')} epochs at lr {one.get('lr')}" for one in said)
+    return f"no training fits its own pairs after {_listed([*tried], 'or')}: try a higher --lr, more --epochs, or more pairs"
 
 
 def preference(analysis: Analysis) -> str:
@@ -291,35 +233,19 @@ def preference(analysis: Analysis) -> str:
 
 def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> str:
     """Say which reward type leads, and whether it still leads when length and leaks are controlled for."""
-    where, title = f"Trained on {scope.train_set}, {_under(scope.category)}", analysis.title(other)
+    leader = _leader(analysis, other, plain)
+    said = [f"prefer {leader}" if leader else "neither is to be preferred"]
+    said[0] += f" ({analysis.title(other)} {interval(plain)})"
     asked = {LENGTH_CONTROLLED: "at matched lengths", LEAK_FREE: "on pairs that training has not seen"}
-    controls = {said: analysis.control(scope, metric, other=other) for metric, said in asked.items()}
-
-    def leader(value: float) -> str:
-        return reward_title(analysis.baseline if value > 0 else other)
-
-    if plain.excludes_zero:
-        said = [
-            f"{control} {_survives(item.estimate if item else None, plain)}"
-            for control, item in controls.items()
-        ]
-        return f"{where}: prefer {leader(plain.value)} ({title} {interval(plain)}); {', '.join(said)}."
-    shown = [
-        f"; {control} {leader(item.value)} leads ({interval(item.estimate)})"
-        for control, item in controls.items()
-        if item and item.estimate.excludes_zero
-    ]
-    return f"{where}: neither is to be preferred ({title} {interval(plain)}){''.join(shown)}."
-
-
-def _survives(value: Estimate | None, plain: Estimate) -> str:
-    if value is None:
-        return "it cannot be told"
-    if not value.excludes_zero:
-        return f"no lead can be told ({interval(value)})"
-    if value.value * plain.value > 0:
-        return f"the lead stays ({interval(value)})"
-    return f"the other one leads ({interval(value)}), so the lead is not one of quality"
+    for metric, where in asked.items():
+        control = analysis.control(scope, metric, other=other)
+        if control is None:
+            said.append(f"{where} it cannot be told")
+        elif leader := _leader(analysis, other, control.estimate):
+            said.append(f"{where} {leader} leads ({interval(control.estimate)})")
+        else:
+            said.append(f"{where} no lead can be told ({interval(control.estimate)})")
+    return f"Trained on {scope.train_set}, {_under(scope.category)}: {', '.join(said)}."
 
 
 def _under(category: str) -> str:

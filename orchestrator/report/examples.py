@@ -23,7 +23,7 @@ def pair_rows(analysis: Analysis, store: Store) -> list[dict[str, Any]]:
     """Return one row per training set, evaluation set and pair; texts that the store lacks are None."""
     return [
         row
-        for item in set_outcomes(analysis.results, analysis.rewards)
+        for item in set_outcomes(analysis, analysis.rewards)
         for row in _rows(item, pairs_of(store, item.dataset_digest))
     ]
 

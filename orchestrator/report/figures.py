@@ -4,7 +4,7 @@ Each function draws one matplotlib Figure from numbers, or returns None where th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,47 +87,40 @@ def _beside(number: int, of: int, width: float) -> float:
 
 
 def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None":
-    """Bars by category or set and reward type, mean over models; the paper's means as diamonds."""
-    scopes = list(scopes)
+    """Bars by category or set and reward type, mean over models; each model as a dot, the paper's means as diamonds."""
+    scopes, rewards = list(scopes), analysis.rewards
     found = {
-        (scope, kind): mean
+        (scope, kind): analysis.mean_of_models(scope, kind, "accuracy")
         for scope in scopes
-        for kind in analysis.rewards
-        if (mean := analysis.mean_of_models(scope, kind, "accuracy")) is not None
+        for kind in rewards
     }
-    train_sets = [name for name in analysis.train_sets if any(scope.train_set == name for scope, _ in found)]
-    if not train_sets:
+    by_set: dict[str, list[Scope]] = {}
+    for scope in scopes:
+        if any(found[scope, kind] for kind in rewards):
+            by_set.setdefault(scope.train_set, []).append(scope)
+    if not by_set:
         return None
-    widest = max(sum(scope.train_set == name for scope in scopes) for name in train_sets)
-    figure, axes = panels(len(train_sets), 1, max(WIDE, 1.15 * widest + 1.5), 2.5)
-    for axis, train_set in zip(axes, train_sets, strict=True):
-        here = [scope for scope in scopes if scope.train_set == train_set]
-        for kind in analysis.rewards:
-            _bars(axis, here, found, kind, analysis.rewards)
+    figure, axes = panels(len(by_set), 1, max(WIDE, 1.15 * max(map(len, by_set.values())) + 1.5), 2.5)
+    for axis, (train_set, here) in zip(axes, by_set.items(), strict=True):
+        for kind in rewards:
+            _bars(axis, [(scope, found[scope, kind]) for scope in here], kind, rewards)
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
         axis.set_xticks(range(len(here)), [wrapped(scope.dataset or scope.category) for scope in here])
-        axis.set_ylim(0, 1.18)
-        axis.set_yticks(np.linspace(0, 1, 6))
+        axis.set(ylim=(0, 1.18), yticks=np.linspace(0, 1, 6), ylabel="accuracy")
         axis.grid(axis="x", visible=False)
-        axis.set_ylabel("accuracy")
         axis.set_title(f"trained on {train_set} (dotted: chance)")
     legend(figure, axes)
     return figure
 
 
 def _bars(
-    axis: "Axes",
-    scopes: Sequence[Scope],
-    found: Mapping[tuple[Scope, str], Mean],
-    kind: str,
-    rewards: Sequence[str],
+    axis: "Axes", found: Sequence[tuple[Scope, Mean | None]], kind: str, rewards: Sequence[str]
 ) -> None:
     drawn, width = look(kind, rewards), 0.8 / len(rewards)
     shift = _beside(rewards.index(kind), len(rewards), width)
-    bars = {place + shift: scope for place, scope in enumerate(scopes) if (scope, kind) in found}
-    means = [found[scope, kind] for scope in bars.values()]
-    values = [mean.estimate for mean in means]
-    axis.bar(
+    bars = {place + shift: (scope, mean) for place, (scope, mean) in enumerate(found) if mean}
+    values = [mean.estimate for _, mean in bars.values()]
+    drawn_bars = axis.bar(
         list(bars),
         [value.value for value in values],
         width * 0.92,
@@ -139,49 +132,27 @@ def _bars(
         error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "black"},
         label=reward_title(kind),
     )
-    quoted = {
-        at: theirs
-        for at, scope in bars.items()
-        if not scope.dataset
-        and (theirs := published.number(scope.train_set, scope.sets, kind, "accuracy")) is not None
-    }
     # A bar of 0 would look like one that is not there.
-    for at, value in zip(bars, values, strict=True):
-        top = max(min(value.high, 1.0) + 0.02, quoted.get(at, 0.0) + 0.05)
-        axis.text(at, top, f"{value.value:.2f}", ha="center", va="bottom", fontsize=7.5)
-    by_model = [
-        (at + width * 0.3 * side, alone)
-        for at, mean in zip(bars, means, strict=True)
-        if len(mean.models) > 1
-        for alone, side in zip(mean.by_model, np.linspace(-1, 1, len(mean.models)), strict=True)
-    ]
-    if by_model:
-        style: dict[str, Any] = {
-            "s": 9,
-            "facecolor": "white",
-            "edgecolor": "black",
-            "linewidth": 0.6,
-            "zorder": 4,
-        }
-        label = "each model" if kind == rewards[0] else None
-        axis.scatter([at for at, _ in by_model], [alone for _, alone in by_model], label=label, **style)
-    if quoted:
-        axis.plot(
-            list(quoted),
-            list(quoted.values()),
-            linestyle="none",
-            marker="D",
-            markersize=5,
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label=f"the paper's mean, {published.SOURCE}",
-            zorder=5,
-        )
+    axis.bar_label(drawn_bars, fmt="%.2f", fontsize=7.5, padding=2)
+    style: dict[str, Any] = {
+        "linestyle": "none",
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+        "zorder": 4,
+    }
+    for at, (scope, mean) in bars.items():
+        if len(mean.models) > 1:
+            places = at + width * 0.3 * np.linspace(-1, 1, len(mean.models))
+            axis.plot(places, mean.by_model, marker="o", markersize=3, label="each model", **style)
+        theirs = published.number(scope.train_set, scope.sets, kind, "accuracy")
+        if theirs is not None and not scope.dataset:
+            label = f"the paper's mean, {published.SOURCE}"
+            axis.plot([at], [theirs], marker="D", markersize=5, label=label, **style)
 
 
 def _win_rates(analysis: Analysis) -> "Figure | None":
     won = {
-        (scope, other): found
+        f"{scope.train_set}: {scope.category}, {reward_title(other)}": (found, look(other, analysis.rewards))
         for scope in analysis.categories()
         for other in analysis.others
         if (found := analysis.win_rate(scope, other)).cells
@@ -189,39 +160,25 @@ def _win_rates(analysis: Analysis) -> "Figure | None":
     if not won:
         return None
     figure, (axis,) = panels(1, 1, WIDE, 0.42 * len(won) + 0.8)
-    title, ours = reward_title(analysis.baseline), look(analysis.baseline, analysis.rewards)
-    names = [
-        f"{scope.train_set}: {scope.category}"
-        + (f", {reward_title(other)}" if len(analysis.others) > 1 else "")
-        for scope, other in won
-    ]
-    theirs = [look(other, analysis.rewards) for _, other in won]
-    loser = reward_title(analysis.others[0]) if len(analysis.others) == 1 else "the other"
-    parts: tuple[tuple[str, Any, Any, list[int]], ...] = (
-        (f"{title} ahead", ours.colour, ours.hatch, [found.ahead for found in won.values()]),
-        ("within one point", "#eeeeee", "", [found.ties for found in won.values()]),
-        (
-            f"{loser} ahead",
-            [drawn.colour for drawn in theirs],
-            [drawn.hatch for drawn in theirs],
-            [found.behind for found in won.values()],
-        ),
+    ours, theirs = look(analysis.baseline, analysis.rewards), [drawn for _, drawn in won.values()]
+    counts = np.array([[found.ahead, found.ties, found.behind] for found, _ in won.values()])
+    parts: tuple[tuple[str, Any, Any], ...] = (
+        (f"{reward_title(analysis.baseline)} ahead", ours.colour, ours.hatch),
+        ("within one point", "#eeeeee", ""),
+        ("the other ahead", [drawn.colour for drawn in theirs], [drawn.hatch for drawn in theirs]),
     )
-    left, cells = np.zeros(len(won)), np.array([found.cells for found in won.values()])
-    for label, colour, hatch, counts in parts:
-        shares = np.array(counts) / cells
+    left = np.zeros(len(won))
+    for (label, colour, hatch), of_part in zip(parts, counts.T, strict=True):
+        shares = of_part / counts.sum(axis=1)
         style = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
-        axis.barh(names, shares, left=left, label=label, **style)
-        for row, (share, count) in enumerate(zip(shares, counts, strict=True)):
-            if count:
-                box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
-                at = left[row] + share / 2
-                axis.text(at, row, str(count), ha="center", va="center", fontsize=8, bbox=box)
+        drawn_bars = axis.barh(list(won), shares, left=left, label=label, **style)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
+        said = [str(count or "") for count in of_part]
+        axis.bar_label(drawn_bars, said, label_type="center", fontsize=8, bbox=box)
         left = left + shares
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(0, 1)
-    axis.set_xlabel("share of cells (model × seed × set); in the bars: how many")
+    axis.set(xlim=(0, 1), xlabel="share of cells (model × seed × set); in the bars: how many")
     legend(figure, [axis])
     return figure
 
@@ -347,8 +304,7 @@ def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
             ]
             if lines:
                 _median_curve(axis, lines, kind, rewards)
-        axis.set_title(f"trained on {train_set}: {metric}")
-        axis.set_xlabel("optimiser step")
+        axis.set(title=f"trained on {train_set}: {metric}", xlabel="optimiser step")
     legend(figure, axes)
     return figure
 
@@ -359,31 +315,24 @@ def _median_curve(
     style = line_style(kind, rewards)
     for steps, values in lines:
         axis.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.7)
-    at = np.linspace(min(steps[0] for steps, _ in lines), max(steps[-1] for steps, _ in lines), 60)
+    at = np.linspace(min(steps[0] for steps, _ in lines), max(steps[-1] for steps, _ in lines), 40)
     # A training that is still under way says nothing of later steps.
-    drawn_to = [np.interp(at, steps, _smooth(values), right=math.nan) for steps, values in lines]
+    drawn_to = np.array([np.interp(at, steps, values, right=math.nan) for steps, values in lines])
     known = ~np.isnan(drawn_to).all(axis=0)
-    median = np.nanmedian(np.array(drawn_to)[:, known], axis=0)
-    axis.plot(at[known], median, linewidth=2.0, markevery=12, label=f"{reward_title(kind)}, median", **style)
-
-
-def _smooth(values: Floats, width: int = 5) -> Floats:
-    """Return the moving mean; at the ends, over the neighbours that exist."""
-    if len(values) < width:
-        return values
-    kernel = np.ones(width)
-    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    median = np.nanmedian(drawn_to[:, known], axis=0)
+    axis.plot(at[known], median, linewidth=2.0, markevery=8, label=f"{reward_title(kind)}, median", **style)
 
 
 def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
-    bars = partial(accuracy_bars, analysis)
     means = "Mean over models with its 95 % interval; each model beside it."
     paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
     by_model = "Mean over seeds, with 95 % intervals."
     margins = "Of every pair, model and seed; what lies beyond ±4 stands at the edge."
     sure = "On the dotted line confidence and accuracy agree; below it the model is too sure."
-    curved = "On the training pairs: a thin line per training, a thick one for their median, a mean of five points."
+    fitted = "Fitted lines with 95 % intervals; a point is a model."
+    curved = "On the training pairs: a thin line per training, a thick one for their median."
+    bars, rewards = partial(accuracy_bars, analysis), analysis.rewards
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
         ("accuracy_by_category", "Accuracy by category", means, lambda: bars(analysis.categories())),
         ("differences", "Differences by model", paired, lambda: _differences(analysis)),
@@ -393,13 +342,8 @@ def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = 
         ("margins", "Margins", margins, lambda: _margins(analysis)),
         ("reliability", "Reliability", sure, lambda: reliability(analysis)),
         *((item.name, item.title, item.note, partial(draw_axis, item)) for item in by_axis),
-        (
-            "scaling",
-            "Over size",
-            "Fitted lines with 95 % intervals; a point is a model.",
-            lambda: draw_scaling(analysis),
-        ),
-        ("training_curves", "Training curves", curved, lambda: _training_curves(curves, analysis.rewards)),
+        ("scaling", "Over size", fitted, lambda: draw_scaling(analysis)),
+        ("training_curves", "Training curves", curved, lambda: _training_curves(curves, rewards)),
     )
     for name, title, caption, draw in wanted:
         if drawn := rendered(name, title, caption, draw):

@@ -4,12 +4,10 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 """
 
 import io
-import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,56 +93,23 @@ def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
 
 
 def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> DrawnFigure | None:
-    """Draw in the house style; None where there is nothing to draw."""
-    files, lacking = _files(draw, [STYLE["font.family"]])
-    if lacking:
-        files, lacking = _files(draw, [STYLE["font.family"], *_fonts_with(frozenset(lacking))])
-    if lacking:
-        letters = " ".join(sorted(map(chr, lacking)))
-        caption += f" Boxes stand for letters that no font of the machine has which drew this: {letters}."
-    return files and DrawnFigure(name=name, title=title, caption=caption, png=files[0], svg=files[1])
-
-
-def _files(
-    draw: "Callable[[], Figure | None]", fonts: Sequence[str]
-) -> tuple[tuple[bytes, bytes] | None, set[int]]:
-    """The figure as PNG and SVG, None where there is nothing to draw; and the letters that none of the fonts has."""
+    """Draw in the house style; None where there is nothing to draw. Letters that the font lacks are boxes."""
     import matplotlib
 
     # Over matplotlib's defaults: a user's own matplotlibrc changes nothing.
-    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg", "font.family": fonts}
-    with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as said:
-        warnings.filterwarnings("always", "Glyph ")
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")
         figure = draw()
         if figure is None:
-            return None, set()
+            return None
         # The layout is found once, not once more for each file.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    lacking = {int(found[1]) for item in said if (found := re.match(r"Glyph (\d+)", str(item.message)))}
-    for item in said:
-        if not str(item.message).startswith("Glyph "):
-            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    return (png.getvalue(), svg.getvalue()), lacking
-
-
-@cache
-def _fonts_with(letters: frozenset[int]) -> tuple[str, ...]:
-    """Return font families of this machine that together have the letters."""
-    from matplotlib.font_manager import fontManager
-    from matplotlib.ft2font import FT2Font
-
-    found: list[str] = []
-    # One that comes with matplotlib has a box for every letter.
-    fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
-    for font in sorted(fonts, key=lambda font: font.name):
-        if letters and (had := letters & FT2Font(font.fname).get_charmap().keys()):
-            letters -= had
-            found.append(font.name)
-    return tuple(found)
+    return DrawnFigure(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
 
 
 def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":

@@ -8,7 +8,6 @@ import base64
 import collections
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import shlex
@@ -19,12 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pyarrow import Table as ArrowTable
-from pyarrow import parquet
-
 from orchestrator.report import examples
+from orchestrator.report.analysis_files import as_markdown, as_parquet
 from orchestrator.report.audit import audit_sweep
-from orchestrator.report.by_axis import axes_of, axis_tables
+from orchestrator.report.by_axis import axis_tables
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import every_figure
@@ -36,10 +33,11 @@ from orchestrator.report.results import (
     curve_rows,
     left_out_lines,
     on_common_pairs,
+    trial_rows,
     trial_states,
     with_scores,
 )
-from orchestrator.report.summary import Shown, Written, audit_tables, statistics_tables, write_report
+from orchestrator.report.summary import Written, accuracy_table, audit_tables, statistics_tables
 from orchestrator.report.tables import NOTHING, Table, Value, reward_title
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
@@ -48,9 +46,10 @@ from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 10
+VERSION = 11
 NOTE = "report.json"
 HTML = "report.html"
+SUMMARY = "summary.md"
 PAIRS = "pairs.parquet"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
@@ -102,32 +101,28 @@ def write_full_report(
     """
     states = trial_states(declaration.trials, store)
     folder = store.local_sweep_dir(declaration.sweep) / "report"
+    trials = folder.parent / "trials.parquet"
     baseline = known_baseline(declaration, folder, baseline)
     last = _note(folder)
     price = last.get("price") if price is None else price
     key = _key(declaration, states, store, baseline, price)
-    files = (folder / "summary.md", folder / HTML, folder.parent / "trials.parquet")
+    files = (folder / SUMMARY, folder / HTML, trials)
     if not anew and last.get("key") == key and all(file.is_file() for file in files):
-        return Written(folder=folder, results=states, shown=Shown.of_json(last["shown"]))
+        return Written(folder, states, [*map(Table.of_json, last["tables"])], last["left_out"])
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    shown_below = {"power", "scaling", "suites", *(f"by_{axis}" for axis in axes_of(declaration.trials))}
-    written = write_report(
-        declaration,
-        store,
-        results,
-        analysis,
-        audit,
-        conclusions=page.conclusions,
-        tables=[item for item in page.tables if item is page.tables[0] or item.name in shown_below],
-        ending=f"\n{PREFERENCE}. {page.sections[-1].text}\n",
-    )
+    brief = [item for item in page.tables if _is_brief(item.name)]
+    brief.sort(key=lambda item: item.name != "accuracy_by_category")
+    replace(folder / SUMMARY, _summary(page, brief))
     write_page(folder, page, HTML)
-    with io.BytesIO() as file:
-        parquet.write_table(ArrowTable.from_pylist(pairs), file)
-        replace_bytes(folder / PAIRS, file.getvalue())
+    if audit.sets:
+        replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
+    replace_bytes(folder / PAIRS, as_parquet(pairs))
+    # Two drivers that end at the same time both write it.
+    replace_bytes(trials, as_parquet(trial_rows(results)))
+    written = Written(folder, results, brief, left_out_lines(results, analysis.results))
     note = {
         "key": key,
         "baseline": baseline,
@@ -136,13 +131,36 @@ def write_full_report(
         "trials": len(results),
         "complete": sum(result.complete for result in results),
         "conclusions": page.conclusions,
-        "shown": asdict(written.shown),
+        "tables": [asdict(table) for table in brief],
+        "left_out": written.left_out,
     }
-    store.share(folder)
+    for place in (folder, trials):
+        store.share(place)
     # Last, as it says that the report is there.
     replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
     store.share(folder / NOTE)
     return written
+
+
+def _is_brief(name: str) -> bool:
+    return name in ("accuracy_by_category", "differences", "power", "scaling", "suites") or name.startswith(
+        "by_"
+    )
+
+
+def _summary(page: Page, brief: Sequence[Table]) -> str:
+    """Return the page for a reader of text: its sentences and its `brief` tables, the audit, what is missing and the advice."""
+    by_set = [table for table in page.tables if table.name == "sets"]
+    below = [
+        table
+        for section in page.sections
+        if section.anchor in ("audit", "missing")
+        for table in section.tables
+    ]
+    ending = [f"{section.title}. {section.text}" for section in page.sections if section.text]
+    said = [page.lead, *page.conclusions, *filter(None, [page.warning])]
+    shown = [table for table in (accuracy_table(brief[0]), *brief[1:], *by_set, *below) if table.rows]
+    return as_markdown(page.title, said, shown, ending)
 
 
 def said_conclusions(folder: Path) -> list[str]:
@@ -261,14 +279,14 @@ def _page(
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
         conclusions=conclusions(analysis, audit),
-        warning=_warning(results, analysis),
+        warning=warning(results, analysis.results),
         command=command,
         figures=figures,
         tables=tables,
         examples=examples.shown(pairs, analysis.rewards),
         rewards=analysis.rewards,
         sections=(
-            Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit, analysis)),
+            Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit)),
             Section(title="Beside the paper", anchor="paper", tables=[spec_difference(results)]),
             Section(
                 title="How it was made",
@@ -286,16 +304,14 @@ def _page(
     )
 
 
-def _warning(results: Sequence[TrialResult], analysis: Analysis) -> str:
+def warning(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
-    said = [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, analysis.results)]
-    if missing := sum(not result.complete for result in results):
-        said.insert(
-            0,
-            f"Incomplete: {missing} of {len(results)} trials are missing and are not imputed. The end of the "
-            "page lists them.",
-        )
-    return " ".join(said)
+    missing = sum(not result.complete for result in results)
+    said = (
+        [f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"] if missing else []
+    )
+    said += left_out_lines(results, compared)
+    return " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)
 
 
 def report_command(state: SweepState, sweep: str) -> str:
@@ -310,55 +326,42 @@ def report_command(state: SweepState, sweep: str) -> str:
 
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     """List the library versions and hardware of every training and evaluation, from their manifests."""
-    seen: dict[str, collections.Counter[str]] = {}
-    for stage, manifest in _manifests(results, store):
-        for what, value in _facts(stage, manifest):
-            seen.setdefault(what, collections.Counter())[value] += 1
+    facts = itertools.chain.from_iterable(itertools.starmap(_facts, _manifests(results, store)))
+    counted = sorted(collections.Counter(facts).items())
     return Table(
         name="made_with",
         title="Versions and hardware",
         note="From the manifests of all trainings and evaluations; where several values stand, they differ.",
         columns="what value artifacts",
-        rows=[
-            {"what": what, "value": value, "artifacts": count}
-            for what, values in seen.items()
-            for value, count in sorted(values.items())
-        ],
+        rows=[{"what": what, "value": value, "artifacts": count} for (what, value), count in counted],
     )
 
 
 def _time_table(results: Sequence[TrialResult], store: Store, price: float | None) -> Table:
     """Add up the time of all trainings and evaluations, and what it cost: an evaluation takes one device of its training's kind."""
-    spent: dict[tuple[str, str], list[float]] = {}
+    spent: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for result in results:
         device = NOTHING
         for stage, manifest in _manifests([result], store):
-            laid = manifest["info"].get("placement", {})
+            laid, hours = manifest["info"].get("placement", {}), manifest["seconds"] / 3600
             device = {"cuda": "GPU", "cpu": "CPU"}.get(laid.get("device"), device)
-            line = spent.setdefault((stage, device), [0, 0.0, 0.0])
-            hours = manifest["seconds"] / 3600
-            for place, value in enumerate((1, hours, hours * laid.get("world_size", 1))):
-                line[place] += value
-    rows: list[dict[str, Value]] = [
-        {
-            "stage": stage,
-            "device": device,
-            "artifacts": int(count),
-            "hours": hours,
-            "device_hours": each,
-            **({"cost": price * each} if price is not None and device == "GPU" else {}),
-        }
-        for (stage, device), (count, hours, each) in spent.items()
-    ]
+            spent.setdefault((stage, device), []).append((hours, hours * laid.get("world_size", 1)))
+    rows: list[dict[str, Value]] = []
+    costs = []
+    for (stage, device), found in spent.items():
+        hours, device_hours = map(sum, zip(*found, strict=True))
+        line: dict[str, Value] = {"stage": stage, "device": device, "artifacts": len(found)}
+        line |= {"hours": hours, "device_hours": device_hours}
+        if price is not None and device == "GPU":
+            line["cost"] = price * device_hours
+            costs.append(price * device_hours)
+        rows.append(line)
     note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
-    costs = [float(str(row["cost"])) for row in rows if "cost" in row]
-    if costs:
+    if price is not None:
         note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
-    elif price is not None:
-        note += f" No stage has used a GPU, so at $ {price:g} per GPU-hour there is no cost."
     return Table(
         name="time",
-        title="Time and cost" if costs else "Time",
+        title="Time and cost",
         note=note,
         columns=f"stage device artifacts hours device_hours{' cost' if costs else ''}",
         titles={"device_hours": "CPU- or GPU-hours", "cost": "cost, $"},

@@ -39,12 +39,6 @@ def number(train_set: str, sets: Iterable[str], reward: str, metric: str) -> flo
     return found[COMPARED.index(reward)] if found and reward in COMPARED else None
 
 
-def difference(train_set: str, sets: Sequence[str], reward: str, other: str) -> float | None:
-    """Return by how much the paper has one type's accuracy above the other's; None where it gives not both."""
-    first, second = (number(train_set, sets, kind, "accuracy") for kind in (reward, other))
-    return None if first is None or second is None else first - second
-
-
 # What the paper's official code has: title, name of a trial's parameter, value, mark.
 _SETTINGS = (
     ("learning rate", "lr", "1e-06", "[C]"),

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -400,55 +400,34 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
     return replace(item, scores=scores, leaked=leaked, metrics=_metrics(scores, leaked))
 
 
-# The pairs of a set that a model has, those left out for length, and those on which models are compared.
-_Use = tuple[int, int, int]
-_LEFT_OUT = "left out for length"
-
-
 def left_out_lines(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> list[str]:
     """Say for each set how many pairs each model lacks, and on how many pairs models are compared.
 
     `compared` are the results on common pairs. Sets of which every model has every pair are not mentioned.
     """
-    sets: dict[tuple[str, str], dict[str, _Use]] = {}
+    # By set: the pairs that a model has, those left out for length, and those on which models are compared; and whose these are.
+    sets: dict[str, dict[tuple[int, int, int], dict[str, None]]] = {}
     for result, shared in zip(results, compared, strict=True):
-        record = result.record
-        if result.trained:
-            trained = (result.train_pairs, result.train_left_out, result.train_pairs)
-            sets.setdefault((record.train_set, ""), {})[record.model] = trained
+        trained_on = f"trained on {result.record.train_set}"
         common = {item.dataset: len(item.scores.index) for item in shared.evaluations}
+        own = (result.train_pairs, result.train_left_out, result.train_pairs)
+        uses = {trained_on: own} if result.trained else {}
         for item in result.evaluations:
             use = (len(item.scores.index), item.left_out, common.get(item.dataset, 0))
-            sets.setdefault((record.train_set, item.dataset), {})[record.model] = use
-    trained_on: dict[str, list[str]] = {}
-    for (train_set, evaluated), uses in sets.items():
-        if any(left_out or pairs != shared for pairs, left_out, shared in uses.values()):
-            place = f"evaluated on {evaluated}" if evaluated else f"trained on {train_set}"
-            trained_on.setdefault(f"{_LEFT_OUT}, {place}{_left_out(uses)}", []).append(train_set)
-    # A line that holds after every training set is given once.
-    several = len({result.record.train_set for result in results}) > 1
-    return [
-        f"{line} (trained on {', '.join(names)})"
-        if several and not line.startswith(f"{_LEFT_OUT}, trained on")
-        else line
-        for line, names in trained_on.items()
-    ]
-
-
-def _left_out(uses: Mapping[str, _Use]) -> str:
-    counts = {
-        model: f"{left_out} of {pairs + left_out} pairs" for model, (pairs, left_out, _) in uses.items()
-    }
-    said = ", ".join(f"{count} for {model}" for model, count in counts.items())
-    if len(uses) > 1 and len(set(counts.values())) == 1:
-        said = f"{next(iter(counts.values()))} for every model"
-    shared = next(iter(uses.values()))[2]
-    if all(pairs == shared for pairs, _, shared in uses.values()):
-        return f": {said}"
-    if not shared:
-        return f": {said}; no pair is left that all have, so this set is in no comparison"
-    having = ", ".join(f"{model} has {pairs}" for model, (pairs, _, _) in uses.items())
-    return f": {said}; compared on the {shared} pairs that all have ({having})"
+            uses[f"{trained_on}, evaluated on {item.dataset}"] = use
+        for place, use in uses.items():
+            sets.setdefault(place, {}).setdefault(use, {})[result.record.model] = None
+    lines = []
+    for place, of_set in sets.items():
+        if any(left_out or pairs != shared for pairs, left_out, shared in of_set):
+            models = {use: " and ".join(names) for use, names in of_set.items()}
+            counts = [f"{use[1]} of {use[0] + use[1]} pairs for {names}" for use, names in models.items()]
+            line = f"left out for length, {place}: {', '.join(counts)}"
+            if any(pairs != shared for pairs, _, shared in of_set):
+                having = ", ".join(f"{names} has {use[0]}" for use, names in models.items())
+                line += f"; compared on the {min(use[2] for use in of_set)} pairs that all have ({having})"
+            lines.append(line)
+    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,9 @@
 """Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration, best of n.
 
 Pure numpy; scipy is imported on use. docs/report.md explains each number.
-Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, B draws of the bootstrap, C candidates of
-a prompt.
+Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, C candidates of a prompt.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,8 +18,6 @@ from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
 
-# Draws of a bootstrap.
-DRAWS = 2000
 LEVEL = 0.95
 PERMUTATIONS = 1999
 TIE = 0.01
@@ -74,16 +70,6 @@ class Calibration:
     expected_error: float
     brier: float
     pairs: int
-
-
-def generator(*name: str) -> np.random.Generator:
-    """Return a random generator seeded by a name, so that the draws of one set do not depend on another."""
-    return np.random.default_rng(list(hashlib.sha256("/".join(name).encode()).digest()))
-
-
-def pair_counts(units: int, draws: int, random: np.random.Generator) -> Floats:
-    """Draw pairs with replacement and return how often each is drawn, [B, U]; each row sums to U."""
-    return random.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(np.float64)
 
 
 def jackknifed(value: float, without_P: Floats) -> Floats:
@@ -215,14 +201,6 @@ def holm(found: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(found) - rank) * found[place]))
         corrected[place] = highest
     return corrected
-
-
-def estimate(value: float, draws_B: Floats) -> Estimate:
-    """Return `value` with the percentile interval of its draws."""
-    known = draws_B[np.isfinite(draws_B)]
-    tail = (1.0 - LEVEL) / 2.0
-    low, high = np.quantile(known, [tail, 1.0 - tail]) if len(known) else (value, value)
-    return Estimate(value=float(value), low=float(low), high=float(high))
 
 
 def over_seeds(values_SU: Floats, less_SU: Floats | None = None, *, floor: int | None = 0) -> Estimate:

@@ -14,13 +14,8 @@ import numpy as np
 
 from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.comparison import (
-    CONTROLS,
     Analysis,
     SetOutcomes,
-    by_category,
-    drawn_pairs,
-    has,
-    over_sets,
     regression,
     set_outcomes,
 )
@@ -130,27 +125,28 @@ def pair_features(item: SetOutcomes, store: Store) -> Features:
     return found
 
 
-def by_features(
-    outcomes: Sequence[SetOutcomes], features: Mapping[tuple[str, str], Features]
-) -> list[dict[str, Any]]:
-    """Regress both differences of each category's pairs on the features that all of its sets have, with an intercept per set."""
-    rows = []
-    for found in by_category(outcomes):
-        known = [features[item.train_set, item.dataset] for item in found]
-        of_set_P = np.repeat(np.arange(len(found)), [len(item.index) for item in found])
-        terms = {
-            name: np.concatenate([values[name] for values in known])
-            for name in FEATURES
-            if all(name in values for values in known)
-        }
-        terms |= {f"set {item.dataset}": 1.0 * (of_set_P == at) for at, item in enumerate(found) if at}
-        counts_BP = np.concatenate(drawn_pairs(found), axis=1)
-        place = {"train_set": found[0].train_set, "category": found[0].category}
-        for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
-            values_P = np.concatenate([getattr(item, name) for item in found])
-            if (fitted := regression(values_P, terms, counts_BP)) is not None:
-                rows.append({**place, "outcome": outcome, "fitted": fitted})
-    return rows
+def differences(
+    analysis: Analysis, store: Store
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
+    """Return each pair's differences with its features, their regressions, and the unknown features.
+
+    Differences are baseline − each other reward type.
+    """
+    pairs = list[dict[str, Any]]()
+    features: dict[tuple[str, str], Features] = {}
+    for other in analysis.others:
+        names = {"baseline": analysis.baseline, "other": other}
+        for item in set_outcomes(analysis, tuple(names.values())):
+            place = item.train_set, item.dataset
+            if place not in features:
+                features[place] = pair_features(item, store)
+            pairs += [{**names, **row} for row in pair_rows(item, features[place])]
+    lacking = [
+        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
+        for (train_set, dataset), known in features.items()
+        if (missing := [name for name in FEATURES if name not in known])
+    ]
+    return pairs, by_features(pairs), lacking
 
 
 def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
@@ -167,62 +163,23 @@ def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
         }
 
 
-def control_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """Return each difference of accuracy: as it is, at matched lengths, and on pairs not seen in training.
+def by_features(pairs: Rows) -> list[dict[str, Any]]:
+    """Regress both differences of each category's pairs on the features that all of its sets have, with an intercept per set."""
+    import pandas as pd
 
-    The last two are None where not every trial that is compared has them: a set may have chosen responses that are all longer, or
-    pairs that all leaked.
-    """
     rows = []
-    for scope, other in itertools.product(analysis.categories(), analysis.others):
-        if (plain := analysis.difference(scope, "accuracy", other=other)) is None:
-            continue
-        controls = [analysis.control(scope, metric, other=other) for metric in CONTROLS]
-        length, leak_free = (found.estimate if found else None for found in controls)
-        trial, unseen = analysis.compared(scope, other)[0], None
-        if has(trial, scope, "n_leak_free"):
-            unseen = round(over_sets(trial, scope, "n_leak_free") * len(scope.sets))
-        rows.append(
-            {
-                "train_set": scope.train_set,
-                "category": scope.category,
-                "sets": scope.sets,
-                "baseline": analysis.baseline,
-                "other": other,
-                "pairs": plain.pairs,
-                "plain": plain.estimate,
-                "length": length,
-                "unseen": unseen,
-                "leak_free": leak_free,
-            }
-        )
+    labels = ["baseline", "other", "train_set", "category"]
+    for place, group in pd.DataFrame(pairs).groupby(labels, sort=False) if pairs else ():
+        terms = {name: group[name].to_numpy(float) for name in FEATURES if group[name].notna().all()}
+        _, *sets = group["evaluation_set"].unique()
+        terms |= {f"set {name}": (group["evaluation_set"] == name).to_numpy(float) for name in sets}
+        # The rewritings of a pair are no other pairs; other sets hold pairs of their own.
+        unit = ["evaluation_set", "index"] if place[-1] == "domain shift" else ["index"]
+        units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
+        for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
+            if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
+                rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})
     return rows
-
-
-def differences(
-    analysis: Analysis, store: Store
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """Return each pair's differences with its features, their regressions, and the unknown features.
-
-    Differences are baseline − each other reward type.
-    """
-    pairs, regressions = list[dict[str, Any]](), list[dict[str, Any]]()
-    features: dict[tuple[str, str], Features] = {}
-    for other in analysis.others:
-        names = {"baseline": analysis.baseline, "other": other}
-        outcomes = set_outcomes(analysis.results, tuple(names.values()))
-        for item in outcomes:
-            place = item.train_set, item.dataset
-            if place not in features:
-                features[place] = pair_features(item, store)
-            pairs += [{**names, **row} for row in pair_rows(item, features[place])]
-        regressions += [{**names, **row} for row in by_features(outcomes, features)]
-    lacking = [
-        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
-        for (train_set, dataset), known in features.items()
-        if (missing := [name for name in FEATURES if name not in known])
-    ]
-    return pairs, regressions, lacking
 
 
 # Pair by pair: how near is it to training?

@@ -6,7 +6,7 @@ Also the names of reward types, means and trials in all tables, figures and sent
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
 from orchestrator.report.statistics import Estimate
@@ -133,6 +133,18 @@ class Table:
             for row in self.rows
         ]
 
+    def without_intervals(self, columns: Sequence[str]) -> "Table":
+        """Return the table with value ± standard deviation in these columns, for a terminal."""
+
+        def short(name: str, value: Value) -> Value:
+            if name not in columns or not isinstance(value, Estimate):
+                return value
+            spread = "" if value.std is None else f" ± {value.std:.3f}"
+            return f"{value.value:{self.forms.get(name, '.3f')}}{spread}"
+
+        rows = [{name: short(name, value) for name, value in row.items()} for row in self.rows]
+        return replace(self, rows=rows)
+
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Table":
         rows = [
@@ -160,35 +172,27 @@ class Table:
         drawn[1] = "|" + "---|" * len(self.names)
         return "\n".join(drawn)
 
-    def terminal(self, labels: int, merged: int = 0) -> "TerminalTable":
-        """Return the rows for a terminal, the first `labels` columns left-aligned and the others right-aligned.
-
-        The first `merged` columns become headings above the rows that share them.
-        """
+    def terminal(self) -> "TerminalTable":
+        """Return the rows for a terminal: the first two columns become headings above the rows that share them."""
         from rich.table import Table as TerminalTable
 
-        shown, titles = (
-            TerminalTable(title=self.title, title_justify="left"),
-            [*map(self.title_of, self.names)],
-        )
-        heads = [" " * depth + title for depth, title in enumerate(titles[: merged + 1])]
+        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts(space="")
+        titles = [*map(self.title_of, self.names)]
+        heads = [" " * depth + title for depth, title in enumerate(titles[:3])]
         # A heading is never broken, however narrow the terminal is.
-        pieces = (
-            " " * depth + text for line in self.texts() for depth, text in enumerate(line[: merged + 1])
-        )
-        least = max(map(len, pieces), default=0) if merged else None
-        shown.add_column("\n".join(heads), no_wrap=merged > 0, min_width=least, overflow="fold")
-        for number, title in enumerate(titles[merged + 1 :], merged + 1):
-            shown.add_column(title, justify="left" if number < labels else "right", overflow="fold")
-        above: tuple[str, ...] = ()
-        for line in self.texts(space=""):
-            if above[:merged] != line[:merged]:
+        least = max((depth + len(text) for line in lines for depth, text in enumerate(line[:3])), default=0)
+        shown.add_column("\n".join(heads), no_wrap=True, min_width=least, overflow="fold")
+        for title in titles[3:]:
+            shown.add_column(title, justify="right", overflow="fold")
+        above: tuple[str, ...] = ("", "")
+        for line in lines:
+            if above != line[:2]:
                 shown.add_section()
-            for depth in range(merged):
-                if above[: depth + 1] != line[: depth + 1]:
-                    shown.add_row(" " * depth + line[depth])
-            shown.add_row(" " * merged + line[merged], *line[merged + 1 :])
-            above = line
+                if above[0] != line[0]:
+                    shown.add_row(line[0])
+                shown.add_row(f" {line[1]}")
+            shown.add_row(f"  {line[2]}", *line[3:])
+            above = line[:2]
         return shown
 
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:

@@ -64,8 +64,7 @@ def test_what_is_left_out_for_length_is_said_before_and_after(
     summary = (storage / "sweeps" / "full_grid" / "report" / "summary.md").read_text()
     for text in (ran, summary):
         assert (
-            "left out for length, trained on data: 0 of 20 pairs for words, 10 of 20 pairs for letters"
-            in text
+            "eft out for length, trained on data: 0 of 20 pairs for words, 10 of 20 pairs for letters" in text
         )
         assert "compared on the 10 pairs that all have (words has 20, letters has 10)" in text
     found = {row["model"]: row for row in trial_rows(storage, "full_grid")}

@@ -21,7 +21,7 @@ from orchestrator.cli.options import Options
 from orchestrator.cli.running import catch_up
 from orchestrator.cli.session import Session
 from orchestrator.report.results import CURVE_POINTS, CURVES
-from orchestrator.report.summary import Written, write_report
+from orchestrator.report.summary import Written
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
@@ -36,7 +36,7 @@ from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
 from orchestrator.tracking.view import View, run_names
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
-from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record
+from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record, write_report
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from orchestrator.report import page
 from orchestrator.report.results import TrialResult, trial_states, with_scores
+from orchestrator.report.summary import Written
 from orchestrator.spec.stages import BaseModel, PretrainStage, Split, TrialPlan, plan_trial
 from orchestrator.spec.trials import Sweep, TrialSpec, grid
 from orchestrator.store.artifacts import Store
@@ -248,3 +251,9 @@ def with_parameters(trial: TrialRecord, **changes: Any) -> TrialRecord:
 
 def trial_result(record: TrialRecord, store: Store) -> TrialResult:
     return with_scores(trial_states([record], store), store)[0]
+
+
+def write_report(declared: Declaration, store: Store) -> Written:
+    """Write a report without its figures, which take most of the time, and without the curves in them."""
+    with mock.patch.multiple(page, every_figure=lambda *_: (), curve_rows=lambda *_: []):
+        return page.write_full_report(declared, store, anew=True)

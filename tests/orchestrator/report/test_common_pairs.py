@@ -20,7 +20,7 @@ from orchestrator.report.results import (
     results_of,
     sweep_results,
 )
-from orchestrator.report.summary import accuracies
+from orchestrator.report.summary import by_category
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
@@ -65,11 +65,11 @@ def declared(store: Store) -> Declaration:
 def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
-    found = written.shown.accuracies
+    found = written.tables[0].records()
     rows = {row["model"]: row for row in found if row["category"] == "domain shift"}
-    assert [rows[name]["ex_rm_mean"] for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
+    assert [rows[name]["ex_rm"] for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
     table = parquet.read_table(written.folder / "tables" / "sets.parquet").to_pylist()
-    assert {(row["accuracy"], row["pairs"]) for row in table if row["evaluation_set"] == "hamiltonian"} == {
+    assert {(row["accuracy"], row["n"]) for row in table if row["evaluation_set"] == "hamiltonian"} == {
         (1.0, 10)
     }
 
@@ -88,7 +88,7 @@ def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
     with mock.patch.object(page, "every_figure", return_value=()):
         written = write_full_report(declared, store)
     terminal = io.StringIO()
-    say(Console(width=60, file=terminal), *written.shown.left_out)
+    say(Console(width=60, file=terminal), *written.left_out)
     views = {
         "terminal": terminal.getvalue(),
         "summary": (written.folder / "summary.md").read_text(),
@@ -119,7 +119,7 @@ def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, 
     assert "compared on the 10 pairs that all have" in said
 
 
-def test_what_all_models_lack_is_said_once(store: Store):
+def test_what_all_models_lack_is_said(store: Store):
     commit_prepared(store, "half", too_long=10)
     trials = [record(model=model, seed=seed) for model in ("llama-64", "qwen2-64") for seed in (0, 1)]
     other = [
@@ -132,7 +132,8 @@ def test_what_all_models_lack_is_said_once(store: Store):
         commit_scores(store, item[0].key, right=9, prepared="half")
     results = sweep_results(declaration(*trials, *other), store)
     assert left_out_lines(results, on_common_pairs(results)) == [
-        "left out for length, evaluated on hamiltonian: 10 of 20 pairs for every model (trained on tiny_world, other)"
+        f"left out for length, trained on {train_set}, evaluated on hamiltonian: 10 of 20 pairs for llama-64 and qwen2-64"
+        for train_set in ("tiny_world", "other")
     ]
 
 
@@ -153,8 +154,10 @@ def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Stor
         commit_scores(store, trial.evaluations[1].key, right=9, first=10 * number)
     results = sweep_results(declaration(*trials), store)
     compared = on_common_pairs(results)
-    assert {row["category"] for row in accuracies(Analysis(compared))} == {"in-distribution"}
-    assert "no pair is left that all have" in left_out_lines(results, compared)[0]
+    assert {row["category"] for row in by_category(Analysis(compared), "accuracy").rows} == {
+        "in-distribution"
+    }
+    assert "compared on the 0 pairs that all have" in left_out_lines(results, compared)[0]
 
 
 def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: Store):
@@ -165,7 +168,8 @@ def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: 
     found = write_comparison(ours, store, *other_sweep("few", store))
     scores = next(item.scores for item in sweep_results(ours, store)[0].evaluations if item.dataset == "a")
     expected = float((scores.chosen > scores.rejected)[:30].mean())
-    rows = {(row["model"], row["what"]): row for row in found.table.rows}
-    assert rows["llama-64", "EX-RM"]["here"].value == expected
-    assert rows["mean", "EX-RM"]["here"].value == expected
-    assert "that all models of both have: a (30)" in found.table.note
+    # One model in both: no mean of models.
+    rows = {row["train_set"]: row for row in found.table.rows}
+    assert {row["model"] for row in found.table.rows} == {"llama-64"}
+    assert rows["ultrafeedback as EX-RM"]["demo"].value == expected
+    assert "compared on the 30 pairs that all have" in found.file.read_text()

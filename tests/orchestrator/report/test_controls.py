@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import simulated_sweep
-from orchestrator.report.comparison import LEAK_FREE, Analysis, regression, set_outcomes
+from orchestrator.report.comparison import (
+    CONTROLS,
+    LEAK_FREE,
+    LENGTH_CONTROLLED,
+    Analysis,
+    regression,
+    set_outcomes,
+)
 from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
-from orchestrator.report.statistics import generator, pair_counts
-from orchestrator.report.studies import control_rows
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
@@ -60,6 +65,12 @@ def analysis_of(explicit, implicit, longer, leaked=None):
     return Analysis(results)
 
 
+def controls_of(analysis):
+    """The difference of the only model: plain, at matched lengths, and without leaks."""
+    row, _ = differences(analysis, CONTROLS).rows
+    return {"plain": row["accuracy"], "length": row[LENGTH_CONTROLLED], "leak_free": row[LEAK_FREE]}
+
+
 @pytest.fixture
 def longer():
     """Chosen is shorter in four of five pairs."""
@@ -70,7 +81,7 @@ def longer():
 def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advised(longer):
     # The implicit type prefers what is shorter; the explicit one calls every pair a tie.
     analysis = analysis_of(np.full(PAIRS, 0.5), longer < 0, longer)
-    (found,) = control_rows(analysis)
+    found = controls_of(analysis)
     assert found["plain"].value == pytest.approx(0.5 - (longer < 0).mean())
     assert found["plain"].high < -0.2
     assert found["length"].value == pytest.approx(0.0, abs=1e-12)
@@ -83,30 +94,29 @@ def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advi
 def test_a_lead_of_quality_survives_matched_lengths(longer):
     random = np.random.default_rng(2)
     analysis = analysis_of(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)
-    assert control_rows(analysis)[0]["length"].low > 0.1
+    assert controls_of(analysis)["length"].low > 0.1
     assert "prefer EX-RM" in preference(analysis)
-    assert "at matched lengths the lead stays" in preference(analysis)
+    assert "at matched lengths EX-RM leads (+0." in preference(analysis)
 
 
 def test_unanimous_pairs_leave_an_interval_of_some_width():
-    (found,) = control_rows(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
+    found = controls_of(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
     assert (found["plain"].value, found["plain"].low) == (-1.0, -1.0)
     assert found["plain"].high == pytest.approx(-(0.025 ** (1 / 40)))
 
 
 def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
     analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
-    (found,) = control_rows(analysis)
-    assert (found["length"], found["leak_free"], found["unseen"]) == (None, None, None)
+    found = controls_of(analysis)
+    assert (found["length"], found["leak_free"]) == (None, None)
     assert "at matched lengths it cannot be told" in preference(analysis)
 
 
 def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
     leaked = np.arange(PAIRS) < PAIRS // 2
     coin = np.random.default_rng(4).random(PAIRS) < 0.5
-    (found,) = control_rows(analysis_of(np.where(leaked, 1, coin), coin, longer, leaked))
+    found = controls_of(analysis_of(np.where(leaked, 1, coin), coin, longer, leaked))
     assert found["plain"].low > 0.15
-    assert found["unseen"] == PAIRS // 2
     assert found["leak_free"].value == 0.0
     assert not found["leak_free"].excludes_zero
 
@@ -149,25 +159,32 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     length, other = random.normal(size=(2, PAIRS))
     values = 0.3 + 0.2 * length + random.normal(scale=0.5, size=PAIRS)
     features = {"length": 7 * length, "other": other, "constant": np.ones(PAIRS), "again": 2 * length + other}
-    counts = pair_counts(PAIRS, 500, generator("test"))
-    found = regression(values, features, counts)
+    units = np.arange(PAIRS)
+    found = regression(values, features, units)
     assert found is not None
     assert list(found.coefficients) == ["intercept", "length", "other"]
     assert found.coefficients["length"].low < 0.2 * length.std() < found.coefficients["length"].high
     assert found.coefficients["length"].excludes_zero
     assert not found.coefficients["other"].excludes_zero
     exact = np.polyfit(length, values, 1)
-    alone = regression(values, {"length": length}, counts)
+    alone = regression(values, {"length": length}, units)
     assert alone is not None
     assert alone.coefficients["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
     assert alone.explained == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
+    # Every pair four times over is no more evidence than once.
+    often = regression(np.tile(values, 4), {"length": np.tile(length, 4)}, np.tile(units, 4))
+    assert often.coefficients["length"].low == pytest.approx(alone.coefficients["length"].low)
+    homoscedastic = np.std(values - np.polyval(exact, length)) / np.sqrt(PAIRS)
+    assert alone.coefficients["length"].high - alone.coefficients["length"].value == pytest.approx(
+        1.966 * homoscedastic, rel=0.15
+    )
 
 
 def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_counts(tmp_path):
     store = Store(tmp_path / "store")
     # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
     declared = simulated_sweep(store, pairs=50, unlearned=1)
-    found = {item.dataset: item for item in set_outcomes(sweep_results(declared, store), KINDS)}
+    found = {item.dataset: item for item in set_outcomes(Analysis(sweep_results(declared, store)), KINDS)}
     assert found["rewardmath"].cells == 5
     assert len(found["rewardmath"].gap) == 50
     advice = preference(Analysis(sweep_results(declared, store)))
@@ -178,7 +195,9 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
 def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
     whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
     part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
-    found = set_outcomes([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]], KINDS)
+    found = set_outcomes(
+        Analysis([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]), KINDS
+    )
     cells = {item.dataset: item.cells for item in found}
     assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
 
@@ -191,8 +210,10 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
         return dataclasses.replace(result, evaluations=evaluations)
 
     known = [told(result, np.arange(20) < 5) for result in results]
-    assert [item.leaked.sum() for item in set_outcomes(known, KINDS)] == [5] * 7
-    assert {item.leaked for item in set_outcomes([*known[:-1], told(results[-1], None)], KINDS)} == {None}
+    assert [item.leaked.sum() for item in set_outcomes(Analysis(known), KINDS)] == [5] * 7
+    assert {
+        item.leaked for item in set_outcomes(Analysis([*known[:-1], told(results[-1], None)]), KINDS)
+    } == {None}
 
 
 def test_nothing_is_advised_without_both_types():

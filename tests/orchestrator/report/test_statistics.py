@@ -7,8 +7,6 @@ from orchestrator.report.statistics import (
     bounded_interval,
     calibration,
     crossed,
-    estimate,
-    generator,
     half_width,
     holm,
     jackknifed,
@@ -155,17 +153,6 @@ def test_less_others_on_other_units_both_vary():
     assert found.high - found.low == pytest.approx(2 * 1.98 * error, rel=0.1)
 
 
-def test_an_interval_that_touches_zero_does_not_exclude_it():
-    assert estimate(0.1, np.linspace(0.05, 0.15, 100)).excludes_zero
-    assert estimate(-0.1, np.linspace(-0.15, -0.05, 100)).excludes_zero
-    assert not estimate(0.1, np.linspace(-0.01, 0.21, 100)).excludes_zero
-
-
-def test_draws_that_hold_no_pair_are_left_out():
-    found = estimate(0.5, np.array([np.nan, 0.4, 0.6]))
-    assert 0.4 <= found.low <= found.high <= 0.6
-
-
 @pytest.mark.parametrize(("units", "p"), [(1, 1.0), (3, 0.25), (6, 2 / 64)])
 def test_few_units_give_the_exact_p(units: int, p: float):
     assert permutation_p(np.full(units, 0.1)) == pytest.approx(p)
@@ -221,8 +208,3 @@ def test_brier_of_a_coin_and_of_an_oracle():
 
 def test_fewer_pairs_than_bins_are_a_bin_each():
     assert len(calibration(np.array([0.5, -0.5, 1.0])).accuracy) == 3
-
-
-def test_random_numbers_depend_on_their_name_alone():
-    assert generator("a", "b").random() == generator("a", "b").random()
-    assert generator("a", "b").random() != generator("a", "c").random()

@@ -54,7 +54,7 @@ def test_people_read_an_interval_and_a_dash_for_what_is_not_there(tmp_path):
 
 def test_a_terminal_says_once_what_repeats():
     out = io.StringIO()
-    Console(file=out, width=120).print(TABLE.terminal(labels=2, merged=1))
+    Console(file=out, width=120).print(TABLE.terminal())
     assert out.getvalue().count("a|b") == 1
     assert "0.500 ± 0.125" in out.getvalue()
 
@@ -70,7 +70,7 @@ def test_two_reward_types_fit_a_terminal_of_80_columns():
         titles={"gap": "EX-RM − IM-RM"},
     )
     out = io.StringIO()
-    Console(file=out, width=80).print(table.terminal(labels=3, merged=2))
+    Console(file=out, width=80).print(table.terminal())
     for text in ("ultrafeedback", "token-level shift", "llama-3.2-1b", f"{value} │ {value}", "EX-RM − IM-RM"):
         assert text in out.getvalue()
 
