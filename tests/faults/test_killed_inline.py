@@ -51,10 +51,25 @@ def until_checkpoint(life, storage):
         life.join(0.005)
 
 
+def marks(storage):
+    """The files that say how far a sweep has come."""
+    found = set()
+    for pattern in ("artifacts/*/*/manifest.json", "checkpoints/*/step*.json"):
+        # Of a training that ends, the checkpoints go.
+        with contextlib.suppress(FileNotFoundError):
+            found.update(storage.glob(pattern))
+    return found
+
+
+def until_further(life, storage, steps):
+    """Wait until that many such files are new."""
+    seen = marks(storage)
+    while life.exitcode is None and len(marks(storage) - seen) < steps:
+        life.join(0.005)
+
+
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, empty_database, tmp_path):
     whole, first, end = undisturbed
-    # What is left after the last kill is done at once, so this need not come to all the work.
-    longest = first + 2 * (end - first) / KILLS
     storage, moments = new_storage(tmp_path, empty_database), random.Random(0)
     lives, killed, resumed = 0, 0, 0
     while killed < KILLS or lives == killed:
@@ -63,7 +78,10 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
         if killed == 0:
             until_checkpoint(life, storage)
         elif killed < KILLS:
-            life.join(moments.uniform(first / 2, longest))
+            # By what it has come to, as seconds say little on a busy machine: the sweep is some 100 files, so 50 kills fit in.
+            steps = moments.randrange(4)
+            until_further(life, storage, steps)
+            life.join(moments.uniform(0, (end - first) / KILLS if steps else first / 2))
         else:
             life.join(300)
         if life.exitcode is None:
