@@ -79,7 +79,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
             until_checkpoint(life, storage)
         elif killed < KILLS:
             # By what it has come to, as seconds say little on a busy machine: the sweep is some 100 files, so 50 kills fit in.
-            steps = moments.randrange(4)
+            steps = moments.randrange(3)
             until_further(life, storage, steps)
             life.join(moments.uniform(0, (end - first) / KILLS if steps else first / 2))
         else:
