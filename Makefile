@@ -26,12 +26,12 @@ SIDE_BY_SIDE := -m "not ray" --numprocesses auto --maxprocesses 8 --dist workste
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest tests -m ray
+	$(BIN)/python -m pytest tests/ray tests/faults -m ray
 	$(BIN)/python -m pytest tests/cluster --run-alone
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests $(SIDE_BY_SIDE) --run-slow
-	$(BIN)/python -m pytest tests -m ray --run-slow
+	$(BIN)/python -m pytest tests/ray tests/faults -m ray --run-slow
 	$(BIN)/python -m pytest tests/cluster --run-alone
 
 # Rewrites the lock from what is installed; run it in a fresh .venv after changing pins in pyproject.toml.

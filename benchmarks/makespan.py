@@ -110,7 +110,10 @@ def logical_cluster(asked: Makespan) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     size = {"num_cpus": asked.gpus + 2, "num_gpus": asked.gpus, "resources": dict(KIND)}
-    cluster = Cluster(initialize_head=True, head_node_args={**size, "_system_config": RAY_CONFIG})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={**size, "include_dashboard": False, "_system_config": RAY_CONFIG},
+    )
     try:
         for _ in range(asked.nodes - 1):
             cluster.add_node(**size)

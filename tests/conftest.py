@@ -1,6 +1,7 @@
 """What tests share: the real data beside the repository, the real chat model, and a tiny random one."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 
 from tests.object_store import Bucket, new_bucket, running_server
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parent.parent / "shared"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,6 +32,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.getoption("--run-slow") or "slow" not in item.keywords
         )
 
+    for item in items:
+        # Collecting all tests takes 20 s, so `make test` looks for these in two folders only.
+        apart = {TESTS / "ray", TESTS / "faults"} & {*item.path.parents}
+        assert apart or not item.get_closest_marker("ray"), (
+            f"{item.nodeid} belongs into tests/ray or tests/faults"
+        )
     config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
     items[:] = [item for item in items if runs(item)]
 
@@ -62,6 +70,19 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             made.touch()
     return folder
+
+
+def found_once(
+    factory: pytest.TempPathFactory, name: str, find: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """Such a folder, and what `find` returned when it filled it, as JSON has it."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "found_once.json").write_text(json.dumps(find(folder)))
+
+    folder = made_once(factory, name, make)
+    return folder, json.loads((folder / "found_once.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -267,58 +267,76 @@ def copy_of_the_repository(tmp_path_factory):
     return root
 
 
-def run_in(root: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
+# One process pays for the imports of all, and draws none of the figures that tests/orchestrator looks at.
+FOLLOW = """
+import json, runpy, sys
+from orchestrator.report import page
+
+page.every_figure = lambda *_: ()
+for run, name, *words in json.loads(sys.argv[1]):
+    sys.argv = [name, *words]
+    try:
+        getattr(runpy, run)(name, run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    print("= ended =")
+"""
+
+
+@pytest.fixture(scope="module")
+def followed(copy_of_the_repository, tiny_model):
+    """What the test and the commands of the pages print in that copy, and the storage that they leave."""
+    reward, *experiments = (
+        shlex.split(command)[1:]
+        for page in ("adding_a_reward_type.md", "adding_an_experiment.md")
+        for command in commands(ROOT / "docs" / page)
+    )
+    trains, reads = experiments
+    small = ("--models", str(tiny_model), *SMALL, "--backend", "inline")
+    # At this rate the values of beta come apart.
+    apart = ("--lr", "1e-2", "--effective-batch", "1")
+    lines = [
+        ("run_module", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"),
+        ("run_path", *reward, *small, "--only", "train=tiny_world", "--storage", "store"),
+        ("run_path", *trains, *small, *apart, "--storage", "store"),
+        ("run_path", *reads, "--storage", "store"),
+    ]
+    root = copy_of_the_repository
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-c", FOLLOW, json.dumps(lines)],
         cwd=root,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    *printed, _ = done.stdout.split("= ended =\n")
+    return printed, root / "store"
 
 
-def test_the_reward_type_of_the_page_passes_its_test(copy_of_the_repository):
-    assert "1 passed" in run_in(
-        copy_of_the_repository, "-m", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"
-    )
+def test_the_reward_type_of_the_page_passes_its_test(followed):
+    (tested, *_), _ = followed
+    assert "1 passed" in tested
 
 
-def test_the_reward_type_of_the_page_is_trained_and_evaluated(copy_of_the_repository, tiny_model):
-    (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
-    few = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL, "--backend", "inline")
-    run_in(copy_of_the_repository, *shlex.split(command)[1:], *few, "--storage", "store")
-    rows = trial_rows(copy_of_the_repository / "store", "simpo")
+def test_the_reward_type_of_the_page_is_trained_and_evaluated(followed):
+    _, storage = followed
+    rows = trial_rows(storage, "simpo")
     assert {row["reward"] for row in rows if row["evaluated"]} == {"simpo", "im_rm"}
 
 
-def test_the_experiments_of_the_page_are_run(copy_of_the_repository, tiny_model):
-    trains, reads = commands(ROOT / "docs" / "adding_an_experiment.md")
-    # At this rate the values of beta come apart.
-    few = (
-        "--models",
-        str(tiny_model),
-        *SMALL,
-        "--lr",
-        "1e-2",
-        "--effective-batch",
-        "1",
-        "--backend",
-        "inline",
-    )
-    run_in(copy_of_the_repository, *shlex.split(trains)[1:], *few, "--storage", "store")
-    rows = trial_rows(copy_of_the_repository / "store", "betas")
+def test_the_experiments_of_the_page_are_run(followed):
+    (*_, read), storage = followed
+    rows = trial_rows(storage, "betas")
     assert {row["reward"] for row in rows if row["evaluated"]} == {
         f"im_rm_beta={beta}" for beta in (0.01, 0.1, 1)
     }
-    said = run_in(copy_of_the_repository, *shlex.split(reads)[1:], "--storage", "store")
     accuracies = [row["accuracy"] for row in rows if row["evaluation_set"] == "tiny_world_paraphrase"]
     assert min(accuracies) < max(accuracies)
-    (line,) = [line for line in said.splitlines() if line.startswith("| tiny_world_paraphrase ")]
+    (line,) = [line for line in read.splitlines() if line.startswith("| tiny_world_paraphrase ")]
     assert line.endswith(f"| {max(accuracies):.3f} |")
 
 

@@ -8,12 +8,21 @@ import torch
 from benchmarks import gpu_check
 
 
-def test_every_step_runs_on_the_cpu_and_is_right(tmp_path):
-    out = tmp_path / "found.json"
-    gpu_check.main(gpu_check.Check(cpu=True, out=out))
+def found_by(out, *only):
+    gpu_check.main(gpu_check.Check(cpu=True, out=out, only=only))
     found = json.loads(out.read_text())
-    assert found.keys() == {"date", "device", *gpu_check.STEPS}
+    assert found.keys() == {"date", "device", *(only or gpu_check.STEPS)}
     assert found["kernels"]["Gemma-2-2B, window, fp32"]["relative error"] < 2e-5
+    return found
+
+
+def test_steps_that_are_named_run_on_the_cpu_and_are_right(tmp_path):
+    found_by(tmp_path / "found.json", "versions", "kernels")
+
+
+@pytest.mark.slow
+def test_every_step_runs_on_the_cpu_and_is_right(tmp_path):
+    found = found_by(tmp_path / "found.json")
     assert found["training"]["llama-64 im_rm --zero-stage=3 --checkpointing, resumed"]
     assert found["throughput"]["1B fp32 im_rm"]["times naive"] > 0
     assert found["throughput"]["1B fp32 im_rm"]["kernels a step"] > 0

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from orchestrator.store.records import declared_sweeps, read_declaration
 from sweeps.full_grid import full_grid
 from tests.cluster import documented
 from tests.cluster.machine import free_port
+from tests.trainers import command_line
+from trainers.evaluate import __main__ as scoring
+from trainers.train import __main__ as training
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +43,6 @@ ROWS = [
 WITHOUT_RAY = [text for text in COMMANDS if "-m trainers." in text]
 # tests/cluster/test_ray_up.py runs them.
 RUN_ON_A_CLUSTER = {command for command in documented.COMMANDS if documented.RUN_BY_RAY_UP["up"] in command}
-SMALL = ["--backend", "inline", "--only", "model=llama-64", "train=tiny_world", "--epochs", "1"]
 
 
 def grid_command(verb: str) -> list[str]:
@@ -47,19 +50,45 @@ def grid_command(verb: str) -> list[str]:
     return [sys.executable, *shlex.split(command)[1:]]
 
 
-def run(command: list[str], storage: Path, cwd: Path = ROOT) -> str:
-    environment = {**os.environ, "RMSWEEP_STORAGE": str(storage)}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def ended(words: Sequence[str]) -> object:
+    """The exit code of `python sweeps/full_grid.py …` in this process, which has paid for its imports."""
+    with pytest.raises(SystemExit) as ended:
+        main.main(main.Grid(build=full_grid), ROOT / "sweeps" / "full_grid.py", arguments=words)
+    return ended.value.code
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """What a command of full_grid.py prints on a storage, which it takes from the environment."""
+
+    def run(words: Sequence[str], storage: Path) -> str:
+        monkeypatch.setenv("RMSWEEP_STORAGE", str(storage))
+        assert words[1].endswith("sweeps/full_grid.py")
+        assert ended(words[2:]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small(tiny_model):
+    """The flags of two trials of one epoch of a model that needs no pretraining."""
+    return ["--backend", "inline", "--models", str(tiny_model), "--only", "train=tiny_world", "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(small, tmp_path_factory):
+    """Where the README's own command has run, as a process."""
     folder = tmp_path_factory.mktemp("readme")
-    run([*grid_command("run"), *SMALL], folder)
+    done = subprocess.run(
+        [*grid_command("run"), *small],
+        cwd=ROOT,
+        env={**os.environ, "RMSWEEP_STORAGE": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
@@ -75,38 +104,38 @@ def test_every_command_is_one_that_is_tested_here():
     assert len(COMMANDS) >= 15
 
 
-def test_plan(storage):
-    output = run([*grid_command("plan"), *SMALL], storage)
+def test_plan(said, storage, small):
+    output = said([*grid_command("plan"), *small], storage)
     assert "full_grid: 2 trials" in output
     assert "nothing to do: all 2 trials are complete" in output
 
 
 @pytest.mark.parametrize("command", [text for text in COMMANDS if "--cluster" in text and "my-" not in text])
-def test_the_papers_grid_is_planned(command, tmp_path):
-    output = run([sys.executable, *shlex.split(command)[1:]], tmp_path / "store")
+def test_the_papers_grid_is_planned(said, command, tmp_path):
+    output = said(shlex.split(command), tmp_path / "store")
     assert "full_grid: 72 trials on" in output
     assert "GPU-hours on 16 GPUs" in output
 
 
-def test_status(storage):
-    assert run(grid_command("status"), storage).count("complete") >= 2
+def test_status(said, storage):
+    assert said(grid_command("status"), storage).count("complete") >= 2
 
 
-def test_report(storage):
-    assert "token-level shift" in run(grid_command("report"), storage)
+def test_report(said, storage):
+    assert "token-level shift" in said(grid_command("report"), storage)
 
 
-def test_retry(storage):
-    assert "no trial of these has failed" in run([*grid_command("retry"), *SMALL], storage)
+def test_retry(said, storage, small):
+    assert "no trial of these has failed" in said([*grid_command("retry"), *small], storage)
 
 
-def test_gc(storage):
-    assert "nothing to remove" in run(grid_command("gc"), storage)
+def test_gc(said, storage):
+    assert "nothing to remove" in said(grid_command("gc"), storage)
 
 
-def test_sync(storage):
+def test_sync(said, storage):
     (storage / "mlflow.db").unlink()
-    assert "2 trials in sqlite" in run(grid_command("sync"), storage)
+    assert "2 trials in sqlite" in said(grid_command("sync"), storage)
     assert (storage / "mlflow.db").is_file()
 
 
@@ -160,20 +189,24 @@ def yours(tiny_model, tmp_path):
     return tmp_path
 
 
-def test_one_training_and_one_score_without_ray(yours):
-    train, evaluate = (shlex.split(command) for command in WITHOUT_RAY)
+def test_one_training_and_one_score_without_ray(yours, monkeypatch, capsys):
     # From another folder than the repository's, as a user who has installed it.
-    launcher = [sys.executable, "-m", "torch.distributed.run"]
-    run([*launcher, "--standalone", *train[1:], "--epochs", "1"], yours, cwd=yours)
-    metrics = json.loads(run([sys.executable, *evaluate[1:]], yours, cwd=yours).splitlines()[-1])
-    assert metrics["n"] == 3
+    monkeypatch.chdir(yours)
+    train, evaluate = (shlex.split(command) for command in WITHOUT_RAY)
+    # tests/trainers/test_commands.py starts the launcher.
+    assert train[:5] == [".venv/bin/torchrun", "--nproc-per-node", "2", "-m", "trainers.train"]
+    of_train = (training.Train, training.run, train[4])
+    assert command_line.said([*train[5:], "--epochs", "1"], capsys, of_train)[0] == 0
+    of_evaluate = (scoring.Evaluate, scoring.run_evaluate, evaluate[2])
+    code, printed, _ = command_line.said(evaluate[3:], capsys, of_evaluate)
+    assert (code, json.loads(printed.splitlines()[-1])["n"]) == (0, 3)
     assert (yours / "scores.parquet").is_file()
 
 
-def test_your_own_model_is_planned(yours):
+def test_your_own_model_is_planned(said, yours, monkeypatch):
     (command,) = [text for text in COMMANDS if "full_grid.py plan --models" in text]
-    words = shlex.split(command)
-    output = run([sys.executable, str(ROOT / words[1]), *words[2:]], yours / "store", cwd=yours)
+    monkeypatch.chdir(yours)
+    output = said(shlex.split(command), yours / "store")
     assert "my-model" in output
     assert "8 × H100-80GB" in output
 
@@ -194,42 +227,30 @@ def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
     for text in (demo, *swept):
         # That one is made while one follows docs/adding_a_reward_type.md.
         words = [{"simpo": "ex_rm"}.get(word, word) for word in shlex.split(text)]
-        with pytest.raises(SystemExit) as ended:
-            main.main(
-                main.Grid(build=full_grid),
-                ROOT / "sweeps" / "full_grid.py",
-                arguments=[*words, "--backend", "inline"],
-            )
-        assert ended.value.code == 0, text
+        assert ended([*words, "--backend", "inline"]) == 0, text
     store = Store(yours / "rmsweep-store")
     assert len(read_declaration("full_grid", store).trials) == 24
     assert len(declared_sweeps(store)) == 4
 
 
-def test_your_own_model_and_data_in_the_shell_and_then_in_python(yours, monkeypatch):
+def test_your_own_model_and_data_in_the_shell_and_then_in_python(said, yours, monkeypatch):
     (command,) = [text for text in COMMANDS if "run --name mine" in text]
-    words = shlex.split(command)
-    output = run(
-        [sys.executable, str(ROOT / words[1]), *words[2:], "--backend", "inline"],
-        yours / "store",
-        cwd=yours,
-    )
+    monkeypatch.chdir(yours)
+    output = said([*shlex.split(command), "--backend", "inline"], yours / "store")
     assert "6 trials, 0 complete" in output
     assert "in-distribution" in output
     assert "token-level shift" in output
     assert "domain shift" in output
 
     (block,) = [body for kind, body in FENCE.findall(README) if kind == "python"]
-    monkeypatch.chdir(yours)
-    monkeypatch.setenv("RMSWEEP_STORAGE", str(yours / "store"))
     known: dict[str, Any] = {}
     exec(compile(block, "README.md", "exec"), known)
     assert set(known["accuracies"]["state"]) == {"complete"}
     assert set(known["accuracies"]["reward"]) == {"ex_rm", "im_rm"}
 
 
-def test_learning_rates_on_your_own_data(yours):
+def test_learning_rates_on_your_own_data(said, yours, monkeypatch):
     (command,) = [text for text in COMMANDS if "--axis" in text]
-    words = ["plan", *shlex.split(command)[3:], "--backend", "inline"]
-    output = run([sys.executable, str(ROOT / "sweeps/full_grid.py"), *words], yours / "store", cwd=yours)
-    assert "4 trials" in output
+    monkeypatch.chdir(yours)
+    python, script, _, *words = shlex.split(command)
+    assert "4 trials" in said([python, script, "plan", *words, "--backend", "inline"], yours / "store")

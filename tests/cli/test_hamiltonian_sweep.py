@@ -1,6 +1,7 @@
 """sweeps/hamiltonian.py at its smallest: what the trained model writes is judged, once for each trained IM-RM."""
 
 import json
+import shutil
 
 import pytest
 from pyarrow import parquet
@@ -42,7 +43,8 @@ def test_each_im_rm_is_asked_once_and_its_answers_are_kept(storage):
     assert "best of 8" in summary.read_text()
 
 
-def test_a_new_seed_asks_only_the_new_model(storage, tiny_model):
+def test_a_new_seed_asks_only_the_new_model(storage, tiny_model, tmp_path):
+    storage = shutil.copytree(storage, tmp_path / "store")
     before = {
         key: (folder / "answers.parquet").stat().st_mtime_ns for key, folder in artifacts(storage).items()
     }

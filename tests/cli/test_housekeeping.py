@@ -52,12 +52,18 @@ def small(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def storage(small, tmp_path_factory):
+def swept(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "store"
     assert "of weights evicted (--keep-weights best)" in grid(
         folder, "run", *small, *WIDE, "--keep-weights", "best"
     )
     return folder
+
+
+@pytest.fixture
+def storage(swept, tmp_path):
+    """A copy, as each test changes it."""
+    return shutil.copytree(swept, tmp_path / "store")
 
 
 def test_weights_go_and_come_back_and_garbage_goes(small, storage):
@@ -134,11 +140,11 @@ def test_a_narrowed_grid_stays_the_sweep_that_it_is_part_of(small, storage):
     assert len(json.loads(grid(storage, "status", "--json"))) == 5
 
 
-def test_a_storage_that_lies_elsewhere_now_has_its_mlflow_files_there(small, storage, tmp_path):
+def test_a_storage_that_lies_elsewhere_now_has_its_mlflow_files_there(small, swept, tmp_path):
     from mlflow import MlflowClient
 
     here, there = tmp_path / "here", tmp_path / "there, 偏好 too"
-    shutil.copytree(storage, here)
+    shutil.copytree(swept, here)
     grid(here, "run", *small, *NARROW[:-1], "7", "--extend")
     here.rename(there)
     grid(there, "run", *small, *NARROW[:-1], "8", "--extend")

@@ -1,37 +1,33 @@
 """`plan`: what would run where, how long and at what price; offline, and refused where its words are wrong."""
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from tests.loopback import Loopback, Quiet
+from orchestrator.cli.main import Grid, main
+from sweeps.full_grid import full_grid
+from tests.loopback import Loopback, Quiet, ask_at
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID = ROOT / "sweeps" / "full_grid.py"
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
 PAPER = ("plan", "--profile", "paper", "--cluster", "2x8xH100-80GB")
 
 
 @pytest.fixture
-def grid(tmp_path):
-    """Run the command in an empty folder, offline unless said otherwise."""
+def grid(tmp_path, monkeypatch, capsys):
+    """Run the command in this process and an empty folder, offline."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    def run(*arguments: str, **environment: str):
-        command = [sys.executable, str(GRID), *arguments]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, **(environment or OFFLINE)},
-        )
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        with pytest.raises(SystemExit) as ended:
+            main(Grid(build=full_grid), GRID, arguments=arguments)
+        return subprocess.CompletedProcess(arguments, ended.value.code, *capsys.readouterr())
 
     return run
 
@@ -89,11 +85,12 @@ def test_json_says_the_same_in_numbers(grid):
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_each_row_names_its_training_set_and_its_hours_of_what(grid, width):
+def test_each_row_names_its_training_set_and_its_hours_of_what(grid, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
     words = ("plan", "--profile", "laptop", "--backend", "inline", "--models", "gemma2-64", "llama-48")
     # Of the profile's sets one is trained on two processes.
     words += ("--train-sets", "tiny_world", "hamiltonian")
-    printed = grid(*words, **OFFLINE, COLUMNS=str(width)).stdout
+    printed = grid(*words).stdout
     said = " ".join(printed.split())
     table = printed.partition("all alike: precision fp32; batch 32\n")[0]
     assert max(map(len, table.splitlines())) <= width
@@ -106,8 +103,9 @@ def test_each_row_names_its_training_set_and_its_hours_of_what(grid, width):
     assert "CPU-hours on" in said
 
 
-def test_the_papers_grid_is_a_table_of_a_line_a_row_on_a_terminal_of_80_columns(grid):
-    printed = grid(*PAPER, **OFFLINE, COLUMNS="80").stdout
+def test_the_papers_grid_is_a_table_of_a_line_a_row_on_a_terminal_of_80_columns(grid, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = grid(*PAPER).stdout
     table = printed.partition(
         "all alike: trained on ultrafeedback, rewardmath; trials 6; batch 32; GPU GB 80; to do"
     )[0]
@@ -177,20 +175,16 @@ class _Hub(Quiet):
         self.wfile.write(b"{}")
 
 
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = Loopback(_Hub)
-    yield server.url
-    server.close()
-
-
-def test_models_that_the_hub_denies_are_named_in_one_message(grid, hub, tmp_path):
-    online = {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": ""}
-    done = grid(*PAPER, "--json", **online)
+def test_models_that_the_hub_denies_are_named_in_one_message(grid, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with closing(Loopback(_Hub)) as hub:
+        ask_at(hub.url, monkeypatch)
+        done, printed = grid(*PAPER, "--json"), grid(*PAPER)
     denied = json.loads(done.stdout)["access_denied"]
     assert set(denied) == {"llama-3.2-1b", "llama-3.2-3b", "llama-3.1-8b", "qwen2.5-3b"}
     assert "gated" in denied["llama-3.1-8b"]
-    said = grid(*PAPER, **online).stdout
     for name in denied:
-        assert f"{name}: " in said
-    assert "HF_TOKEN" in said
+        assert f"{name}: " in printed.stdout
+    assert "HF_TOKEN" in printed.stdout

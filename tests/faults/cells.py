@@ -122,7 +122,12 @@ class Run:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Of the first trial's training."""
-        return load_file(self.store.read("weights", self.plans[0].key) / "model" / "model.safetensors")
+        return weights_of(self.store, self.plans[0])
+
+
+def weights_of(store: Store, plan: TrialPlan) -> dict[str, torch.Tensor]:
+    """What its training came to."""
+    return load_file(store.read("weights", plan.key) / "model" / "model.safetensors")
 
 
 def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -32,6 +32,14 @@ class RayWorld:
         return [pid for pid in processes(f"{MARK}={self.mark}") if name in command_line(pid)]
 
 
+def head_arguments(**settings: Any) -> dict[str, Any]:
+    """Of a head as rmsweep would start it: without a dashboard's processes, and with workers that wait for a next task."""
+    return {
+        "include_dashboard": False,
+        "_system_config": {"idle_worker_killing_time_threshold_ms": 60_000, **settings},
+    }
+
+
 @contextlib.contextmanager
 def running_world() -> Iterator[RayWorld]:
     """A head with one CPU and two nodes with two: a gang of two fits on either, and survives the other."""
@@ -45,7 +53,7 @@ def running_world() -> Iterator[RayWorld]:
 
     # A node is given up after ten silent seconds, where Ray by itself takes half a minute.
     patience = {"health_check_period_ms": 1000, "health_check_failure_threshold": 10}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": patience})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **head_arguments(**patience)})
     for _ in range(2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, **ray_options())

@@ -51,22 +51,23 @@ def assert_every_row(storage: Path, trials: int, sets: int) -> None:
     assert [note.state for note in notes.values()] == ["complete"] * trials
 
 
-def test_a_thousand_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("trials", [250, pytest.param(1000, marks=pytest.mark.slow)])
+def test_hundreds_of_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, monkeypatch, trials):
     monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
     monkeypatch.setattr(commands, "cluster_address", lambda: None)
-    session = make_session(Load(trials=1000, sets=2, backend="inline"), tmp_path)
+    session = make_session(Load(trials=trials, sets=2, backend="inline"), tmp_path)
     with standing_in(AT_ONCE):
         assert commands.run(session, full_grid) == 0, session.console.file.getvalue()
-    assert_every_row(session.store.root, 1000, 2)
+    assert_every_row(session.store.root, trials, 2)
     before = {stage: manifests(session.store.root, stage) for stage in ("prepare", "train", "evaluate")}
     # Another process would have checked no file yet; a cluster that is up is nothing to it.
     monkeypatch.setattr(commands, "cluster_address", lambda: "127.0.0.1:6379")
     monkeypatch.setitem(sys.modules, "orchestrator.run.ray.cluster", None)
-    again = make_session(Load(trials=1000, sets=2), tmp_path)
+    again = make_session(Load(trials=trials, sets=2), tmp_path)
     began = time.monotonic()
     assert commands.run(again, full_grid) == 0
     assert time.monotonic() - began < 20
-    assert "all 1000 trials are complete" in again.console.file.getvalue()
+    assert f"all {trials} trials are complete" in again.console.file.getvalue()
     assert {stage: manifests(session.store.root, stage) for stage in before} == before
 
 

@@ -1,14 +1,18 @@
 """Faults on a real Ray of three nodes: processes killed and stopped, a node lost; the trial goes on where it was."""
 
 import contextlib
+import functools
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from orchestrator.run.compute import TrainCall, run_shared, run_train
 from orchestrator.run.events import Completed, Notice, Retried
-from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal
+from orchestrator.store.artifacts import Store
+from tests.faults.cells import ALONE, EX_RM, GANG, IM_RM, Run, cells, equal, weights_of
+from tests.trainers import gang
 
 # Tune leaves files open that its own process would close at its end.
 pytestmark = [
@@ -22,11 +26,15 @@ GANG_EPOCHS = 15
 
 
 @pytest.fixture(scope="module")
-def undisturbed_gang(ray_world, tiny_model, tmp_path_factory):
+def undisturbed_gang(tiny_model, tmp_path_factory):
+    """The weights of the gang that nobody disturbs, which needs no Ray for them."""
     storage = tmp_path_factory.mktemp("undisturbed")
-    run = Run(storage, cells(storage, tiny_model, epochs=GANG_EPOCHS), GANG)
-    assert run.of(Completed), run.events
-    return run
+    (plan,) = cells(storage, tiny_model, epochs=GANG_EPOCHS)
+    store = Store(storage)
+    run_shared(plan.train.prepared, store, print)
+    work = functools.partial(run_train, plan.train, TrainCall(placement=GANG), store, print)
+    gang.together(work, storage / "gang", GANG.world_size)
+    return weights_of(store, plan)
 
 
 def resumed(run: Run) -> list[str]:
@@ -61,7 +69,7 @@ def test_a_killed_rank_is_replaced_and_the_weights_are_those_of_the_undisturbed(
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
     assert run.of(Completed)
-    assert equal(run.weights(), undisturbed_gang.weights())
+    assert equal(run.weights(), undisturbed_gang)
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
@@ -79,7 +87,7 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(ray_world, tiny_model, tmp_p
     assert causes(run) == ["WorkerLost"], run.events
     assert len(resumed(run)) == 1
     assert run.of(Completed)
-    assert equal(run.weights(), undisturbed_gang.weights())
+    assert equal(run.weights(), undisturbed_gang)
 
 
 @pytest.mark.slow
@@ -94,7 +102,7 @@ def test_a_stopped_rank_is_noticed_and_replaced(ray_world, tiny_model, tmp_path,
     run = Run(tmp_path, cells(tmp_path, tiny_model, epochs=GANG_EPOCHS), GANG, inject)
     assert causes(run) == ["WorkerLost"], run.events
     assert run.of(Completed)
-    assert equal(run.weights(), undisturbed_gang.weights())
+    assert equal(run.weights(), undisturbed_gang)
     assert stopped[0] not in ray_world.pids("")
 
 

@@ -21,6 +21,7 @@ from orchestrator.spec.redaction import MASK, redacted, scrub, take_credentials
 from orchestrator.spec.selection import parse_model
 from orchestrator.store.artifacts import Store
 from tests.conftest import save_tiny_llama
+from tests.faults.lives import lived
 from tests.faults.watching import LOOPBACK, leaks, listening
 from tests.processes import command_line, processes
 from trainers.data.records import Message
@@ -153,13 +154,11 @@ def test_the_trap_is_armed_where_the_user_trusts_it(trapped: Path, tmp_path: Pat
 
 def test_pickles_in_the_place_of_safetensors_are_never_unpickled(trapped: Path, tmp_path: Path):
     (trapped / "model.safetensors").unlink()
-    flags = ("--models", str(trapped), *SMALL, *INLINE)
-    done = grid(tmp_path, "run", *flags)
-    assert done.returncode == 2
-    assert "pytorch_model.bin is a pickle" in done.stdout
-    assert "--allow-pickle" in done.stdout
-    done = grid(tmp_path, "run", *flags, "--allow-pickle")
-    assert done.returncode == 3, done.stdout
+    command = ("run", "--models", str(trapped), *SMALL, *INLINE)
+    said = lived(tmp_path / "store", command, exits=2)
+    assert "pytorch_model.bin is a pickle" in said
+    assert "--allow-pickle" in said
+    lived(tmp_path / "store", (*command, "--allow-pickle"), exits=3)
     assert not (tmp_path / "sprung").exists()
     pickle.loads((trapped / "pytorch_model.bin").read_bytes())
     assert (tmp_path / "sprung").exists(), "the trap is armed"
@@ -282,9 +281,11 @@ def test_no_secret_is_written_by_a_sweep_that_completes(tiny_model: Path, tmp_pa
     require_no_secret(done, tmp_path)
 
 
-def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_does_not_answer(tmp_path: Path):
+def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_does_not_answer(
+    tiny_model: Path, tmp_path: Path
+):
     script = injected(tmp_path, "run.compute", "_tokens")
-    flags = ("run", "--models", "llama-64", *SMALL, *INLINE, "--tracking-uri", URI)
+    flags = ("run", "--models", str(tiny_model), *SMALL, *INLINE, "--tracking-uri", URI)
     done = grid(tmp_path, *flags, script=script, **CANARIES)
     assert done.returncode == 3, done.stdout
     assert f"RuntimeError: {MASK}" in done.stdout
@@ -324,21 +325,11 @@ CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('LE
 
 @pytest.mark.ray
 def test_a_ray_of_ours_listens_on_loopback_asks_for_its_token_and_logs_no_secret(
-    tmp_path: Path, short_folder: Path
+    tiny_model: Path, tmp_path: Path, short_folder: Path
 ):
     mark = f"{MARK}={tmp_path}"
-    cells = ("--profile", "laptop", "--models", "gemma2-64", "--only", "reward=ex_rm", "train=tiny_world")
-    flags = (
-        *cells,
-        "--eval-sets",
-        "tiny_world",
-        "--epochs",
-        "1",
-        "--max-train-pairs",
-        "16",
-        "--max-eval-pairs",
-        "4",
-    )
+    # The laptop profile lays the model of this name on two processes.
+    flags = ("--models", f"gemma2-64={tiny_model}", *SMALL)
     sockets: set[tuple[str, str, str]] = set()
     refusals: list[str] = []
     with started(tmp_path, "run", *flags, RAY_TMPDIR=str(short_folder), **CANARIES) as running:

@@ -1,5 +1,7 @@
 """A cell that cannot work is a named hole; SIGTERM leaves a checkpoint, and nothing running."""
 
+import contextlib
+import io
 import json
 import signal
 import time
@@ -7,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.main import Grid, main
+from sweeps.full_grid import full_grid
 from tests.ray.test_full_grid import grid, marked_processes, said, start_grid
 
 pytestmark = pytest.mark.ray
 
 TURN = {"prompt": "why", "chosen": "yes", "rejected": "no"}
-LONG = ("--profile", "laptop", "--models", "llama-64", "--only", "train=tiny_world", "--epochs", "100000")
+LONG = ("--profile", "laptop", "--only", "train=tiny_world", "--epochs", "100000")
 
 
 def wait_for(condition, seconds: float):
@@ -25,7 +29,9 @@ def wait_for(condition, seconds: float):
 
 
 def status(storage: Path) -> list[dict]:
-    return json.loads(grid(storage, "status", "--json").stdout)
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+        main(Grid(build=full_grid), "full_grid.py", arguments=["status", "--json", "--storage", str(storage)])
+    return json.loads(said.getvalue())
 
 
 def attempts_at_training(storage: Path) -> list[Path]:
@@ -60,9 +66,9 @@ def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
     assert "over the limit" in rows[1]["cause"]
 
 
-def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tmp_path):
+def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tiny_model, tmp_path):
     # A busy machine takes its time for two last checkpoints; who is killed for being late leaves its attempt to gc.
-    with start_grid(tmp_path, "run", *LONG, "--grace-s", "300") as running:
+    with start_grid(tmp_path, "run", *LONG, "--models", str(tiny_model), "--grace-s", "300") as running:
         wait_for(lambda: attempts_at_training(tmp_path), 900)
         wait_for(lambda: [row for row in status(tmp_path) if row["stage"].startswith("train")], 300)
         running.send_signal(signal.SIGTERM)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from tests.faults.lives import lived
 from tests.processes import command_line, processes
 
 pytestmark = pytest.mark.ray
@@ -129,9 +130,8 @@ def test_the_same_command_again_runs_nothing_and_says_so_in_seconds(swept):
 def test_one_more_evaluation_set_runs_four_evaluations_and_no_training(swept):
     storage, _ = swept
     before = manifests(storage, "train")
-    done = grid(storage, "run", *CELLS, *SETS, "hamiltonian", "--backend", "inline")
-    assert done.returncode == 0, said(done)
-    assert "to run: 4 evaluate" in said(done)
+    printed = lived(storage, ("run", *CELLS, *SETS, "hamiltonian", "--backend", "inline"))
+    assert "to run: 4 evaluate" in printed
     assert len(manifests(storage, "evaluate")) == 12
     assert manifests(storage, "train") == before
 
@@ -140,9 +140,7 @@ def test_one_more_seed_runs_the_new_trials_only(swept):
     storage, _ = swept
     before = manifests(storage, "train")
     wider = (*CELLS, *SETS, "hamiltonian", "--seeds", "0", "1")
-    done = grid(storage, "run", *wider, "--backend", "inline")
-    assert done.returncode == 0, said(done)
-    assert "8 trials, 4 complete" in said(done)
+    assert "8 trials, 4 complete" in lived(storage, ("run", *wider, "--backend", "inline"))
     after = manifests(storage, "train")
     assert len(after) == 8
     assert {key: after[key] for key in before} == before
@@ -150,17 +148,16 @@ def test_one_more_seed_runs_the_new_trials_only(swept):
 
 def test_the_report_needs_no_mlflow(swept, tmp_path):
     storage, _ = swept
-    assert grid(storage, "run", *CELLS, *SETS, "--replace").returncode == 0
+    lived(storage, ("run", *CELLS, *SETS, "--replace"))
     copy = tmp_path / "copy"
     shutil.copytree(storage, copy)
     (copy / "mlflow.db").unlink()
-    original, rebuilt = grid(storage, "report", "--json"), grid(copy, "report", "--json")
-    assert original.returncode == rebuilt.returncode == 0
-    assert json.loads(original.stdout) == json.loads(rebuilt.stdout) != []
+    original, rebuilt = (json.loads(lived(folder, ("report", "--json"))) for folder in (storage, copy))
+    assert original == rebuilt != []
     rows = parquet.read_table(copy / "sweeps" / "full_grid" / "trials.parquet").to_pylist()
     assert len(rows) == 8
     assert {row["state"] for row in rows} == {"complete"}
-    assert grid(copy, "sync").returncode == 0
+    lived(copy, ("sync",))
     assert (copy / "mlflow.db").is_file()
 
 

@@ -22,6 +22,7 @@ from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
 from tests.faults.cells import cells
+from tests.faults.ray_world import head_arguments
 from trainers.specs import Placement
 from trainers.train.stopping import StopRequest
 
@@ -44,7 +45,7 @@ def head():
 
     from orchestrator.run.ray import cluster as joining
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **head_arguments()})
     # A node that is added from a thread can set no signal handler; the shutdown below ends it all the same.
     cluster._shutdown_at_exit = False
     try:

@@ -1,19 +1,24 @@
-"""`python -m trainers.data` in this process."""
+"""`python -m trainers.data`, or another command of trainers, in this process."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from unittest import mock
 
 from trainers.command import command
 from trainers.data.__main__ import Data, run
 
+DATA = (Data, run, "trainers.data")
 
-def said(words: Sequence[object], capsys) -> tuple[object, str, str]:
+
+def said(
+    words: Sequence[object], capsys, of: tuple[type[Any], Callable[[Any], None], str] = DATA
+) -> tuple[object, str, str]:
     """Run a command line: its exit code, what it printed, what it complained of."""
     code: object = 0
-    with mock.patch.object(sys, "argv", ["data", *map(str, words)]):
+    with mock.patch.object(sys, "argv", [of[2], *map(str, words)]):
         try:
-            command(Data, run, "trainers.data", models=False)
+            command(*of, models=of is not DATA)
         except SystemExit as ended:
             code = ended.code
     captured = capsys.readouterr()

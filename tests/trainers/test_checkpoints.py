@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import found_once
 from tests.trainers import gang
 from tests.trainers.gang import Job
 from trainers.storage import digest_file
@@ -52,26 +53,23 @@ def case_name(case) -> str:
 @pytest.fixture(scope="module")
 def world2(tiny_model, tmp_path_factory):
     """At world size 2: each case whole, cut short, and gone on with; the checkpoints kept as the cut left them."""
-    out = tmp_path_factory.mktemp("world2")
-    whole, cut, again = [], [], []
-    for case in CASES:
-        zero, precision, kind = case
-        common = {"zero": zero, "world": 2, "kind": kind, "precision": precision}
-        name = case_name(case)
-        whole.append(job(tiny_model, out / f"whole-{name}", **common))
-        cut.append(
-            job(
-                tiny_model,
-                out / f"cut-{name}",
-                **common,
-                checkpoints=str(out / "kept" / name),
-                stop_after=STOPPED_AT,
-            )
-        )
-        again.append(job(tiny_model, out / f"again-{name}", **common, checkpoints=str(out / "going" / name)))
-    found = gang.launch([*whole, *cut], out / "first", 2)
-    shutil.copytree(out / "kept", out / "going")
-    return out, found | gang.launch(again, out / "second", 2)
+
+    def find(out):
+        whole, cut, again = [], [], []
+        for case in CASES:
+            zero, precision, kind = case
+            common = {"zero": zero, "world": 2, "kind": kind, "precision": precision}
+            name = case_name(case)
+            kept, going = (str(out / place / name) for place in ("kept", "going"))
+            whole.append(job(tiny_model, out / f"whole-{name}", **common))
+            stopped = {**common, "checkpoints": kept, "stop_after": STOPPED_AT}
+            cut.append(job(tiny_model, out / f"cut-{name}", **stopped))
+            again.append(job(tiny_model, out / f"again-{name}", **common, checkpoints=going))
+        found = gang.launch([*whole, *cut], out / "first", 2)
+        shutil.copytree(out / "kept", out / "going")
+        return found | gang.launch(again, out / "second", 2)
+
+    return found_once(tmp_path_factory, "world2", find)
 
 
 def losses(found, name):

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.cluster.machine import free_port
+from tests.conftest import made_once
+from tests.trainers.command_line import said
 from trainers.errors import ModelError, SpecError, SweepError
 from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
 from trainers.evaluate.metrics import ensemble
@@ -26,6 +28,8 @@ from trainers.train import __main__ as training
 
 # What a machine without them answers to an import, and to the question whether they are there.
 BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'
+TRAIN = (training.Train, training.run, "trainers.train")
+EVALUATE = (Evaluate, run_evaluate, "trainers.evaluate")
 SMALL = ["--effective-batch", "4", "--epochs", "2", "--lr", "1e-3", "--max-pairs", "10"]
 
 
@@ -36,11 +40,11 @@ def environment(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": f"{folder}:{Path.cwd()}", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def run(environment, *words, code=0):
+def run(environment, *words):
     done = subprocess.run(
         [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=900
     )
-    assert done.returncode == code, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
@@ -51,17 +55,28 @@ def train_words(model):
 @pytest.fixture(scope="module")
 def trained(environment, tiny_model, tmp_path_factory):
     """The same training alone, under torchrun and under the deepspeed launcher."""
-    out = tmp_path_factory.mktemp("trained")
     words = train_words(tiny_model)
     words += ["--beta", "0.1", "--forward-tokens", "1"]
-    run(environment, *words, "--out", out / "alone")
-    gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
-    launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
-    # By itself it takes the same port each time.
-    launcher += [f"--master_port={free_port()}", "--module"]
-    run(environment, *launcher, *words[1:], "--out", out / "deepspeed", "--zero-stage", "3")
-    return out
+
+    def train(out):
+        run(environment, *words, "--out", out / "alone")
+        gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
+        launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
+        # By itself it takes the same port each time.
+        launcher += [f"--master_port={free_port()}", "--module"]
+        run(environment, *launcher, *words[1:], "--out", out / "deepspeed", "--zero-stage", "3")
+
+    return made_once(tmp_path_factory, "launched", train)
+
+
+def test_a_process_that_only_trains_imports_deepspeed_without_mlflow():
+    code = (
+        "import sys; from trainers.train.engine import import_deepspeed; import_deepspeed();"
+        "print('deepspeed' in sys.modules, 'mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["True False", "mlflow"]
 
 
 def test_launchers_train_the_same_model(trained):
@@ -83,20 +98,18 @@ def test_a_finished_training_leaves_model_and_log_alone(trained):
     assert log[-1]["loss"] < log[0]["loss"]
 
 
-def test_a_model_that_is_there_is_not_trained_over(environment, trained, tiny_model):
-    words = train_words(tiny_model)
-    assert "is there already" in run(environment, *words, "--out", trained / "alone", code=2).stderr
-
-
-def evaluate(environment, *words, code=0):
-    return run(environment, "-m", "trainers.evaluate", *words, code=code)
+def test_a_model_that_is_there_is_not_trained_over(tiny_model, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    code, _, error = said([*train_words(tiny_model)[2:], "--out", tmp_path], capsys, TRAIN)
+    assert code == 2
+    assert "is there already" in error
 
 
 def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
     out = tmp_path / "deep" / "scores.parquet"
     model = trained / "torchrun" / "model"
     words = ["--model", model, "--reference", tiny_model, "--reward", "im_rm", "--beta", "0.1"]
-    done = evaluate(environment, *words, "--data", "tiny_world", "--out", out)
+    done = run(environment, "-m", "trainers.evaluate", *words, "--data", "tiny_world", "--out", out)
     printed = json.loads(done.stdout)
     table = parquet.read_table(out)
     assert json.loads(table.schema.metadata[b"metrics"])["accuracy"] == pytest.approx(
@@ -113,22 +126,20 @@ def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
     assert "100%" in done.stderr
 
 
-def test_wrong_usage_is_said_in_one_line(environment, trained, tmp_path):
-    words = ["--model", trained / "alone" / "model", "--reward", "ex_rm", "--data", "tiny_world"]
-    error = (
-        evaluate(environment, *words, "--out", tmp_path / "scores.parquet", code=2)
-        .stderr.strip()
-        .splitlines()
-    )
-    assert "has no head" in error[-1]
-    assert not any("Traceback" in line for line in error)
+def test_wrong_usage_is_said_in_one_line(tiny_model, tmp_path, capsys):
+    words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world"]
+    code, _, error = said([*words, "--out", tmp_path / "scores.parquet"], capsys, EVALUATE)
+    assert code == 2
+    assert "has no head" in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flag_out_of_range_is_said_in_one_line(environment, tiny_model, tmp_path):
-    words = ["-m", "trainers.train", "--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world"]
-    error = run(environment, *words, "--out", tmp_path / "out", "--lr", "5", code=2).stderr
-    assert "error: --lr 5" in error
+def test_a_flag_out_of_range_is_said_in_one_line(tiny_model, tmp_path, capsys):
+    words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world", "--lr", "5"]
+    code, _, error = said([*words, "--out", tmp_path / "out"], capsys, TRAIN)
+    assert code == 2
+    assert error.startswith("error: --lr 5")
     assert "Traceback" not in error
 
 

@@ -20,10 +20,10 @@ from tests.trainers.architectures import (
     random_pairs,
     save_architecture,
 )
+from tests.trainers.trainings import load
 from trainers.data.sources import read_pairs
 from trainers.models import attention, layouts
 from trainers.models.layouts import layout_of
-from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule, log_prob_sums
 from trainers.pairs.packing import collate
 from trainers.pairs.templates import load_tokenizer
@@ -318,13 +318,7 @@ def real_pairs(shared, smollm2_folder):
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
 def test_a_real_model_on_real_pairs(smollm2_folder, real_pairs, kind):
     spec = SPECS[kind]
-    model = load_model(
-        str(smollm2_folder),
-        tokenizer=load_tokenizer(str(smollm2_folder)),
-        output=spec.type.output,
-        precision="fp32",
-        head_seed=0,
-    )
+    model = load(smollm2_folder, spec.type.output, head_seed=0)
     plain = naive.plain(model)
     with torch.no_grad():
         if kind == "im_rm":
@@ -342,13 +336,7 @@ def test_a_real_model_on_real_pairs(smollm2_folder, real_pairs, kind):
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
 def test_gradients_of_a_real_model_on_a_real_pair(smollm2_folder, real_pairs, kind):
     spec = dataclasses.replace(SPECS[kind], reference=True)
-    model = load_model(
-        str(smollm2_folder),
-        tokenizer=load_tokenizer(str(smollm2_folder)),
-        output=spec.type.output,
-        precision="fp32",
-        head_seed=0,
-    )
+    model = load(smollm2_folder, spec.type.output, head_seed=0)
     plain, pairs = naive.plain(model), real_pairs[:1]
     reference = naive.reference(plain, pairs) if spec.uses_reference else None
     RewardModule(model, spec)(collate(pairs, reference=reference)).loss_P.sum().backward()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.trainers import trainings
 from tests.trainers.architectures import VOCABULARY, small_tokenizer
 from tests.trainers.digests import content_digest
 from trainers import versions
@@ -19,8 +20,7 @@ from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
-from trainers.specs import DrawSpec, OptimSpec, Placement
-from trainers.train.inputs import TrainInputs
+from trainers.specs import DrawSpec, OptimSpec
 from trainers.train.loop import train
 
 BETA = 0.1
@@ -104,18 +104,8 @@ def test_train_and_evaluate(model, pairs, tmp_path, kind):
     reference = None
     if kind == "im_rm":
         reference = compute_reference(load(model, kind), pairs, report=lambda row: None)
-    inputs = TrainInputs(
-        name="golden",
-        location=str(model),
-        revision=None,
-        precision="fp32",
-        reward=reward,
-        optim=OptimSpec(lr=1e-3, epochs=2, effective_batch=4),
-        placement=Placement(forward_tokens=4096),
-        seed=0,
-        pairs=pairs,
-        reference=reference,
-    )
+    optim = OptimSpec(lr=1e-3, epochs=2, effective_batch=4)
+    inputs = trainings.inputs(model, pairs, reward=reward, optim=optim, reference=reference)
     result = train(inputs, report=lambda row: None, out_dir=tmp_path)
     assert [row["loss"] for row in result.log] == pytest.approx(golden_losses[versions.TRAIN, kind], abs=2e-4)
     trained = RewardModule(load(tmp_path / "model", kind), reward)

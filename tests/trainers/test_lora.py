@@ -9,14 +9,14 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.trainers import gang, naive
+from tests.conftest import found_once
+from tests.trainers import gang, naive, trainings
 from tests.trainers.architectures import load_untrained, save_architecture
 from tests.trainers.gang import Job
 from trainers.errors import ModelError, SpecError
 from trainers.evaluate.scoring import score_pairs
 from trainers.models.adapters import add_adapter, linear_names
 from trainers.models.architecture import without_weights
-from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import epoch_order, steps_of_epoch
 from trainers.pairs.templates import load_tokenizer
@@ -59,13 +59,7 @@ def job(model, folder, kind, zero, world, **options):
 
 
 def load(folder, kind, **options):
-    return load_model(
-        str(folder),
-        tokenizer=load_tokenizer(str(folder)),
-        output=REWARDS[kind].type.output,
-        precision="fp32",
-        **options,
-    )
+    return trainings.load(folder, REWARDS[kind].type.output, **options)
 
 
 def naive_training(folder, kind):
@@ -103,11 +97,14 @@ def naive_training(folder, kind):
 
 @pytest.fixture(scope="module")
 def runs(tiny_model, tmp_path_factory):
-    folder, found = tmp_path_factory.mktemp("lora"), {}
-    for world in (1, 2):
-        jobs = [job(tiny_model, folder, *run) for run in RUNS if run[2] == world]
-        found |= gang.launch(jobs, folder / f"gang{world}", world)
-    return folder, found
+    def find(folder):
+        found = {}
+        for world in (1, 2):
+            jobs = [job(tiny_model, folder, *run) for run in RUNS if run[2] == world]
+            found |= gang.launch(jobs, folder / f"gang{world}", world)
+        return found
+
+    return found_once(tmp_path_factory, "lora", find)
 
 
 @pytest.mark.parametrize("kind", REWARDS)
@@ -175,28 +172,23 @@ def test_a_merged_adapter_is_an_ordinary_model_with_the_same_rewards(runs, tiny_
 @pytest.fixture(scope="module")
 def resumed(tiny_model, tmp_path_factory):
     """Trainings cut short at world size 2: their checkpoints, what went on from them there, and alone."""
-    folder = tmp_path_factory.mktemp("resumed")
 
-    def jobs(place, world, **options):
-        return [
-            job(
-                tiny_model,
-                folder / place,
-                "im_rm",
-                zero,
-                world,
-                checkpoints=str(folder / place / str(zero)),
-                **options,
-            )
-            for zero in range(4)
-        ]
+    def find(folder):
+        def jobs(place, world, **options):
+            places = [folder / place / str(zero) for zero in range(4)]
+            return [
+                job(tiny_model, folder / place, "im_rm", zero, world, checkpoints=str(kept), **options)
+                for zero, kept in enumerate(places)
+            ]
 
-    found = {"kept": gang.launch(jobs("kept", 2, stop_after=3), folder / "first", 2)}
-    for place, world in (("again", 2), ("alone", 1)):
-        for zero in range(4):
-            shutil.copytree(folder / "kept" / str(zero), folder / place / str(zero))
-        found[place] = gang.launch(jobs(place, world), folder / f"gang-{place}", world)
-    return folder, found
+        found = {"kept": gang.launch(jobs("kept", 2, stop_after=3), folder / "first", 2)}
+        for place, world in (("again", 2), ("alone", 1)):
+            for zero in range(4):
+                shutil.copytree(folder / "kept" / str(zero), folder / place / str(zero))
+            found[place] = gang.launch(jobs(place, world), folder / f"gang-{place}", world)
+        return found
+
+    return found_once(tmp_path_factory, "resumed", find)
 
 
 @pytest.mark.parametrize("zero", range(4))

@@ -18,11 +18,11 @@ from tests.orchestrator.sweep_samples import base_model, trial
 from tests.trainers import gang, naive
 from tests.trainers.architectures import SPECS, load_architecture, random_pairs, save_architecture
 from tests.trainers.digests import content_digest
+from tests.trainers.trainings import load
 from trainers.command import command
 from trainers.data.records import read_written_pairs, write_pairs
 from trainers.data.sources import dataset_spec, own_split, read_pairs
 from trainers.errors import DataError, SpecError
-from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate, epoch_order, steps_of_epoch
 from trainers.pairs.templates import load_tokenizer
@@ -90,13 +90,7 @@ COUNT = 9
 def trained_naively(folder, reward):
     """Losses of AdamW on pairs of which every third is a tie, by definition, one pair and its rewriting at a time."""
     pairs = gang.pairs_for(folder, COUNT, ties=True)
-    loaded = load_model(
-        str(folder),
-        tokenizer=load_tokenizer(str(folder)),
-        output=reward.type.output,
-        precision="fp32",
-        head_seed=gang.SEED,
-    )
+    loaded = load(folder, reward.type.output, head_seed=gang.SEED)
     model, losses = naive.plain(loaded), []
     with_others = [one for pair in pairs for one in (pair, pair.rewriting)]
     reference = naive.reference(model, with_others) if reward.uses_reference else None
@@ -144,11 +138,7 @@ def test_rewritings_and_ties_train_alike_on_every_placement_and_what_is_saved_lo
             name = f"{kind}-{zero}"
             assert [row["loss"] for row in found[name]["log"]] == pytest.approx(losses, abs=1e-5), name
             assert {row["pairs"] for row in found[name]["log"]} == {4.0, 1.0}
-            folder = str(tmp_path / name / "model")
-            again = load_model(
-                folder, tokenizer=load_tokenizer(folder), output=reward.type.output, precision="fp32"
-            )
-            saved = dict(again.named_parameters())
+            saved = dict(load(tmp_path / name / "model", reward.type.output).named_parameters())
             assert saved.keys() == weights.keys()
             for key, weight in weights.items():
                 assert (saved[key] - weight).norm() <= 1e-4 * weight.norm(), (name, key)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.trainers.trainings import load
 from trainers.errors import ModelError
 from trainers.models.architecture import without_weights
 from trainers.models.loading import load_model
@@ -44,10 +45,6 @@ def test_a_hub_id_is_loaded_at_its_revision_from_the_cache(tiny_model, tmp_path)
     assert done.stdout.split() == ["LlamaForSequenceClassification", "LlamaForCausalLM", "True"], done.stderr[
         -2000:
     ]
-
-
-def load(folder, output):
-    return load_model(str(folder), tokenizer=load_tokenizer(str(folder)), output=output, precision="fp32")
 
 
 def test_weights_of_other_shapes_are_refused(tiny_model, tmp_path):
@@ -88,9 +85,7 @@ def test_pickled_weights_are_refused_unless_the_user_allows_them(tiny_model, tmp
     folder = pickled(tiny_model, tmp_path / "model", weights)
     with pytest.raises(ModelError, match=r"pytorch_model\.bin is a pickle.*--allow-pickle"):
         load(folder, "unembedding")
-    tokenizer = load_tokenizer(str(folder))
-    options = {"tokenizer": tokenizer, "output": "unembedding", "precision": "fp32"}
-    found = load_model(str(folder), trust=Trust(allow_pickle=True), **options).state_dict()
+    found = load(folder, "unembedding", trust=Trust(allow_pickle=True)).state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
@@ -100,9 +95,8 @@ def test_an_allowed_pickle_runs_nothing_all_the_same(tiny_model, tmp_path):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     folder = pickled(tiny_model, tmp_path / "model", {"lm_head.weight": Trap()})
-    options = {"tokenizer": load_tokenizer(str(folder)), "output": "unembedding", "precision": "fp32"}
     with pytest.raises(ModelError, match="no model could be loaded"):
-        load_model(str(folder), trust=Trust(allow_pickle=True), **options)
+        load(folder, "unembedding", trust=Trust(allow_pickle=True))
     assert not (tmp_path / "sprung").exists()
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert (tmp_path / "sprung").exists(), "the trap is armed"
@@ -133,9 +127,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
 def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     torch.set_float32_matmul_precision("high")
-    load_model(
-        str(tiny_model), tokenizer=load_tokenizer(str(tiny_model)), output="unembedding", precision="fp32"
-    )
+    load(tiny_model, "unembedding")
     assert "NVIDIA_TF32_OVERRIDE" not in os.environ
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -11,21 +11,20 @@ from torch._dynamo.utils import counters
 
 import trainers.train.loop
 from tests.conftest import save_tiny_llama
-from tests.trainers import gang
+from tests.trainers import gang, trainings
+from tests.trainers.trainings import load
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
 from trainers.models import attention
-from trainers.models.loading import freeze, load_model
+from trainers.models.loading import freeze
 from trainers.models.memory import memory_named, peak_memory
 from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.packing import collate
-from trainers.pairs.templates import load_tokenizer
 from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 from trainers.train import engine
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import learning_rate
-from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
 
 REWARD = RewardSpec(kind="ex_rm")
@@ -37,19 +36,7 @@ def pairs(tiny_model):
 
 
 def inputs(tiny_model, pairs, optim, **changes):
-    values = {
-        "name": "tiny",
-        "location": str(tiny_model),
-        "revision": None,
-        "precision": "fp32",
-        "reward": REWARD,
-        "optim": optim,
-        "placement": Placement(forward_tokens=4096),
-        "seed": 1,
-        "pairs": pairs,
-        "reference": None,
-    }
-    return TrainInputs(**{**values, **changes})
+    return trainings.inputs(tiny_model, pairs, optim=optim, seed=1, **changes)
 
 
 def quiet(row):
@@ -57,13 +44,7 @@ def quiet(row):
 
 
 def head_model(tiny_model):
-    return load_model(
-        str(tiny_model),
-        tokenizer=load_tokenizer(str(tiny_model)),
-        output="head",
-        precision="fp32",
-        head_seed=1,
-    )
+    return load(tiny_model, "head", head_seed=1)
 
 
 OPTIMISERS = {
@@ -166,12 +147,7 @@ def test_freezing_one_of_two_tied_matrices_unties_them(tiny_model, pairs, tmp_pa
     after = load_file(tmp_path / "model" / "model.safetensors")
     assert torch.equal(after["lm_head.weight"], before)
     assert not torch.equal(after["model.embed_tokens.weight"], before)
-    again = load_model(
-        str(tmp_path / "model"),
-        tokenizer=load_tokenizer(str(tmp_path / "model")),
-        output="unembedding",
-        precision="fp32",
-    )
+    again = load(tmp_path / "model", "unembedding")
     assert torch.equal(again.get_output_embeddings().weight, before)
     assert torch.equal(again.get_input_embeddings().weight, after["model.embed_tokens.weight"])
 
@@ -179,11 +155,8 @@ def test_freezing_one_of_two_tied_matrices_unties_them(tiny_model, pairs, tmp_pa
 def test_what_cannot_be_frozen_is_refused(tiny_model):
     with pytest.raises(ModelError, match="no unembedding"):
         freeze(head_model(tiny_model), ("unembedding",))
-    policy = load_model(
-        str(tiny_model), tokenizer=load_tokenizer(str(tiny_model)), output="unembedding", precision="fp32"
-    )
     with pytest.raises(ModelError, match="nothing is left to train"):
-        freeze(policy, ("backbone", "unembedding"))
+        freeze(load(tiny_model, "unembedding"), ("backbone", "unembedding"))
 
 
 @pytest.mark.parametrize(

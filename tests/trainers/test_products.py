@@ -6,17 +6,15 @@ import pytest
 import torch
 
 import trainers.train.loop
-from tests.trainers import gang
+from tests.trainers import gang, trainings
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models import unembedding
 from trainers.models.loading import load_model
 from trainers.models.products import products_of, settle_products
 from trainers.models.reward_parts import RewardModule
-from trainers.pairs.templates import load_tokenizer
 from trainers.rewards import RewardSpec
-from trainers.specs import OptimSpec, Placement
-from trainers.train.inputs import TrainInputs
+from trainers.specs import Placement
 from trainers.train.loop import train
 
 
@@ -25,9 +23,7 @@ def in_tf32(tiny_model, monkeypatch):
     """A model that was loaded in tf32, as on a GPU."""
     with monkeypatch.context() as there_is_one:
         there_is_one.setattr(torch.cuda, "is_available", lambda: True)
-        return load_model(
-            str(tiny_model), tokenizer=load_tokenizer(str(tiny_model)), output="unembedding", precision="tf32"
-        )
+        return trainings.load(tiny_model, "unembedding", "tf32")
 
 
 def rounding() -> str:
@@ -95,17 +91,11 @@ def test_a_training_asks_for_it_in_both_passes_and_gives_it_back(tiny_model, tmp
         lambda *args, **options: (passes.append(rounding()), backward(*args, **options)),
     )
     pairs = gang.pairs_for(tiny_model, 4)
-    inputs = TrainInputs(
-        name="tiny",
-        location=str(tiny_model),
-        revision=None,
-        precision="fp32",
+    inputs = trainings.inputs(
+        tiny_model,
+        pairs,
         reward=RewardSpec(kind="im_rm", beta=0.1, reference=False),
-        optim=OptimSpec(epochs=1, effective_batch=2),
         placement=Placement(forward_tokens=1),
-        seed=0,
-        pairs=pairs,
-        reference=None,
         validation=pairs[:1],
     )
     train(inputs, report=lambda row: assert_rounding(), out_dir=tmp_path)

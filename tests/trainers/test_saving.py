@@ -17,10 +17,11 @@ from transformers import (
 )
 
 import trainers.train.loop
-from tests.conftest import save_tiny_llama
+from tests.conftest import made_once, save_tiny_llama
 from tests.trainers import gang
 from tests.trainers.architectures import BUFFERED, random_pairs, save_architecture, small_tokenizer
 from tests.trainers.gang import Job
+from tests.trainers.trainings import inputs, load
 from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.errors import ModelError
@@ -33,9 +34,8 @@ from trainers.models.tiny import build_tokenizer
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.rewards import RewardSpec, reward_variants
-from trainers.specs import DrawSpec, LoraSpec, OptimSpec, Placement, Trust
+from trainers.specs import DrawSpec, LoraSpec, Trust
 from trainers.train.card import model_card
-from trainers.train.inputs import TrainInputs
 
 KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1
@@ -72,28 +72,24 @@ def routed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(bases, routed, tmp_path_factory):
     """Every reward type on both base models, at world size 2 without ZeRO and under ZeRO-3; last one with buffers."""
-    out = tmp_path_factory.mktemp("saved")
-    jobs = [
-        Job(
-            name=f"{kind}-{zero}-{tied}",
-            model=str(base),
-            out=str(out / f"{kind}-{zero}-{tied}"),
-            reward={"kind": kind, "beta": BETA if kind == "im_rm" else None},
-            placement={"zero_stage": zero, "world_size": 2, "forward_tokens": 1},
-            optim={"lr": 1e-3, "epochs": 1, "effective_batch": 2},
-            pairs=PAIRS,
-        )
-        for kind in KINDS
-        for zero in (0, 3)
-        for tied, base in bases.items()
-    ]
-    jobs.append(
-        dataclasses.replace(
-            jobs[-1], name="routed", model=str(routed), out=str(out / "routed"), reward={"kind": "ex_rm"}
-        )
-    )
-    gang.launch(jobs, out, 2)
-    return out
+
+    def train(out):
+        jobs = [
+            Job(
+                name=f"{kind}-{zero}-{tied}",
+                model=str(base),
+                out=str(out / f"{kind}-{zero}-{tied}"),
+                reward={"kind": kind, "beta": BETA if kind == "im_rm" else None},
+                placement={"zero_stage": zero, "world_size": 2, "forward_tokens": 1},
+                optim={"lr": 1e-3, "epochs": 1, "effective_batch": 2},
+                pairs=PAIRS,
+            )
+            for kind, zero, (tied, base) in itertools.product(KINDS, (0, 3), bases.items())
+        ]
+        last = {"name": "routed", "model": str(routed), "out": str(out / "routed")}
+        gang.launch([*jobs, dataclasses.replace(jobs[-1], reward={"kind": "ex_rm"}, **last)], out, 2)
+
+    return made_once(tmp_path_factory, "saved", train)
 
 
 def folder_of(trained, kind, zero, tied):
@@ -115,9 +111,7 @@ def test_transformers_alone_gives_the_trained_rewards_in_a_padded_batch(trained,
     folder = folder_of(trained, kind, zero, tied)
     pairs = gang.pairs_for(bases[tied], PAIRS)
     reward = spec(kind)
-    model = load_model(
-        str(folder), tokenizer=load_tokenizer(str(folder)), output=reward.type.output, precision="fp32"
-    )
+    model = load(folder, reward.type.output)
     nothing = {pair.index: (0.0, 0.0) for pair in pairs}
     chosen, rejected = score_pairs(
         RewardModule(model, reward), pairs, reference=nothing, report=lambda row: None
@@ -181,7 +175,7 @@ def test_a_folder_holds_template_and_card(trained):
 
 
 def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
-    card = model_card(inputs_of(tmp_path, RewardSpec(kind="ex_rm", pooling="mean"), ())).decode()
+    card = model_card(inputs(tmp_path, (), reward=RewardSpec(kind="ex_rm", pooling="mean"))).decode()
     assert "not" in card
     assert "--reward ex_rm_mean" in card
 
@@ -198,8 +192,8 @@ def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, 
     pair = Pair(prompt=user_prompt("What is 2 + 2?"), chosen="4", rejected="5")
     pairs, _ = tokenize_pairs([pair] * 2, load_tokenizer(str(tiny_model)), DrawSpec())
     lora = {"lora": LoraSpec(rank=2)} if adapter else {}
-    inputs = dataclasses.replace(inputs_of(tiny_model, reward, pairs), dataset="sums", **lora)
-    trainers.train.loop.train(inputs, report=lambda row: None, out_dir=tmp_path)
+    given = inputs(tiny_model, pairs, reward=reward, name="base", dataset="sums", **lora)
+    trainers.train.loop.train(given, report=lambda row: None, out_dir=tmp_path)
     folder = tmp_path / "model"
     _, head, card = (folder / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head) == {
@@ -213,9 +207,7 @@ def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, 
     said = {}
     with torch.no_grad():
         exec(card.split("```python\n")[1].split("```")[0], said)
-    model = load_model(
-        str(folder), tokenizer=load_tokenizer(str(folder)), output=reward.type.output, precision="fp32"
-    )
+    model = load(folder, reward.type.output)
     expected, _ = score_pairs(RewardModule(model, reward), pairs, reference=None, report=lambda row: None)
     reads = "logits" if kind == "im_rm_logits" else "log_probs"
     found = said["reward"] if kind == "ex_rm" else 0.5 * said[reads].sum().item()
@@ -228,25 +220,10 @@ def test_the_code_of_a_card_gives_the_reward(tiny_model, tmp_path, monkeypatch, 
         assert said["model"].config.id2label == {0: "reward"}
 
 
-def inputs_of(folder, reward, pairs, precision="fp32"):
-    return TrainInputs(
-        name="base",
-        location=str(folder),
-        revision=None,
-        precision=precision,
-        reward=reward,
-        optim=OptimSpec(lr=1e-3, epochs=1, effective_batch=2),
-        placement=Placement(forward_tokens=4096),
-        seed=0,
-        pairs=pairs,
-        reference=None,
-    )
-
-
 def train_here(folder, out, reward, pairs, precision="fp32", report=lambda row: None):
     """One epoch in this process, without a reference; the folder of the trained model."""
-    inputs = inputs_of(folder, reward, pairs, precision)
-    trainers.train.loop.train(inputs, report=report, out_dir=out)
+    given = inputs(folder, pairs, reward=reward, precision=precision)
+    trainers.train.loop.train(given, report=report, out_dir=out)
     return out / "model"
 
 
@@ -349,7 +326,7 @@ def test_after_a_training_nothing_of_transformers_can_lose_it(tiny_model, tmp_pa
     pairs = gang.pairs_for(tiny_model, PAIRS)
     folder = train_here(tiny_model, tmp_path / "out", EX_RM, pairs, report=report)
     assert "training accuracy" in (folder / "README.md").read_text()
-    load_model(str(folder), tokenizer=load_tokenizer(str(folder)), output="head", precision="fp32")
+    load(folder, "head")
 
 
 def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path):

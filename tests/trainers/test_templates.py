@@ -11,10 +11,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
+from tests.trainers import trainings
 from tests.trainers.architectures import word_tokenizer
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
-from trainers.models.loading import load_model
 from trainers.models.saving import folder_files, save_model
 from trainers.pairs.templates import ASSISTANT_MARKER, USER_MARKER, load_tokenizer, padding_token, render
 from trainers.pairs.tokens import tokenize_pairs
@@ -178,13 +178,7 @@ def model_folder(folder, *, tied, spare_rows=0):
 
 
 def load(folder, output="unembedding"):
-    return load_model(
-        str(folder),
-        tokenizer=load_tokenizer(str(folder)),
-        output=output,
-        precision="fp32",
-        head_seed=0 if output == "head" else None,
-    )
+    return trainings.load(folder, output, head_seed=0 if output == "head" else None)
 
 
 def rows_of(model):

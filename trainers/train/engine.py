@@ -24,6 +24,21 @@ COLLECTIVE_TIMEOUT = timedelta(hours=1)
 COMPILER = "inductor"
 
 
+def import_deepspeed() -> None:
+    """Import DeepSpeed without MLflow, which its autotuner would import: a second of each process that only trains.
+
+    In a process with a thread that may import MLflow meanwhile, leave this to process_group.
+    """
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Join the process group of the launcher, or make one of this process alone, for the duration of the block."""

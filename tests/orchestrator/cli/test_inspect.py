@@ -69,7 +69,8 @@ def test_without_watch_a_running_sweep_is_told_once(store: Store, monkeypatch: p
     monkeypatch.setattr(inspect, "live_drivers", lambda root: {"driver-1": {}})
     asked, said = session(store)
     assert inspect.status(asked) == HOLES
-    assert said.getvalue().count(": running") == 1
+    # The title is as wide as the table, and breaks where the folder is long.
+    assert "".join(said.getvalue().split()).count(":running") == 1
 
 
 def test_the_page_of_a_server_is_named_without_its_password(store: Store):
