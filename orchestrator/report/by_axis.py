@@ -127,7 +127,7 @@ def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str
 
 
 def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
-    """Say which value ranks the most held-out training pairs right, over the models and seeds that have all values."""
+    """Say which value ranks the most held-out training pairs right; one that lacks a model and seed, as where it diverged, is never it."""
     found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
     for value, here in at.items():
         for result in here.results:
@@ -136,13 +136,18 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
                 values = found.setdefault((record.train_set, record.reward), {})
                 values.setdefault(value, {})[record.model, record.seed] = accuracy
     for (train_set, kind), values in found.items():
-        both = set.intersection(*map(set, values.values())) if len(values) == len(at) else ()
-        if both:
-            means = {value: float(np.mean([cells[cell] for cell in both])) for value, cells in values.items()}
+        every = set().union(*values.values())
+        means = {
+            value: float(np.mean([*cells.values()])) for value, cells in values.items() if cells.keys() == every
+        }
+        if len(means) > 1:
             best = [value for value, mean in means.items() if np.isclose(mean, max(means.values()))]
+            without = [value for value in at if value not in means]
+            incomplete = f"; not complete at {', '.join(without)}" if without else ""
             yield (
                 f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
-                f"({max(means.values()):.3f}; mean over {len(both)} of model and seed)."
+                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed"
+                f"{incomplete})."
             )
 
 

@@ -112,23 +112,42 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     return _base(spec, key, tokenizer_key, location=str(path.absolute()))
 
 
-def ending_tokens(base: BaseModel) -> tuple[int, ...]:
+def ending_tokens(base: BaseModel, *, fetch: bool = True) -> tuple[int, ...]:
     """Return the tokens that end an answer of a folder's model, which its key does not cover; () for any other model.
 
-    Raises ModelError where the folder's generation config is missing or has no eos_token_id.
+    With `fetch` it also asks the hub for the generation config of a hub model. Raises ModelError where a model has none,
+    or one without an eos_token_id.
     """
-    folder = Path(base.location)
-    if base.origin is not None or not folder.is_dir():
+    folder, name = Path(base.location), "generation_config.json"
+    if base.origin is not None or not (folder.is_dir() or fetch):
         return ()
     try:
-        ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-        return tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
+        file = folder / name if folder.is_dir() else _of_hub(base, name)
+        ends = json.loads(file.read_text())["eos_token_id"] if file else []
+        ends = tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"the policy {base.name} does not say what ends an answer: generation_config.json of {folder} is missing or names "
-            "no eos_token_id. Give a causal language model that was saved with one, or save it in the model's folder: "
+            f"the policy {base.name} does not say what ends an answer: {name} of {base.location} is missing or names no "
+            "eos_token_id. Give a causal language model that was saved with one, or save it in the model's folder: "
             "transformers.GenerationConfig(eos_token_id=N).save_pretrained(FOLDER)."
         ) from error
+    return ends if folder.is_dir() else ()
+
+
+def _of_hub(base: BaseModel, name: str) -> Path | None:
+    """Return a file of a hub model, None where the hub does not answer. Raises OSError where the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(base.location, name, revision=base.revision))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise FileNotFoundError(name) from error
+    except Exception:
+        # Whoever loads the weights fails as well, and says why.
+        return None
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:

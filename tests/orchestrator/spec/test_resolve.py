@@ -552,3 +552,33 @@ def test_another_filter_or_revision_of_a_hub_set_is_another_source(store: Store)
     assert not plain.fetched
     assert not other.fetched
     assert plain.digest != other.digest
+
+
+@pytest.mark.parametrize("said", [None, "{}", '{"eos_token_id": 2}', "offline"])
+def test_a_policy_of_the_hub_must_say_what_ends_an_answer(said, tmp_path, monkeypatch):
+    """The revision is in its key, so the tokens are not; a plan does not ask the hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from orchestrator.spec.models import ending_tokens
+    from orchestrator.spec.stages import BaseModel
+
+    def download(model, name, *, revision):
+        assert (model, name, revision) == ("org/policy", "generation_config.json", "abc")
+        if said == "offline":
+            raise LocalEntryNotFoundError("no network")
+        if said is None:
+            raise EntryNotFoundError("404", None)
+        (tmp_path / name).write_text(said)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    base = BaseModel(
+        name="policy", key="k", tokenizer_key="k", precision="fp32", location="org/policy", revision="abc"
+    )
+    assert ending_tokens(base, fetch=False) == ()
+    if said in (None, "{}"):
+        with pytest.raises(ModelError, match="does not say what ends an answer"):
+            ending_tokens(base)
+    else:
+        assert ending_tokens(base) == ()
