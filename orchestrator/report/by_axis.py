@@ -138,7 +138,9 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
     for (train_set, kind), values in found.items():
         every = set().union(*values.values())
         means = {
-            value: float(np.mean([*cells.values()])) for value, cells in values.items() if cells.keys() == every
+            value: float(np.mean([*cells.values()]))
+            for value, cells in values.items()
+            if cells.keys() == every
         }
         if len(means) > 1:
             best = [value for value, mean in means.items() if np.isclose(mean, max(means.values()))]

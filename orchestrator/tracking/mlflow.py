@@ -178,10 +178,17 @@ class Tracker:
             rows_of[key] += rows
         changed = {key for key, rows in news if not rows}
         failed = failed_trials(self._declaration.sweep, self._store)
+        first: Exception | None = None
         for key, rows in rows_of.items():
-            if key in changed or not self._view.log_rows(key, rows):
-                (state,) = trial_states([self._trials[key]], self._store)
-                self._view.log_trial(state, rows, failed=key in failed)
+            try:
+                if key in changed or not self._view.log_rows(key, rows):
+                    (state,) = trial_states([self._trials[key]], self._store)
+                    self._view.log_trial(state, rows, failed=key in failed)
+            except Exception as error:
+                # The others are logged all the same.
+                first = first or error
+        if first is not None:
+            raise first
 
 
 def _cause(error: BaseException) -> str:

@@ -671,6 +671,26 @@ def test_what_is_said_of_a_trial_while_it_is_being_logged_is_logged_as_well(
     assert told == [False, True], "the last word alone counts"
 
 
+def test_one_trial_that_cannot_be_logged_keeps_no_other_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    broken, sound = record(), record(seed=1)
+    told: list[str] = []
+
+    class Refusing(FakeView):
+        def log_trial(self, result: TrialResult, live: object, *, failed: bool) -> None:
+            if result.record.key == broken.key:
+                raise OSError("its artifact is damaged")
+            told.append(result.record.key)
+
+    monkeypatch.setattr(mlflow, "View", lambda *arguments: Refusing(lambda failed: None))
+    tracker = Tracker("http://host", store, declaration(broken, sound))
+    tracker.note(broken.key)
+    tracker.note(sound.key)
+    assert tracker.close() == "http://host: OSError: its artifact is damaged"
+    assert told == [sound.key]
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"http://host": 3}', '{"http://host": [3]}'])
 def test_a_damaged_note_of_what_was_shown_is_none(content: str, nobody: str, store: Store):
     replace_text(store.sweep_dir("demo") / SHOWN, content)
