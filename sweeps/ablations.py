@@ -46,8 +46,11 @@ def ablations(chosen: Selection) -> Sweep:
         trials += whole
         for name, frozen in VARIANTS:
             rate = {"lr": FROZEN_LR_TINY if wordless else FROZEN_LR} if frozen == "backbone" else {}
+            # Rates of an axis are what the user asks for.
             trials += [
-                varied(trial, {"freeze": (frozen,)}, rate) for trial in whole if trial.reward.name == name
+                varied(trial, {"freeze": (frozen,)}, {} if "lr" in dict(trial.axes) else rate)
+                for trial in whole
+                if trial.reward.name == name
             ]
     return chosen.sweep(dict.fromkeys(trials))
 

@@ -5,6 +5,7 @@ rewriting in yet other words (full size: French, for who trained with paraphrase
 are more pairs, so a larger share takes more steps as well.
 
 python sweeps/mitigation.py --profile laptop
+python sweeps/mitigation.py run --only copies=0.5
 python sweeps/mitigation.py report --by copies
 python sweeps/mitigation.py --train-sets ultrafeedback=DIR --eval-sets ultrafeedback=DIR \\
     ultrafeedback_paraphrase=DIR ultrafeedback_french=DIR

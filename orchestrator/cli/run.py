@@ -265,7 +265,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     sweep = _sweep(session, build)
     growth = _growth(session, sweep, fetch=False)
     resolved = growth.grid
-    found = outlook(resolved, growth.nodes, session.store, price=price)
+    found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
     long, refused = too_long(resolved.plans, session.store)

@@ -194,13 +194,15 @@ def select(options: Options, profile: Profile, name: str) -> Selection:
             raise SpecError(f"--{name_of.replace('_', '-')} {value}: give at least 1.")
     if not 0 <= options.grace_s < math.inf:
         raise SpecError(f"--grace-s {options.grace_s}: give seconds.")
+    # Refused if they are no numbers, also where --seeds chooses among the rows.
+    of_rows = selection.row_seeds(rows)
     chosen = Selection(
         name=name,
         models=tuple(dataclasses.replace(model, trust=trust, template=template) for model in models),
         rewards=selection.parse_rewards(options.rewards or axes.column(rows, "reward") or profile.rewards),
         train_sets=train_sets,
         eval_sets=eval_sets,
-        seeds=selection.unique("--seeds", options.seeds) or selection.row_seeds(rows) or profile.seeds,
+        seeds=selection.unique("--seeds", options.seeds) or of_rows or profile.seeds,
         train_draw=DrawSpec(max_pairs=profile.max_train_pairs),
         eval_draw=DrawSpec(max_pairs=options.max_eval_pairs or profile.max_eval_pairs),
         recipe=profile.recipe,

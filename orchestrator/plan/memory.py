@@ -175,7 +175,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How a GPU scores with a model, as a reference or after training: memory of it and of the host, and GB of each forward's copies.
+    """How one GPU scores with a model: GB on the GPU, GB of pinned host memory, and GB copied to the GPU in each forward.
 
     A model that it does not hold stays in host memory, and two of its layers are on the GPU (trainers/models/streaming.py).
     """

@@ -100,7 +100,12 @@ class Outlook:
 
 
 def outlook(
-    resolved: ResolvedSweep, nodes: Sequence[Node], store: Store, *, price: float | None = None
+    resolved: ResolvedSweep,
+    nodes: Sequence[Node],
+    store: Store,
+    *,
+    price: float | None = None,
+    compiles: bool = False,
 ) -> Outlook:
     """Plan the missing stages of a sweep on the nodes. Only configs of models are fetched."""
     gpus, gpu_gb, _ = placement.gpus_of(nodes)
@@ -119,6 +124,7 @@ def outlook(
         placed, why = None, ""
         try:
             placed = placement.place(spec, nodes, resolved.sweep.placements, architecture=shapes)
+            placed = placement.compiled(placed) if compiles else placed
         except PlanError as error:
             why = str(error)
         peak_gb = footprint(training, placed).total if training and placed else None
@@ -168,7 +174,7 @@ def outlook(
         price=None if per_hour is None else per_hour * hours,
         price_held=None if per_hour is None else per_hour * devices * makespan_h,
         price_is=price_is,
-        unknown=tuple(sorted(model.name for model, shapes in known.items() if shapes is None)),
+        unknown=tuple(sorted({model.name for model, shapes in known.items() if shapes is None})),
         not_fetched=_not_fetched(resolved.plans),
     )
 

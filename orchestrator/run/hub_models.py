@@ -32,6 +32,7 @@ def fetch_models(todo: Sequence[TrialPlan], store: Store, say: Callable[[str, st
 def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import logging as hub_logging
+    from huggingface_hub.errors import DryRunError
     from huggingface_hub.utils import tqdm
 
     if constants.HF_HUB_OFFLINE:
@@ -51,5 +52,8 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
         if any(file.will_download for file in fetch(dry_run=True)):
             say(f"model {base.name}: downloading {base.location}", "")
             fetch()
+    except DryRunError:
+        # The hub does not answer; whoever loads the model says what the cache lacks.
+        return
     except Exception as error:
         say(f"model {base.name}: not downloaded ({type(error).__name__}); its trials try again", "yellow")

@@ -379,7 +379,9 @@ def read_rows(file: str | None) -> list[Row]:
         loaded: Any = list(csv.DictReader(text.splitlines())) if is_csv else yaml.safe_load(text)
         if not loaded or (is_csv and any(None in (*row, *row.values()) for row in loaded)):
             raise ValueError("it has no rows, or one without as many cells as the first line")
-        rows = [{str(key).replace("_", "-"): shown(row[key]).strip() for key in row} for row in loaded]
+        rows = [
+            {str(key).strip().replace("_", "-"): shown(row[key]).strip() for key in row} for row in loaded
+        ]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise SpecError(
             f"--trials {file}: it cannot be read ({error}); give one trial a row, as .csv or a list in .yaml, with "

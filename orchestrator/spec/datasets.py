@@ -75,10 +75,11 @@ class DatasetReader:
         originals, texts = known.originals, set[str]()
         for split in (train_set.train_split, train_set.test_split):
             # The hub is not asked for a split that nothing else needs; a folder may lack it.
-            if (train_set, split) in self._known or not _is_remote(train_set):
-                with contextlib.suppress(DataError):
-                    self.split(train_set, split)
-                    texts |= self._known[train_set, split].chosen
+            folder = Path(train_set.source).is_dir() and not train_set.test_share
+            lacks = bool(train_set.mixture) or (folder and not sources.has_split(train_set, split))
+            if (train_set, split) in self._known or not (_is_remote(train_set) or lacks):
+                self.split(train_set, split)
+                texts |= self._known[train_set, split].chosen
         return 2 * len(originals & texts) >= len(originals)
 
     def said_left_out(self, most: int = 5) -> tuple[str, ...]:

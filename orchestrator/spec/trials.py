@@ -98,6 +98,8 @@ class TrialSpec:
         """The values that `--only KEY=GLOB` matches, every axis that the trial reads included."""
         values = (self.model.name, self.reward.name, self.train_set.name, str(self.seed))
         axes = {name: shown(axis.of(self)) for name, axis in AXES.items() if not axis.unread(self)}
+        # An experiment may have an axis of its own.
+        axes |= {name: shown(value) for name, value in self.axes}
         return {**dict(zip(ONLY_KEYS, values, strict=True)), **axes}
 
 
@@ -208,11 +210,11 @@ def matches(labels: dict[str, str], patterns: Sequence[tuple[str, str]]) -> bool
 def only(trials: Sequence[TrialSpec], patterns: Sequence[tuple[str, str]]) -> tuple[TrialSpec, ...]:
     """Return the trials that match the patterns; a number may be written in any way. Raises SpecError for an unknown key."""
     asked = []
+    known = dict.fromkeys((*ONLY_KEYS, *AXES, *(name for trial in trials for name, _ in trial.axes)))
     for key, glob in patterns:
-        if key not in (*ONLY_KEYS, *AXES):
+        if key not in known:
             raise SpecError(
-                f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)} and every axis; "
-                f"{nearest(key, (*ONLY_KEYS, *AXES))}"
+                f"--only {key}=…: the keys are {', '.join(ONLY_KEYS)} and every axis; {nearest(key, known)}"
             )
         try:
             asked.append((key, shown(AXES[key].read(glob))))

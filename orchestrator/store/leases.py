@@ -91,10 +91,13 @@ class Leases:
 
     def forget_dead_drivers(self) -> None:
         """Remove the records and the leases of dead drivers."""
-        drivers = [(file, file.stem) for file in self._drivers.glob("*.json")]
-        for file, driver in (*drivers, *((lease, _holder(lease)) for lease in self._leases.glob("[!.]*"))):
-            if not self.alive(driver):
+        for file in self._drivers.glob("*.json"):
+            if not self.alive(file.stem):
                 file.unlink(missing_ok=True)
+        for lease in self._leases.glob("[!.]*"):
+            # Read just before it is removed: another driver may have taken it over meanwhile.
+            if not self.alive(_holder(lease)):
+                lease.unlink(missing_ok=True)
 
     def others(self) -> set[str]:
         """Return the other drivers that have a record, living or dead."""

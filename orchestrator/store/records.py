@@ -137,8 +137,8 @@ def declared_sweeps(store: Store) -> list[str]:
 class TrialNote:
     """What the driver knows about a trial. `state`: waiting, running, complete, failed or stopped.
 
-    `train_s` is the estimated time of its whole training at its pace so far. `lost_h` are the device hours of attempts that
-    made no artifact, and of what runs, by <stage>/<key>.
+    `train_s` is the estimated time of its whole training at its pace so far. `lost_h` holds device hours by
+    <stage>/<key>: those of failed attempts, and of the stage that is running.
     """
 
     state: str = "waiting"

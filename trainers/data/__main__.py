@@ -147,8 +147,8 @@ def _read(
 class Prepare:
     """Read a set once, with the paper's filters and draw if it has them, and write it to a folder.
 
-    OUT/train.jsonl and test.jsonl are a data set. OUT/prepared.json has its source and revision, and the digest, rows,
-    steps of the filters and bad rows of each split.
+    OUT/train.jsonl and test.jsonl are a data set. OUT/prepared.json has its source and revision, and of each split the
+    digest, rows, how many rows were readable and had a preference (not for the paper's draws), and the bad rows.
     """
 
     data: NamedSet

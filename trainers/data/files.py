@@ -84,7 +84,7 @@ def file_rows(file: Path) -> Iterator[Located]:
 
 
 def split_files(path: Path, split: str) -> list[Path]:
-    """Return the files of a split: one, or shards of one kind. Raises DataError where some lack, or several kinds may be meant."""
+    """Return the files of a split: one, or shards of one kind. Raises DataError where some are missing, or where it is unclear which are meant."""
 
     def own(folder: Path, otherwise: str) -> tuple[Path, str]:
         """A folder that datasets wrote may hold its caches beside its data."""
@@ -107,7 +107,8 @@ def split_files(path: Path, split: str) -> list[Path]:
     counted = re.search(r"-\d{5}-of-(\d{5})", files[0].name) if files else None
     if counted and len(files) != int(counted[1]):
         raise DataError(
-            f"{path} has {len(files)} of the {int(counted[1])} files of its {split} split; fetch the others, or rename these."
+            f"{path} has {len(files)} files of its {split} split, and {files[0].name} says that there are {int(counted[1])}: "
+            "fetch those that are missing, or remove those of another version."
         )
     return files
 
@@ -156,7 +157,10 @@ def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
         if "offset" in str(error).lower():
             raise
         if batch.num_rows == 1:
-            yield Fault(str(error).splitlines()[0])
+            said, names = str(error).splitlines()[0], batch.schema.names
+            yield Fault(
+                re.sub(r"^In column (\d+): Invalid: ", lambda at: f"column {names[int(at[1])]!r}: ", said)
+            )
         else:
             for number in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(number, 1))

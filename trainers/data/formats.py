@@ -46,7 +46,7 @@ Turns = tuple[Message, ...]
 _SIDES = ("chosen", "rejected")
 # About one chosen and one rejected response.
 _OF_ONE_PAIR = ("margin", "score_chosen", "score_rejected", "rewritten_chosen", "rewritten_rejected")
-# Columns that are read beside those of a format.
+# Columns that are read in every format, if they are there.
 _BESIDE = ("system", "tools", "orig_chosen", PLACE, TIE, *_OF_ONE_PAIR)
 # Names that a prompt has beside chosen and rejected, as text or as turns.
 _LIKE_PROMPTS = (
@@ -331,7 +331,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
 
 
 def _pair_of(row: Row, called: dict[str, str], found: Iterable[str]) -> Pair:
-    """Return the pair of a row of prompt, chosen and rejected; `called` are the user's names of columns, `found` all of the row's."""
+    """Return the pair of a row of prompt, chosen and rejected; `called` maps meanings to the user's column names; `found` are the names of all columns, for messages."""
     columns = called.get("chosen", "chosen"), called.get("rejected", "rejected")
     said = [row[side] for side in _SIDES]
     before: Turns = ()

@@ -211,7 +211,7 @@ def short_enough(texts: Sequence[str]) -> list[bool]:
 # Returns the rows of a split of the source, from the start at each call.
 RowsOf = Callable[[str], Iterator[Located]]
 Texts = tuple[str, str, str]
-# How many rows were left after each step, from what was fetched to what was drawn.
+# How many rows were left after each step of reading.
 Funnel = list[tuple[str, int]]
 
 
@@ -316,7 +316,7 @@ def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, tuple[int, ...]]:
 
 
 def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> dict[int, bool]:
-    """Return the rows that are kept, each with whether it is short enough and, where that counts, about no translation."""
+    """Return whether each kept row is short enough and, if the draw drops translations, asks for none."""
     fits: dict[int, bool] = {}
     while group := list(itertools.islice(rows, 256)):
         kept = [(item.number, texts) for item in group if (texts := paper.texts(item.sound())) is not None]

@@ -182,7 +182,7 @@ def iter_pairs(
     """Yield the pairs of `split` one by one, copies of the training pairs last.
 
     `left_out` gets a line for each bad row that `skip_bad_rows` leaves out; at the end `funnel` holds how
-    many rows were left after each step. Raises DataError at the first bad row, or at the end where nothing
+    many rows were left after each step (nothing for the paper's draws). Raises DataError at the first bad row, or at the end where nothing
     was left.
     """
     yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
@@ -272,7 +272,8 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
     sound = rows - len(faults)
     if spec.selection is None or suite:
         named = suite.title if suite else read_as.name if read_as else ""
-        funnel.append((f"rows, read as {named}" if named else "rows", rows))
+        unit = "prompts" if suite else "rows"
+        funnel.append((f"{unit}, read as {named}" if named else unit, rows))
         steps = (("readable", sound), ("with a preference", sound - unranked), ("pairs", read))
         for step in (*steps, (f"in the {split} split", found)):
             if step[1] != funnel[-1][1]:
@@ -311,9 +312,15 @@ def _suite_rows(spec: DatasetSpec, suite: Suite) -> Iterator[Located]:
     if not suite.prompt_id:
         yield from rows
         return
-    for _, same in itertools.groupby(
-        rows, lambda at: at.row.get(suite.prompt_id) if isinstance(at.row, dict) else at
-    ):
+    prompt: Any = None
+
+    def prompt_of(located: Located) -> Any:
+        # A bad row is taken to be of the prompt before it, which would be scored too well without it.
+        nonlocal prompt
+        prompt = located.row.get(suite.prompt_id) if isinstance(located.row, dict) else prompt
+        return prompt
+
+    for _, same in itertools.groupby(rows, prompt_of):
         answers = list(same)
         bad = next((one for one in answers if isinstance(one.row, Fault)), None)
         yield bad or answers[0]._replace(row={**answers[0].sound(), "answers": [one.row for one in answers]})
@@ -477,8 +484,9 @@ def fetch(url: str, file: Path, *, what: str) -> Path:
         expected = noted.read_text().strip() if noted.is_file() else None
         # pooch would print the address, and that of a mirror may hold a password.
         pooch.get_logger().setLevel("WARNING")
-        if not file.is_file():
-            print(f"{what}: downloading", file=sys.stderr)
+        changed = expected is not None and file.is_file() and digest_file(file) != expected
+        if changed or not file.is_file():
+            print(f"{what}: {'the copy has changed, ' if changed else ''}downloading", file=sys.stderr)
         # Files of a megabyte: read whole, so that a failed answer leaves no connection open.
         download = pooch.HTTPDownloader(stream=False, timeout=30)
         try:

@@ -168,6 +168,12 @@ def without_weights(location: str, revision: str | None = None) -> Any:
         raise ModelError(f"no model could be built from {location}: {first_line(error)}") from error
 
 
+def widest(config: Any) -> int:
+    """Return the width of a model's widest MLP; some configs have one for each layer."""
+    width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(max(width) if isinstance(width, list | tuple) else width)
+
+
 def _build(location: str, revision: str | None = None) -> Architecture:
     from trainers.models.adapters import linear_names
 
@@ -178,7 +184,7 @@ def _build(location: str, revision: str | None = None) -> Architecture:
     return _numbers(
         common,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        intermediate=int(common["intermediate_size"] or 4 * model.config.hidden_size),
+        intermediate=widest(model.config),
         tied=unembedding is not None and unembedding.weight is embeddings.weight,
         asked_layers=tuple(linear_names(model)),
     )

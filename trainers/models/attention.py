@@ -3,7 +3,8 @@
 The attention is registered with transformers as `packed_pairs`. In a pair `[prompt | chosen | rejected]`, prompt and
 chosen response have ordinary causal attention; the rejected response attends to the prompt and to itself. On the CPU
 each pair is two calls of torch's fused kernel. On a GPU a micro-batch is one call: in bf16 of FlashAttention for rows of
-different lengths, else of FlexAttention, where they have a kernel for the heads. Sliding windows count positions in a token's own response, not places in the row.
+different lengths; else, or where that has no kernel for the heads, of FlexAttention. Sliding windows count positions in a
+token's own response, not places in the row.
 
 Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
 takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
@@ -168,7 +169,7 @@ def _window(layout: PairLayout, rule: MaskRule, device: torch.device) -> int | N
         at, zero = torch.arange(longest, device=device), torch.zeros((), dtype=torch.long, device=device)
         seen = rule.may_see(zero, zero, at[:, None], at).expand(longest, longest)
         size = int(seen[-1].sum())
-        window = (at <= at[:, None]) & (at[:, None] - at < size)
+        window = (at <= at[:, None]) & (at > at[:, None] - size)
         layout.masks[name] = size if torch.equal(seen, window) else None
     found = layout.masks[name]
     assert found is None or isinstance(found, int)
@@ -251,6 +252,7 @@ class _OverRows(torch.autograd.Function):
         rows, causal, options = ctx.rest
         seen = query, key[rows.key_S], value[rows.key_S]
         before = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
         # It asks this setting for its way that adds in a fixed order.
         torch.use_deterministic_algorithms(True)
         try:
@@ -258,7 +260,7 @@ class _OverRows(torch.autograd.Function):
                 slope.contiguous(), *seen, output, sums, *rows.lengths, 0.0, causal, *state, **options
             )
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before, warn_only=warns)
         # No place is named twice, so that these sums have no order.
         folded = [grad[rows.own_N].index_add_(0, rows.prompt_I, grad[rows.again_I]) for grad in of_keys]
         return of_query, *folded, None, None

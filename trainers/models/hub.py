@@ -15,6 +15,8 @@ def open_repository(name: str, *, public: bool) -> None:
     """Create a repository unless it exists. Raises SpecError if it takes no push, or is public and should not be."""
     from huggingface_hub import HfApi
 
+    if name.count("/") != 1:
+        raise SpecError(f"{name!r} is no name on the hub; give ORG/NAME.")
     with _said(SpecError, f"the hub does not open {name} for the token of HF_TOKEN or hf auth login"):
         HfApi().create_repo(name, private=not public, exist_ok=True)
         shown = not HfApi().model_info(name).private

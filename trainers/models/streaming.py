@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.models.architecture import scoring_gb
+from trainers.models.architecture import scoring_gb, widest
 from trainers.models.memory import device_gb
 
 
@@ -17,8 +17,7 @@ def to_score(model: Any, device: str) -> Any:
     """Move a loaded model to the device that scores with it: whole, or layer by layer where its GPU does not hold it."""
     held = sum(item.nbytes for item in (*model.parameters(), *model.buffers()))
     config, width = model.config, next(model.parameters()).element_size()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    if scoring_gb(held, config.hidden_size, wide, width) > device_gb(device):
+    if scoring_gb(held, config.hidden_size, widest(config), width) > device_gb(device):
         return stream_layers(model, device)
     return model.to(device)
 

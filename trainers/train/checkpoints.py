@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainers.errors import SpecError, StorageError, SweepError, Unreachable
+from trainers.errors import Interrupted, SpecError, StorageError, SweepError, Unreachable
 from trainers.models.adapters import CONFIG, adapter_of
 from trainers.models.saving import full_weights, save_model
 from trainers.storage import (
@@ -119,7 +119,8 @@ class Later:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._thread.shutdown()
-        if kind is None and self._last is not None:
+        # A training that is stopped counts on what it has written.
+        if self._last is not None and (kind is None or issubclass(kind, Interrupted)):
             self._last.result()
 
 
@@ -162,6 +163,7 @@ def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str
     if mirror is None:
         return on_first(lambda: latest(folder))
     clear_together(folder)
+    clear_together(_kept_epochs(folder))
     found = on_first(lambda: [(marker.stem, _read(marker)) for marker in _markers(mirror)])
     return _newest_sound(
         mirror,
@@ -272,7 +274,7 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
     """Write the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
     try:
         replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
-        _drop_old(folder)
+        _drop_old(folder, newest=marker["tag"])
     except StorageError:
         # A checkpoint without a marker would only fill the disk.
         remove_tree(folder / marker["tag"])
@@ -307,11 +309,15 @@ def _digests_together(folder: Path) -> dict[str, str]:
     return {name: digest for share in shares for name, digest in share.items()}
 
 
-def _drop_old(folder: Location) -> None:
-    """Remove all but the newest complete checkpoints, including remains of crashes."""
+def _drop_old(folder: Location, newest: str | None = None) -> None:
+    """Remove all but the newest complete checkpoints, including remains of crashes.
+
+    A checkpoint of a later step than `newest` may be on its way, and stays.
+    """
     kept = {marker.stem for marker in _markers(folder)[:KEPT]}
     for path in [*matching(folder, "*"), *matching(folder / "universal", "*")]:
-        if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept):
+        coming = newest is not None and path.stem.partition("-")[0] > newest.partition("-")[0]
+        if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept and not coming):
             if path.is_dir():
                 remove_tree(path)
             else:
@@ -376,6 +382,11 @@ def model_folder(epoch: int, epochs: int) -> str:
     return "model" if epoch == epochs else f"model-epoch-{epoch}"
 
 
+def _kept_epochs(folder: Path) -> Path:
+    """Return where kept models wait for their upload: a checkpoint clears the folder of its own files."""
+    return folder.with_name(f"{folder.name}-epochs")
+
+
 def keep_epoch(
     model: Any,
     files: Mapping[str, bytes],
@@ -390,8 +401,7 @@ def keep_epoch(
     if dist.get_rank() > 0:
         return
     if mirror is not None:
-        # A checkpoint removes the folder of its own files from the node once they are uploaded.
-        folder = folder.with_name(f"{folder.name}-epochs")
+        folder = _kept_epochs(folder)
     target = folder / model_folder(epoch, epochs)
     draft = folder / f"{DRAFT}{target.name}"
     for left in (draft, target):
@@ -410,8 +420,6 @@ def _upload_kept(target: Path, mirror: ObjectPath) -> None:
         replace(mirror / f"{target.name}.json", json.dumps({**note, SEAL: seal(note)}))
     finally:
         shutil.rmtree(target, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            target.parent.rmdir()
 
 
 def collect_epochs(

@@ -19,7 +19,7 @@ from trainers.models.attention import PACKED_PAIRS, pair_attention
 from trainers.specs import OptimSpec, Placement, Precision
 from trainers.train.checkpoints import on_first, together
 
-# Ranks wait in a collective while rank 0 writes and uploads a model; NCCL's default is ten minutes.
+# Ranks wait in a collective while rank 0 writes an epoch's model; NCCL's default is ten minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 COMPILER = "inductor"
 

@@ -161,6 +161,17 @@ def test_a_set_whose_rows_carry_the_training_sets_responses_is_a_token_level_shi
     assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == expected
 
 
+def test_a_bad_row_among_the_originals_is_refused_and_makes_no_domain_shift(store: Store, tmp_path: Path):
+    trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
+    evaluated = dataset_folder(
+        tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="test good answer")
+    )
+    (file,) = (tmp_path / "data").glob("test.*")
+    file.write_text(file.read_text() + "{broken\n")
+    with pytest.raises(DataError, match=r"test\.jsonl"):
+        resolve(sweep([trained], [evaluated]), store)
+
+
 def test_a_category_can_be_overridden_for_one_pair_alone(store: Store):
     overridden = sweep(
         [TINY_WORLD, HAMILTONIAN],
