@@ -23,7 +23,7 @@ from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
 from orchestrator.report.comparison import CONTROLS, Analysis
 from orchestrator.report.ensembles import ensemble_table
-from orchestrator.report.page import HTML, said_conclusions, write_full_report
+from orchestrator.report.page import HTML, known_baseline, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
 from orchestrator.report.summary import statistics_tables
 from orchestrator.spec.datasets import pairs_of
@@ -210,8 +210,9 @@ class SweepResults:
         return pd.DataFrame(rows)
 
     def table(self, name: str) -> "pd.DataFrame":
-        """Return one of the report's tables of statistics, as `power` and `scaling`. Raises SpecError with the known names."""
-        analysis = Analysis(on_common_pairs(self.trials))
+        """Return one of the report's tables of statistics, such as "power" or "scaling". Raises SpecError with the known names."""
+        baseline = known_baseline(self._declaration, self._store.local_sweep_dir(self.name) / "report", None)
+        analysis = Analysis(on_common_pairs(self.trials), baseline)
         tables = {table.name: table for table in statistics_tables(analysis)}
         self._require("table", name, tables)
         return tables[name].frame()

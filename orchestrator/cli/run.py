@@ -476,6 +476,10 @@ def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
     if keep != "all":
         gone = evictable(with_scores(results, session.store), keep)
         if freed := gc.evict_weights(session.store, session.sweep_name, gone):
+            # MLflow still names the place of these weights.
+            from orchestrator.tracking.mlflow import forget_shown
+
+            forget_shown(session.store, session.sweep_name)
             session.say(
                 f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
             )

@@ -45,12 +45,13 @@ def axis_tables(analysis: Analysis) -> Iterator[Table]:
         yield _axis_table(
             analysis, axis, {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
         )
-    epochs = sorted({item.epoch or 0 for result in analysis.results for item in result.record.evaluations})
-    if len(epochs) > 1:
-        after = {str(epoch): [_after(result, epoch) for result in analysis.results] for epoch in epochs}
-        yield _axis_table(
-            analysis, "epoch", {epoch: Analysis(here, analysis.baseline) for epoch, here in after.items()}
-        )
+    kept = [item for item in analysis.results if len({one.epoch for one in item.record.evaluations}) > 1]
+    epochs = sorted({one.epoch or 0 for item in kept for one in item.record.evaluations})
+    if epochs:
+        first = analysis.baseline if any(item.record.reward == analysis.baseline for item in kept) else None
+        after = {str(epoch): [_after(item, epoch) for item in kept] for epoch in epochs}
+        at_epoch = {epoch: Analysis(here, first) for epoch, here in after.items()}
+        yield _axis_table(Analysis(kept, first), "epoch", at_epoch)
 
 
 def _axis_table(analysis: Analysis, axis: str, at: Mapping[str, Analysis]) -> Table:
@@ -92,7 +93,10 @@ def _after(result: TrialResult, epoch: int) -> TrialResult:
     """Return the trial as if it were evaluated after that epoch only."""
     wanted = tuple(item for item in result.record.evaluations if (item.epoch or 0) == epoch)
     found = tuple(item for item in result.evaluations if (item.epoch or 0) == epoch)
-    return replace(result, record=replace(result.record, evaluations=wanted), evaluations=found)
+    # The accuracy on held-out pairs is known after the last epoch.
+    held_out = result.validation_accuracy if epoch == (result.last_epoch or 0) else None
+    record = replace(result.record, evaluations=wanted)
+    return replace(result, record=record, evaluations=found, validation_accuracy=held_out)
 
 
 def at_value(results: Sequence[TrialResult], axis: str, value: str) -> Iterator[TrialResult]:
@@ -127,7 +131,7 @@ def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str
 
 
 def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
-    """Say which value ranks the most held-out training pairs right; one that lacks a model and seed, as where it diverged, is never it."""
+    """Say which value ranks the most held-out training pairs right; one that lacks a model and seed, as where it diverged, is never named."""
     found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
     for value, here in at.items():
         for result in here.results:

@@ -218,8 +218,10 @@ def _why_nothing(analysis: Analysis) -> str:
     if any(result.learned for result in trained):
         return "no trial that fits its training pairs is evaluated; run the sweep again"
     said = [result.record.parameters for result in trained]
-    tried = dict.fromkeys(f"{one.get('epochs')} epochs at lr {one.get('lr')}" for one in said)
-    return f"no training fits its own pairs after {_listed([*tried], 'or')}: try a higher --lr, more --epochs, or more pairs"
+    known = [one for one in said if "epochs" in one and "lr" in one]
+    tried = dict.fromkeys(f"{number_of(one['epochs'], 'epoch')} at lr {one['lr']}" for one in known)
+    after = f" after {_listed([*tried], 'or')}" if tried else ""
+    return f"no training fits its own pairs{after}: try a higher --lr, more --epochs, or more pairs"
 
 
 def preference(analysis: Analysis) -> str:

@@ -357,7 +357,9 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
             costs.append(price * device_hours)
         rows.append(line)
     note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
-    if price is not None:
+    if price is not None and not costs:
+        note += " No stage has used a GPU, so there is no cost."
+    elif price is not None:
         note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
     return Table(
         name="time",

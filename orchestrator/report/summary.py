@@ -231,7 +231,11 @@ def by_set(analysis: Analysis) -> Table:
                         "reward": reward_title(kind),
                         "trainings": accuracy.runs,
                         **_estimates({name: found[name] for name in METRIC_TITLES}),
-                        **{name: mean.value if (mean := found[name]) else None for name in plain},
+                        # A mean over fewer trainings than are named beside it would be taken for one over all.
+                        **{
+                            name: mean.value if (mean := found[name]) and mean.runs == accuracy.runs else None
+                            for name in plain
+                        },
                     }
                 )
     return Table(

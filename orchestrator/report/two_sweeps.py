@@ -63,9 +63,14 @@ def write_comparison(
     ]
     analysis = Analysis(on_common_pairs(both))
     tables = list(statistics_tables(analysis))
-    said = conclusions(analysis)
+    said: tuple[str, ...] = conclusions(analysis)
     if not analysis.differences():
-        said = (f"{names[0]} and {names[1]} have no number in common.", *said[1:])
+        said = (
+            f"{names[0]} and {names[1]} share no model and seed that learned in both and was evaluated on the same pairs.",
+        )
+    every = {place for side in sides for item in side for place in _sets(item)}
+    if left := sorted({name for _, _, name, _ in every - sets}):
+        said = (*said, f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.")
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(

@@ -41,7 +41,7 @@ def open_database(uri: str) -> str | None:
     folder = file.with_name("mlflow-artifacts").as_uri()
     if file.is_file():
         _follow_storage(file, folder)
-    elif file.parent.is_dir():
+    elif file.parent.is_dir() and os.access(file.parent, os.W_OK):
         _make(file)
     return folder
 
@@ -71,7 +71,9 @@ def _follow_storage(file: Path, folder: str) -> None:
                     continue
                 for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
                     database.execute(
-                        f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, folder)
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?) "
+                        f"WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                        (before, folder, before, before),
                     )
     except sqlite3.Error as error:
         raise OSError(f"{file} cannot be told where its files are now ({error})") from error

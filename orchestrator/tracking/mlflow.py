@@ -19,7 +19,7 @@ from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
-from orchestrator.tracking.view import Rows, View, as_hash
+from orchestrator.tracking.view import VERSION, Rows, View, as_hash
 from trainers.errors import StorageError, TrackingError
 from trainers.storage import digest_file, replace
 
@@ -38,12 +38,18 @@ def is_shown(uri: str, store: Store, sweep: str) -> bool:
         return False
 
 
+def forget_shown(store: Store, sweep: str) -> None:
+    """Have the next command compare the view with the artifacts."""
+    with contextlib.suppress(OSError, StorageError):
+        (store.sweep_dir(sweep) / SHOWN).unlink(missing_ok=True)
+
+
 def view_mark(uri: str, store: Store, sweep: str) -> str:
     """Return a hash of where the view is and of every file of the report, which changes with any result or failure."""
     folder = store.local_sweep_dir(sweep) / "report"
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     shown = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
-    return as_hash([shown_uri(uri), shown])
+    return as_hash([VERSION, shown_uri(uri), shown])
 
 
 def _log_sweep(
@@ -117,8 +123,7 @@ class Tracker:
         self._view: View | None = None
         self._trouble: str | None = None
         # Until the end the view is incomplete, however this process ends.
-        with contextlib.suppress(OSError, StorageError):
-            (store.sweep_dir(declaration.sweep) / SHOWN).unlink(missing_ok=True)
+        forget_shown(store, declaration.sweep)
         self._closing = threading.Event()
         self._thread = threading.Thread(
             target=self._write, args=(every_s, again_s), name="mlflow-writer", daemon=True
@@ -153,11 +158,13 @@ class Tracker:
         # Others only append, and what is not logged stays.
         news = self._news[:]
         try:
-            if news:
-                self._tell(news)
-            if self._report is not None:
-                # A new view reads what earlier requests have left.
-                _log_sweep(self._uri, self._store, self._declaration, *self._report)
+            try:
+                if news:
+                    self._tell(news)
+            finally:
+                # One trial that cannot be logged keeps the report from nobody; a new view reads what is there.
+                if self._report is not None:
+                    _log_sweep(self._uri, self._store, self._declaration, *self._report)
         except Exception as error:
             self._view = None
             if self._trouble is None:
@@ -169,10 +176,6 @@ class Tracker:
             del self._news[: len(news)]
 
     def _tell(self, news: Sequence[tuple[str, Rows]]) -> None:
-        if self._view is None:
-            view = View(self._uri, self._store, self._declaration)
-            view.begin()
-            self._view = view
         rows_of = defaultdict[str, list[Mapping[str, Any]]](list)
         for key, rows in news:
             rows_of[key] += rows
@@ -181,12 +184,20 @@ class Tracker:
         first: Exception | None = None
         for key, rows in rows_of.items():
             try:
+                if self._view is None:
+                    view = View(self._uri, self._store, self._declaration)
+                    view.begin()
+                    self._view = view
                 if key in changed or not self._view.log_rows(key, rows):
                     (state,) = trial_states([self._trials[key]], self._store)
                     self._view.log_trial(state, rows, failed=key in failed)
             except Exception as error:
-                # The others are logged all the same.
                 first = first or error
+                if self._view is None:
+                    # Nobody answers.
+                    break
+                # The others are logged all the same, if somebody answers.
+                self._view = None
         if first is not None:
             raise first
 

@@ -256,9 +256,11 @@ class View:
             # Of everything else that the run shows.
             MARK_TAG: as_hash([VERSION, asdict(trial), result.trained_at, scored]),
         }
+        whole = tags.items() <= run.data.tags.items()
         # The checkpoint of an unfinished training may hold more rows, from another driver.
-        if not result.trained or not tags.items() <= run.data.tags.items():
+        if not result.trained or not whole:
             self.log_rows(trial.key, [*curve_rows(self._store, trial.key), *live])
+        if not whole:
             self._client.log_inputs(id, _inputs(trial))
             if result.evaluations:
                 self._log_files(id, result)
