@@ -163,7 +163,7 @@ def test_a_price_gives_the_cost_and_is_kept(store: Store):
 def test_a_price_of_a_sweep_that_used_no_gpu_is_answered(store: Store):
     declared = simulated_sweep(store, missing=4, **SMALL)
     page = (write_full_report(declared, store, price=3.0).folder / "report.html").read_text()
-    assert "At $ 3 per GPU-hour, $ 0.00 in all." in page
+    assert "No stage has used a GPU, so there is no cost." in page
 
 
 def test_the_summary_begins_with_the_conclusions(whole):
@@ -311,7 +311,7 @@ def test_the_command_prints_what_is_concluded(store: Store, capsys: pytest.Captu
     for text in (
         "accuracy by category",
         "In accuracy (95 % intervals",
-        "demo and other have no number in common",
+        "demo and other share no model and seed that learned in both",
     ):
         assert text in said
     assert "report.html" in said

@@ -76,7 +76,7 @@ def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, cap
     assert "under domain shift: prefer IM-RM" in said
     assert "Missing: 1 trials" in said
     assert "rewardbench_math after ultrafeedback lacks overlap with training, similarity, leaked" in said
-    folder = only(storage, "figures/domain_shift.svg")
+    folder = only(storage, "regressions.parquet")
     rows = parquet.read_table(folder / "pairs.parquet").to_pylist()
     assert len(rows) == 120
     shift = [row["gap"] for row in rows if row["evaluation_set"] == "rewardbench_math"]

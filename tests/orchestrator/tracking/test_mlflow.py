@@ -356,7 +356,7 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
         *["log_batch"] * 2,
         "set_terminated",
     ]
-    report = ["log_artifacts", "log_batch"]
+    report = ["log_artifacts", "log_batch", "set_tag"]
     assert requests_of == ["create_run", *of_a_run, *of_a_run, *report, "set_terminated"]
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
