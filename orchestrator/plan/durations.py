@@ -17,8 +17,7 @@ from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import PrepareStage, PretrainStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from trainers.evaluate.sampling import ANSWERS_AT_ONCE
-from trainers.models.architecture import SCORED_TOKENS, Architecture
+from trainers.models.architecture import ANSWERS_AT_ONCE, SCORED_TOKENS, Architecture
 from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads

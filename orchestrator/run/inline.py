@@ -62,7 +62,7 @@ class InlineBackend:
 
     def train(self, stage: TrainStage, placement: Placement) -> None:
         """Train as a world of one."""
-        gc.collect()
+        _free_memory(placement)
         call = TrainCall(
             placement=dataclasses.replace(placement, world_size=1),
             checkpoint_steps=self.execution.checkpoint_steps,
@@ -73,8 +73,7 @@ class InlineBackend:
             compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
-        # An engine and its model refer to each other, and would keep the GPU's memory.
-        gc.collect()
+        _free_memory(placement)
         with reporting("evaluate", self.post, stages[0].key) as report:
             compute.run_evaluations(stages, self.execution.store, report)
 
@@ -84,6 +83,12 @@ class InlineBackend:
 
     def pause(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def _free_memory(placement: Placement) -> None:
+    """Free the GPU's memory of a finished training: its engine and model refer to each other."""
+    if placement.device == "cuda":
+        gc.collect()
 
 
 def compute_analyses(stages: Sequence[AnalyseStage], store: Store) -> None:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainers.data.records import Message, Pair, listed_turns
 from trainers.errors import ModelError, OutOfMemory
+from trainers.models.architecture import ANSWERS_AT_ONCE
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DrawSpec, SamplingSpec
 from trainers.storage import Location, replace
 
 if TYPE_CHECKING:
     from trainers.models.generation import Weights
-
-# Answers that are drawn and kept as one piece until all are drawn. The answers depend on this number.
-ANSWERS_AT_ONCE = 256
 
 Tokens = list[int]
 # Takes prompts as tokens and a seed, and returns the answers to each, without the token that ends them.

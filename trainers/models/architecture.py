@@ -30,6 +30,8 @@ _META_TIMEOUT_S = 120
 UNMEASURED_GB, UNMEASURED_SHARE = 2.0, 0.08
 # trainers/models/unembedding.py: elements of a block of logits on a GPU. trainers/pairs/packing.py: tokens of a forward.
 LOGITS_BLOCK, SCORED_TOKENS = 1 << 24, 4096
+# Answers that a policy draws and that are kept as one piece until all are drawn. The answers depend on this number.
+ANSWERS_AT_ONCE = 256
 _NAMES = (
     *("model_type", "vocab_size", "hidden_size", "intermediate_size", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),

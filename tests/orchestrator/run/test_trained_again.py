@@ -2,6 +2,7 @@
 
 import gc as memory
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,17 +89,28 @@ def complete(plan: TrialPlan, store: Store, train: Any) -> None:
         complete_trial(plan, Placement(forward_tokens=1), backend, execution)
 
 
-def test_when_weights_are_scored_nothing_of_their_training_is_in_memory(store: Store, tiny_model: Path):
+def test_before_a_gpu_scores_weights_nothing_of_their_training_is_in_its_memory(
+    store: Store, tiny_model: Path
+):
+    class Engine:
+        """Refers to itself, as an engine and its model refer to each other."""
+
+        def __init__(self) -> None:
+            self.model = self
+
     (plan,) = resolved(store, tiny_model, TINY_WORLD).plans
-    alive: list[int] = []
-
-    def look(*_: Any) -> None:
-        alive.append(sum(type(item).__name__ == "DeepSpeedEngine" for item in memory.get_objects()))
-        raise Damaged("enough")
-
-    with mock.patch.object(compute, "run_evaluations", look), pytest.raises(Damaged, match="enough"):
-        complete(plan, store, compute.run_train)
-    assert alive[0] == 0
+    backend = InlineBackend(Execution(store=store, leases=Leases(store.root, "me")), print, StopRequest(0.0))
+    held = Engine()
+    gone = weakref.ref(held)
+    del held
+    found: list[Engine | None] = []
+    memory.disable()
+    try:
+        with mock.patch.object(compute, "run_evaluations", side_effect=lambda *_: found.append(gone())):
+            backend.evaluate(plan, plan.evaluations, Placement(forward_tokens=1, device="cuda"))
+    finally:
+        memory.enable()
+    assert found == [None]
 
 
 def scores(plan: TrialPlan, store: Store) -> dict[str, list[float]]:
