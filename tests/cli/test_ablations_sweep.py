@@ -77,6 +77,12 @@ def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_star
             assert trial.optim.lr * steps > 10 * HEAD_STD
 
 
+def test_rates_of_an_axis_are_those_of_the_frozen_variants_too():
+    options = Options(axis=("lr=1e-5,1e-4",), only=("freeze=backbone",))
+    made = ablations(session.select(options, PROFILES["laptop"], "demo")).trials
+    assert {trial.optim.lr for trial in made} == {1e-5, 1e-4}
+
+
 def test_built_in_models_are_not_asked_in_words_that_they_do_not_have():
     made = {
         trial.reward_name for trial in ablations(session.select(Options(), PROFILES["laptop"], "demo")).trials

@@ -3,6 +3,8 @@
 import pytest
 from pyarrow import parquet
 
+from orchestrator.cli import session
+from orchestrator.cli.options import Options
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
@@ -37,6 +39,12 @@ def test_no_word_of_the_other_rewriting_tells_right_from_wrong_in_what_is_traine
         chosen, rejected = pair.chosen.split(), pair.rejected.split()
         assert chosen[0] == rejected[0]
         assert not {chosen[1], rejected[1]} & known
+
+
+def test_a_share_can_be_run_alone():
+    chosen = session.select(Options(only=("copies=0.5",)), mitigation.PROFILES["laptop"], "demo")
+    made = mitigation.mitigation(chosen).trials
+    assert {dict(trial.axes)["copies"] for trial in made} == {0.5}
 
 
 @pytest.fixture(scope="module")

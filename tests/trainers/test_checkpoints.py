@@ -176,6 +176,16 @@ def test_the_two_newest_checkpoints_are_kept_and_half_written_ones_go(tmp_path):
     assert not (tmp_path / "step00000003-dead").exists()
 
 
+def test_a_marker_that_is_written_late_leaves_the_files_of_the_next_checkpoint(tmp_path):
+    coming = tmp_path / "step00000003-3" / "rank0.pt"
+    coming.parent.mkdir()
+    coming.write_text("weights")
+    written(tmp_path, 2)
+    assert coming.exists()
+    written(tmp_path, 4)
+    assert not coming.exists()
+
+
 def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
     file = written(tmp_path, 1)
     file.parent.with_suffix(".json").unlink()

@@ -1,6 +1,7 @@
 """Scoring with layers that are on the device only while they compute."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from tests.trainers.architectures import load_architecture, random_pairs, save_architecture
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models import streaming
+from trainers.models.architecture import widest
 from trainers.models.reward_parts import RewardModule
 from trainers.models.streaming import stream_layers, to_score
 from trainers.rewards import RewardSpec
@@ -95,6 +97,11 @@ def test_a_layer_that_fails_gets_its_weights_back(folder):
     hook.remove()
     assert layers_of(model)[1] == at_home
     compute_reference(model, PAIRS, report=say_nothing)
+
+
+def test_the_widest_layer_counts_where_a_config_has_a_width_for_each():
+    assert widest(SimpleNamespace(intermediate_size=[8, 32, 16], hidden_size=4)) == 32
+    assert widest(SimpleNamespace(hidden_size=4)) == 16
 
 
 def test_the_memory_of_the_device_decides(folder, monkeypatch):

@@ -110,6 +110,10 @@ def test_an_epochs_mean_is_over_the_seeds_that_learned(store: Store):
         "10 pairs of one training of this model",
     ]
     assert rendered("by_epoch", "", "", lambda: draw_axis(found)) is not None
+    # How held-out pairs are ranked is known after the last epoch alone.
+    results = [replace(item, validation_accuracy=0.75) for item in sweep_results(declaration(*items), store)]
+    (found,) = axis_tables(Analysis(results))
+    assert [row["held_out"] for row in found.rows] == [None, 0.75]
 
 
 def test_a_sweep_without_kept_epochs_has_no_table_of_them(store: Store):
