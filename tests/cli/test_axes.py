@@ -78,7 +78,7 @@ def test_values_are_zipped(planned):
     ]
 
 
-CSV = "model,reward,train_set,seed,lr,lora_rank\nllama-64,ex_rm,tiny_world,0,1e-5,\nmine=qwen2-64,im_rm,tiny_world,3,,8\n"
+CSV = "model, reward,train_set,seed,lr,lora_rank\nllama-64,ex_rm,tiny_world,0,1e-5,\nmine=qwen2-64,im_rm,tiny_world,3,,8\n"
 YAML = """
 - {model: llama-64, reward: ex_rm, train_set: tiny_world, seed: 0, lr: 1.0e-5}
 - {model: mine=qwen2-64, reward: im_rm, train_set: tiny_world, seed: 3, lora-rank: 8}
@@ -169,6 +169,8 @@ def test_a_row_of_what_is_not_chosen_is_refused(ended):
     code, _, error = ended("--trials", "rows.csv")
     assert code == 2
     assert "--trials rows.csv: the sweep has no trial with model=qwen2-64" in error
+    Path("rows.csv").write_text("seed\na\n")
+    assert ended("--trials", "rows.csv", "--seeds", "0")[0] == 2
     Path("rows.txt").write_text("model\n")
     assert "give one trial a row, as .csv or a list in .yaml" in ended("--trials", "rows.txt")[2]
     Path("rows.yaml").write_text("[1")
