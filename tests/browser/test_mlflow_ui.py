@@ -17,7 +17,6 @@ import pytest
 from mlflow import MlflowClient
 from selenium import webdriver
 
-from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
@@ -25,6 +24,7 @@ from orchestrator.tracking.database import default_uri
 from orchestrator.tracking.mlflow import sync
 from tests.browser import page
 from tests.faults.tracking_server import free_port, runs_of
+from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("default")

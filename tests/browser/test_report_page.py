@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.store.artifacts import Store
 from tests.browser import page
+from tests.orchestrator.simulated import simulated_sweep
 
 WIDTHS = (1400, 800, 390)
 

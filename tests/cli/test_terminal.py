@@ -15,7 +15,6 @@ from typing import get_args
 import pytest
 from rich.console import Console
 
-from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.inspect import say_holes
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Command, Options
@@ -28,6 +27,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote, read_declaration, write_declaration
 from sweeps import full_grid as full_grid_file
 from sweeps.full_grid import full_grid
+from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRID = ROOT / "sweeps" / "full_grid.py"

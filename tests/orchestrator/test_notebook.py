@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator import grid, notebook, open_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options
@@ -20,6 +19,7 @@ from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from tests.hub import pushed_hub
+from tests.orchestrator.simulated import simulated_sweep
 from tests.orchestrator.test_layers import HEAVY, python
 from trainers.command import parse
 from trainers.errors import SpecError, StorageError

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.report.by_axis import axes_of, axis_tables, draw_axis
 from orchestrator.report.comparison import Analysis
@@ -18,6 +17,7 @@ from orchestrator.report.summary import suites
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
+from tests.orchestrator.simulated import simulated_sweep
 from trainers.errors import SpecError
 
 KINDS = ("ex_rm", "im_rm_epochs=2_lr=1e-05", "im_rm_epochs=2_lr=0.0001", "im_rm_epochs=2_lr=2e-06")

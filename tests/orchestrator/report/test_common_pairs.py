@@ -8,7 +8,6 @@ import pytest
 from pyarrow import parquet
 from rich.console import Console
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator.cli.terminal import say
 from orchestrator.report import page
 from orchestrator.report.comparison import Analysis
@@ -24,6 +23,7 @@ from orchestrator.report.summary import by_category
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
+from tests.orchestrator.simulated import simulated_sweep
 from tests.orchestrator.sweep_samples import (
     commit_prepared,
     commit_scores,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 from orchestrator.report.comparison import (
     Analysis,
     Scope,
@@ -17,6 +16,7 @@ from orchestrator.report.results import TrialResult, sweep_results
 from orchestrator.report.summary import by_category, by_set, statistics_tables
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
+from tests.orchestrator.simulated import REVERSED, STRENGTHS, ULTRAFEEDBACK, simulated_sweep
 from trainers.evaluate.metrics import summary
 
 EVEN = dict.fromkeys(STRENGTHS, 0.5)

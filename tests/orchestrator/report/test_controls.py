@@ -6,7 +6,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator.report.comparison import (
     CONTROLS,
     LEAK_FREE,
@@ -20,6 +19,7 @@ from orchestrator.report.results import EvaluationResult, TrialResult, sweep_res
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
+from tests.orchestrator.simulated import simulated_sweep
 from tests.orchestrator.sweep_samples import record
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores

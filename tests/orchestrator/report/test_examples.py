@@ -3,7 +3,6 @@
 import pytest
 from pyarrow import parquet
 
-from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.report import page
 from orchestrator.report.comparison import Analysis
@@ -13,6 +12,7 @@ from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
+from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
 from trainers.data.records import Pair, user_prompt, write_pairs
 
 PAIRS = 240

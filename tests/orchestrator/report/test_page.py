@@ -12,7 +12,6 @@ from PIL import Image
 from pyarrow import Table, parquet
 from rich.console import Console
 
-from benchmarks.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.terminal import late_bar
 from orchestrator.report import figures, house_style, two_sweeps
@@ -24,6 +23,7 @@ from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
+from tests.orchestrator.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from tests.orchestrator.sweep_samples import commit_train
 from trainers.errors import SpecError
 

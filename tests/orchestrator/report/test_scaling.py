@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
-from benchmarks.simulated import simulated_sweep
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.house_style import rendered
 from orchestrator.report.results import sweep_results
 from orchestrator.report.scaling import draw_scaling, mixed_line, scaled, scaling_table
 from orchestrator.store.artifacts import Store
+from tests.orchestrator.simulated import simulated_sweep
 
 SETS = (("ultrafeedback", "in-distribution"), ("rewardmath", "domain shift"))
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from pyarrow import parquet
 
-from benchmarks.simulated import ULTRAFEEDBACK, simulated_sweep
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
 from sweeps import domain_shift, persona_prompts, token_overlap
+from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
 from tests.sweep_runs import artifacts, run_analysis
 
 SETS = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
