@@ -49,11 +49,13 @@ def _fetch(base: BaseModel, say: Callable[[str, str], None]) -> None:
         tqdm_class=functools.partial(tqdm, disable=None),
     )
     try:
-        if any(file.will_download for file in fetch(dry_run=True)):
+        try:
+            missing = any(file.will_download for file in fetch(dry_run=True))
+        except DryRunError:
+            # The hub does not answer; a model that is in the cache needs no word of that.
+            missing = not fetch(local_files_only=True)
+        if missing:
             say(f"model {base.name}: downloading {base.location}", "")
             fetch()
-    except DryRunError:
-        # The hub does not answer; whoever loads the model says what the cache lacks.
-        return
     except Exception as error:
         say(f"model {base.name}: not downloaded ({type(error).__name__}); its trials try again", "yellow")

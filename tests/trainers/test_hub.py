@@ -45,7 +45,8 @@ def test_a_trained_model_is_pushed_with_its_card_and_nothing_tells_the_token(
 def test_what_cannot_be_pushed_is_said_before_the_training(hub, tiny_model, tmp_path, monkeypatch):
     hub.private["acme/open"] = False
     for options, said in (
-        ({"push": "a/b/c"}, "does not open a/b/c for the token"),
+        ({"push": "a/b/c"}, "'a/b/c' is no name on the hub; give ORG/NAME"),
+        ({"push": "judge"}, "'judge' is no name on the hub; give ORG/NAME"),
         ({"push": "acme/open"}, "acme/open is public on the hub; give another name"),
         ({"lora_rank": 2}, f"its base, the folder {tiny_model}; push it merged"),
         ({"push": None, "public": True}, "--public makes the repository of --push public"),
