@@ -223,14 +223,18 @@ def _add_jobs(
 
     waits, drawn = list[RequestId](), list[RequestId]()
     for stage in missing:
+        shared = RequestId(kind="shared", key=stage.key)
         if isinstance(stage, ReferenceStage):
-            seconds = times.scoring_s(item, [stage.prepared], placed)
-            add(request := Request.of("shared", stage.key, placed, seconds))
-            waits.append(request.id)
+            if shared not in jobs:
+                seconds = times.scoring_s(item, [stage.prepared], placed)
+                add(Request.of("shared", stage.key, placed, seconds))
+            waits.append(shared)
         elif isinstance(stage, SampleStage) and policy:
-            seconds = times.sample_s(item, stage, policy, placed)
-            add(request := Request.of("shared", stage.key, placed, seconds))
-            drawn.append(request.id)
+            if shared not in jobs:
+                # It reads the rows of the prompts.
+                seconds = times.sample_s(item, stage, policy, placed)
+                add(Request.of("shared", stage.key, placed, seconds))
+            drawn.append(shared)
     # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)
     group.step_s = rate.step_s if rate else None
