@@ -23,7 +23,14 @@ from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
-from orchestrator.report.results import TrialResult, TrialState, of_other_weights, trial_states, with_scores
+from orchestrator.report.results import (
+    SCORES,
+    TrialResult,
+    TrialState,
+    of_other_weights,
+    trial_states,
+    with_scores,
+)
 from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final
 from orchestrator.run.hub_models import fetch_models
@@ -529,5 +536,5 @@ def say_damage(session: Session, missing: Sequence[TrialPlan]) -> None:
 
 def _set_aside_scores(session: Session, plans: Sequence[TrialPlan]) -> None:
     """Set damaged scores aside, so that they count as missing before the report reads them."""
-    scores = [(stage.kind, stage.key, "scores.parquet") for plan in plans for stage in plan.scored]
+    scores = [(stage.kind, stage.key, SCORES) for plan in plans for stage in plan.scored]
     session.warn(*(f"damaged: {error}; it is made again" for error in gc.set_aside(session.store, scores)))

@@ -17,7 +17,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import interval, number_of, reward_title
+from orchestrator.report.tables import interval, number_of, reward_title, sentence
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
@@ -36,7 +36,7 @@ def conclusions(analysis: Analysis, audit: Audit | None = None) -> tuple[str, st
     if known:
         return _answer(analysis, told, known), _support(analysis, told, known), doubts
     counted = [result for result in analysis.results if result.learned and result.final]
-    return _uncompared(analysis), f"{_size(counted)}.", doubts
+    return _uncompared(analysis), sentence(_size(counted)), doubts
 
 
 def _best(known: Known) -> Known:
@@ -102,21 +102,20 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
             f"corrected for {len(known)} comparisons (Holm), {left} of {number_of(len(apart), 'lead')} "
             f"{'stands' if left == 1 else 'stand'} at 5 %"
         )
-    size = _size([result for scope, other in known for result in analysis.compared(scope, other)])
-    parts.append(size[:1].lower() + size[1:])
-    return _sentence("; ".join(parts))
+    parts.append(_size([result for scope, other in known for result in analysis.compared(scope, other)]))
+    return sentence("; ".join(parts))
 
 
 def _size(counted: Sequence[TrialResult]) -> str:
     """Give the amount of data, and what it cannot say about other seeds and models."""
     if not counted:
-        return "No trial has been trained, learned and evaluated yet"
+        return "no trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
     seeds = len({result.record.seed for result in counted})
     pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
     few = pairs[0]
     span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
-    text = f"This rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
+    text = f"this rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
     text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
     if seeds == 1:
         text += ", and one seed says nothing about others"
@@ -135,7 +134,7 @@ def _doubts(analysis: Analysis, known: Known, audit: Audit | None) -> str:
         *_controls(analysis, known),
     ]
     if doubts:
-        return _sentence("What could be fooling us: " + "; ".join(doubts))
+        return sentence("What could be fooling us: " + "; ".join(doubts))
     learned = "Every trial is complete and fits its training pairs"
     if not known:
         return f"{learned}."
@@ -256,7 +255,3 @@ def _under(category: str) -> str:
 
 def _listed(items: Sequence[str], word: str = "and") -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {word} {items[-1]}"
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."

@@ -163,8 +163,8 @@ def points(
     axis.plot(at, [item.value for item in values], **style)
 
 
-def legend(figure: "Figure", axes: "Iterable[Axes]", columns: int = 4) -> None:
-    """One legend for all panels, below them, in so many columns at most."""
+def legend(figure: "Figure", axes: "Iterable[Axes]") -> None:
+    """One legend for all panels, below them, in four columns at most."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -173,11 +173,11 @@ def legend(figure: "Figure", axes: "Iterable[Axes]", columns: int = 4) -> None:
         list(handles.values()),
         list(handles),
         loc="outside lower center",
-        ncols=min(columns, max(1, len(handles))),
+        ncols=min(4, max(1, len(handles))),
     )
 
 
-def wrapped(name: str, width: int = 13) -> str:
-    """A name in lines of at most `width` letters, broken at its spaces and underscores."""
+def wrapped(name: str) -> str:
+    """A name in lines of at most 13 letters, broken at its spaces and underscores."""
     spaced = name.replace("_", "_ ")
-    return textwrap.fill(spaced, width, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")
+    return textwrap.fill(spaced, 13, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")

@@ -38,7 +38,7 @@ from orchestrator.report.results import (
     with_scores,
 )
 from orchestrator.report.summary import Written, accuracy_table, audit_tables, statistics_tables
-from orchestrator.report.tables import NOTHING, Table, Value, reward_title
+from orchestrator.report.tables import NOTHING, Table, Value, reward_title, sentence
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
@@ -311,7 +311,7 @@ def warning(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> 
         [f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"] if missing else []
     )
     said += left_out_lines(results, compared)
-    return " ".join(f"{line[:1].upper()}{line[1:]}." for line in said)
+    return " ".join(map(sentence, said))
 
 
 def report_command(state: SweepState, sweep: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
+from orchestrator.report.tables import sentence
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.records import (
     CATEGORIES,
@@ -260,7 +261,7 @@ def all_scores(result: TrialState, store: Store) -> pa.Table:
     """Return one row per evaluated pair of a trial, with its set and the epoch after which it was scored."""
     tables = []
     for item in result.evaluations:
-        file = store.read_file("evaluate", item.key, "scores.parquet")
+        file = store.read_file("evaluate", item.key, SCORES)
         scores = parquet.read_table(file).replace_schema_metadata(None)
         names = pa.array([item.dataset] * len(scores))
         scores = scores.set_column(scores.column_names.index("dataset"), "dataset", names)
@@ -468,5 +469,5 @@ def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult
     ]:
         raise StorageError(f"{'; '.join(lacking)}. Run its sweep again, and then this command.")
     compared = on_common_pairs(results)
-    said += [f"{line[:1].upper()}{line[1:]}." for line in left_out_lines(results, compared)]
+    said += map(sentence, left_out_lines(results, compared))
     return compared, " ".join(said)

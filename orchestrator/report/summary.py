@@ -67,12 +67,10 @@ def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
     return {name: item.estimate if item else None for name, item in found.items()}
 
 
-def _gap_titles(analysis: Analysis) -> dict[str, str]:
-    return {f"{analysis.baseline}_minus_{other}": analysis.title(other) for other in analysis.others}
-
-
 def by_category(analysis: Analysis, metric: str) -> Table:
     """Return a metric by category and model, and the paper's mean if the sets correspond; accuracies have differences, too."""
+    others = analysis.others if metric == "accuracy" else ()
+    gap_titles = {f"{analysis.baseline}_minus_{other}": analysis.title(other) for other in others}
     rows: list[dict[str, Value]] = []
     for scope in analysis.categories():
         lines = list(_lines(analysis, scope, metric))
@@ -80,7 +78,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
             rows.append({**_place(scope), "model": label, **_estimates(means)})
             if metric == "accuracy":
                 gaps = [analysis.difference(scope, metric, models, other=other) for other in analysis.others]
-                rows[-1] |= _estimates(dict(zip(_gap_titles(analysis), gaps, strict=True)))
+                rows[-1] |= _estimates(dict(zip(gap_titles, gaps, strict=True)))
                 rows[-1]["remarks"] = "; ".join(_remarks(analysis, scope, models, means, gaps)) or None
         if lines:
             # In the line of the mean, if there is one.
@@ -90,7 +88,6 @@ def by_category(analysis: Analysis, metric: str) -> Table:
             rows[-1] |= {f"{kind}_paper": value for kind, value in quoted.items()}
     papers = [f"{kind}_paper" for kind in analysis.rewards]
     asked = [name for name in (*papers, "remarks") if any(row.get(name) is not None for row in rows)]
-    gap_titles = _gap_titles(analysis) if metric == "accuracy" else {}
     note = (
         "Each: mean over the scope's sets, then over seeds ± standard deviation over seeds, "
         f"[{LEVEL:.0%} interval over seeds and test pairs; of a mean of {MODELS_NEEDED} models or more, over models too]. "
@@ -143,7 +140,7 @@ def accuracy_table(accuracies: Table) -> Table:
     """Return the accuracies by category without their intervals and the paper's numbers, for which a terminal has no room."""
     columns = [name for name in accuracies.names if not name.endswith("_paper")]
     return replace(
-        accuracies.without_intervals(columns),
+        accuracies.without_intervals(),
         title="accuracy by category",
         note="Mean over a category's sets, then mean ± standard deviation over seeds.",
         columns=" ".join(columns),

@@ -61,8 +61,12 @@ def mean_label(models: Mapping[str, int]) -> str:
     return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
 
 
-def number_of(number: int, noun: str, several: str = "") -> str:
-    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
+def number_of(number: int, noun: str) -> str:
+    return f"{number} {noun if number == 1 else f'{noun}s'}"
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def interval(value: Estimate) -> str:
@@ -133,11 +137,11 @@ class Table:
             for row in self.rows
         ]
 
-    def without_intervals(self, columns: Sequence[str]) -> "Table":
-        """Return the table with value ± standard deviation in these columns, for a terminal."""
+    def without_intervals(self) -> "Table":
+        """Return the table with value ± standard deviation in the place of intervals, for a terminal."""
 
         def short(name: str, value: Value) -> Value:
-            if name not in columns or not isinstance(value, Estimate):
+            if not isinstance(value, Estimate):
                 return value
             spread = "" if value.std is None else f" ± {value.std:.3f}"
             return f"{value.value:{self.forms.get(name, '.3f')}}{spread}"

@@ -54,7 +54,8 @@ def write_comparison(
         names = (names[0], f"{names[1]}@{clean_name(other_store.root.name)}")
     sides = (sweep_results(declaration, store), sweep_results(other, other_store))
     trials = set.intersection(*({_trial(item) for item in side} for side in sides))
-    sets = set.intersection(*({place for item in side for place in _sets(item)} for side in sides))
+    placed = [{place for item in side for place in _sets(item)} for side in sides]
+    sets = set.intersection(*placed)
     both = [
         _of_sweep(item, name, sets)
         for name, side in zip(names, sides, strict=True)
@@ -68,8 +69,7 @@ def write_comparison(
         said = (
             f"{names[0]} and {names[1]} share no model and seed that learned in both and was evaluated on the same pairs.",
         )
-    every = {place for side in sides for item in side for place in _sets(item)}
-    if left := sorted({name for _, _, name, _ in every - sets}):
+    if left := sorted({name for _, _, name, _ in set.union(*placed) - sets}):
         said = (*said, f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.")
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Keeping:
     identity: dict[str, str]
     stop: StopLeft
     end_epoch: Callable[[int], None]
-    later: Later = field(default_factory=Later)
+    later: Later
 
 
 def train(
