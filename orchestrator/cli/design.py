@@ -187,7 +187,7 @@ class Growth:
         """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet."""
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
         shared, lost = dict[Cell, dict[str, float]](), dict[str, float]()
-        for note in read_state(self.base.name, self.store).trials.values():
+        for note in read_state(self.base.name, self.store).trials.values() if measured else ():
             # Of a stage that trials share, each has noted the same.
             lost |= {name: max(hours, lost.get(name, 0.0)) for name, hours in note.lost_h.items()}
         for plan in resolved.plans:

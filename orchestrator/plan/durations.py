@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
-from orchestrator.plan.memory import PairTokens, Training, scoring
+from orchestrator.plan.memory import PairTokens, Training, scoring, weight_bytes
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
 from orchestrator.spec.datasets import pairs_of
@@ -83,7 +83,7 @@ def step_parts(
     pairs = training.copies * training.optim.effective_batch / ranks
     forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
     recomputed, stage, trained = int(placement.checkpointing), placement.zero_stage, training.trainable
-    width = 2 if training.precision == "bf16" else 4
+    width = weight_bytes(training.precision)
     memory, link = (kind.memory_gb_s, kind.link_gb_s) if kind else CPU_GB_S
     # ZeRO 3 gathers the weights in each pass, ZeRO 1 and 2 once after the update. Gradients are sent in fp32; ZeRO 2 and 3
     # send them after each forward.
@@ -213,11 +213,9 @@ class Durations:
         batches = math.ceil(prompts / max(1, ANSWERS_AT_ONCE // samples)) * math.ceil(
             samples / ANSWERS_AT_ONCE
         )
-        width, memory = (
-            2 if stage.base.precision == "bf16" else 4,
-            self.kind.memory_gb_s if self.kind else CPU_GB_S[0],
-        )
-        token_s = width * (matrices + table) / memory / 1e9 + FORWARD_S[placement.device]
+        memory = self.kind.memory_gb_s if self.kind else CPU_GB_S[0]
+        read = weight_bytes(stage.base.precision) * (matrices + table)
+        token_s = read / memory / 1e9 + FORWARD_S[placement.device]
         rate = flops_per_s(self.kind, stage.base.precision)
         return SET_UP_S[placement.device] + work / rate + batches * new * token_s
 

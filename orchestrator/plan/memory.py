@@ -33,6 +33,10 @@ LOGITS_BLOCK_ON_CPU, SMALLEST_BLOCK = 1 << 21, 256
 PINNED = 1.25
 
 
+def weight_bytes(precision: Precision) -> int:
+    return 2 if precision == "bf16" else 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairTokens:
     """Tokens of a pair's parts: of the longest pair, or the mean over pairs."""
@@ -116,7 +120,7 @@ def footprint(training: Training, placement: Placement) -> Footprint:
     forward = max(unit, min(placement.forward_tokens, share))
     pairs, several = forward / training.pair.total, forward < share
     shapes, output = training.architecture, training.reward.type.output
-    width = 2 if training.precision == "bf16" else 4
+    width = weight_bytes(training.precision)
     # Half precision without ZeRO is run as ZeRO-1 (trainers/train/engine.py).
     stage = max(placement.zero_stage, 1) if width == 2 else placement.zero_stage
     on_gpu = placement.device == "cuda"
@@ -188,7 +192,7 @@ class Scoring:
 def scoring(training: Training, gpu_gb: float) -> Scoring:
     """Predict how a GPU of that memory scores with the model."""
     shapes, output = training.architecture, training.reward.type.output
-    width = 2 if training.precision == "bf16" else 4
+    width = weight_bytes(training.precision)
     tokens = max(SCORED_TOKENS, training.pair.total)
     held = float(width * shapes.trained(output))
     tables = 1 if shapes.tied or output == "head" else 2

@@ -234,25 +234,21 @@ def run_evaluations(stages: Sequence[EvaluateStage], store: Store, report: TakeR
 def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: TakeRow) -> None:
     from trainers.evaluate.scores import read_places, write_scores
     from trainers.evaluate.scoring import score_pairs
-    from trainers.models.loading import device, load_model
+    from trainers.models.generation import Weights
     from trainers.models.reward_parts import RewardModule
-    from trainers.models.streaming import to_score
-    from trainers.pairs.templates import load_tokenizer
     from trainers.train.checkpoints import model_folder
 
     train = missing[0].train
     folder = model_folder(missing[0].epoch, train.optim.epochs)
     weights, found = store.manifest_and_folder(WEIGHTS, train.key, folder)
-    location = str(found / folder)
-    model = load_model(
-        location,
-        tokenizer=load_tokenizer(location, trust=train.base.trust),
-        output=train.reward.type.output,
+    trained = Weights(
+        location=str(found / folder),
+        revision=None,
         precision=train.base.precision,
         trust=train.base.trust,
         base=(train.base.found_at(store), train.base.revision) if train.lora else None,
     )
-    reward = RewardModule(to_score(model, device()), train.reward)
+    reward = RewardModule(trained.model(train.reward.type.output), train.reward)
     for stage in missing:
         name = stage.prepared.split.name
         with store.write(stage.kind, stage.key, train=train.key, data=stage.prepared.key) as attempt:

@@ -182,8 +182,8 @@ def iter_pairs(
     """Yield the pairs of `split` one by one, copies of the training pairs last.
 
     `left_out` gets a line for each bad row that `skip_bad_rows` leaves out; at the end `funnel` holds how
-    many rows were left after each step (nothing for the paper's draws). Raises DataError at the first bad row, or at the end where nothing
-    was left.
+    many rows were left after each step (nothing for the paper's draws). Raises DataError at the first bad
+    row, or at the end where nothing was left.
     """
     yield from _own_pairs(spec, split, left_out, [] if funnel is None else funnel)
     if spec.augmentation is not None and split == spec.train_split:
