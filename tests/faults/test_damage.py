@@ -92,7 +92,7 @@ def test_manifests(storage, four, whole):
     mended(storage, four, whole, damaged, recomputed)
 
 
-@pytest.mark.parametrize("turn", range(3))
+@pytest.mark.parametrize("turn", [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (1, 2))])
 def test_what_a_missing_stage_reads(storage, four, whole, turn):
     damages = DAMAGES[turn:] + DAMAGES[:turn]
     (_, scored, evaluated), (_, trained, _), *_ = cells(storage)

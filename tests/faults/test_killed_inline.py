@@ -16,7 +16,6 @@ from tests.faults.lives import artifacts, grid_life, leftovers, lived, output
 CELLS = ("--backend", "inline", "--profile", "laptop", "--rewards", "ex_rm", "im_rm", "--seeds", *"012345")
 SIZE = ("--max-train-pairs", "24", "--max-eval-pairs", "8", "--epochs", "2", "--effective-batch", "4")
 SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world", "hamiltonian", "--lr", "1e-3")
-KILLS = 50
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +67,23 @@ def until_further(life, storage, steps):
         life.join(0.005)
 
 
-def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed, empty_database, tmp_path):
+@pytest.mark.parametrize("kills", [16, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(
+    command, undisturbed, empty_database, tmp_path, kills
+):
     whole, first, end = undisturbed
     storage, moments = new_storage(tmp_path, empty_database), random.Random(0)
     lives, killed, resumed = 0, 0, 0
-    while killed < KILLS or lives == killed:
+    while killed < kills or lives == killed:
         life = grid_life(storage, command)
         lives += 1
         if killed == 0:
             until_checkpoint(life, storage)
-        elif killed < KILLS:
+        elif killed < kills:
             # By what it has come to, as seconds say little on a busy machine: the sweep is some 100 files, so 50 kills fit in.
             steps = moments.randrange(3)
             until_further(life, storage, steps)
-            life.join(moments.uniform(0, (end - first) / KILLS if steps else first / 2))
+            life.join(moments.uniform(0, (end - first) / kills if steps else first / 2))
         else:
             life.join(300)
         if life.exitcode is None:
@@ -95,7 +97,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(command, undisturbed
     print(f"{lives} lives, {killed} killed, {resumed} resumed")
     assert life.exitcode == 0, output(storage)
     assert "Traceback" not in output(storage)
-    assert killed > KILLS // 3
+    assert killed > kills // 3
     assert resumed >= 1
     assert artifacts(storage) == artifacts(whole)
     assert leftovers(storage) == []

@@ -51,7 +51,7 @@ def assert_every_row(storage: Path, trials: int, sets: int) -> None:
     assert [note.state for note in notes.values()] == ["complete"] * trials
 
 
-@pytest.mark.parametrize("trials", [250, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_hundreds_of_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, monkeypatch, trials):
     monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", NoView)
     monkeypatch.setattr(commands, "cluster_address", lambda: None)

@@ -137,19 +137,19 @@ def amend(file: Path, **changes: object) -> None:
 
 def test_a_folder_with_code_in_it_runs_none_of_it(trapped: Path, tmp_path: Path):
     # From inside the folder, where an interpreter might look for modules.
-    for command in ("plan", "run"):
-        done = grid(tmp_path, command, "--models", str(trapped), *SMALL, *INLINE)
-        assert done.returncode == 0, done.stdout
-        assert not (tmp_path / "sprung").exists()
+    done = grid(tmp_path, "run", "--models", str(trapped), *SMALL, *INLINE)
+    assert done.returncode == 0, done.stdout
+    assert not (tmp_path / "sprung").exists()
     assert "1/1 complete" in done.stdout
 
 
 def test_the_trap_is_armed_where_the_user_trusts_it(trapped: Path, tmp_path: Path):
     # A head on a base of the folder's own would ask for more classes than this folder has.
     small = [word.replace("ex_rm", "im_rm") for word in SMALL]
-    done = grid(tmp_path, "run", "--models", str(trapped), *small, *INLINE, "--trust-remote-code")
-    assert (tmp_path / "sprung").exists(), done.stdout
-    assert done.returncode == 0, done.stdout
+    said = lived(
+        tmp_path / "store", ("run", "--models", str(trapped), *small, *INLINE, "--trust-remote-code")
+    )
+    assert (tmp_path / "sprung").exists(), said
 
 
 def test_pickles_in_the_place_of_safetensors_are_never_unpickled(trapped: Path, tmp_path: Path):
@@ -272,13 +272,6 @@ def require_no_secret(done: subprocess.CompletedProcess[str], folder: Path, *roo
     secrets = [*CANARIES.values(), PASSWORD]
     assert [secret for secret in secrets if secret in done.stdout] == []
     assert [leak for leak in leaks(secrets, folder, *roots) if "injected.py" not in leak] == []
-
-
-def test_no_secret_is_written_by_a_sweep_that_completes(tiny_model: Path, tmp_path: Path):
-    done = grid(tmp_path, "run", "--models", str(tiny_model), *SMALL, *INLINE, **CANARIES)
-    assert done.returncode == 0, done.stdout
-    assert (tmp_path / "store" / "mlflow.db").is_file()
-    require_no_secret(done, tmp_path)
 
 
 def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_does_not_answer(
