@@ -72,8 +72,8 @@ def test_hundreds_of_trials_inline_leave_every_row_and_nothing_to_do(tmp_path, m
 
 
 @pytest.mark.ray
-def test_thirty_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
-    words = ("--trials", "30", "--sets", "2", "--backend", "ray", "--storage", str(tmp_path))
+def test_twelve_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
+    words = ("--trials", "12", "--sets", "2", "--backend", "ray", "--storage", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load", *words],
         cwd=ROOT,
@@ -83,14 +83,14 @@ def test_thirty_trials_on_ray_leave_every_row_and_share_processes(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "60 of 60" in done.stdout
-    assert_every_row(tmp_path / "store", 30, 2)
+    assert "24 of 24" in done.stdout
+    assert_every_row(tmp_path / "store", 12, 2)
     infos = [item["info"] for item in manifests(tmp_path / "store", "train").values()]
-    assert len({info["tune_trial_id"] for info in infos}) == 30
+    assert len({info["tune_trial_id"] for info in infos}) == 12
     # Three trial processes on two CPUs, and as many again where a machine is slow enough to let some go.
-    assert len({info["pid"] for info in infos}) <= 12
+    assert len({info["pid"] for info in infos}) <= 8
     evaluated = [item["info"]["pid"] for item in manifests(tmp_path / "store", "evaluate").values()]
-    assert len(set(evaluated)) <= 12
+    assert len(set(evaluated)) <= 8
 
 
 @pytest.fixture

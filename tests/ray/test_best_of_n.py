@@ -10,7 +10,7 @@ import pytest
 from sweeps import best_of_n
 from tests.sweep_runs import run_analysis
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = (

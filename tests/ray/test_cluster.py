@@ -39,7 +39,7 @@ def test_a_gang_spans_the_nodes_of_a_running_cluster(tiny_model, tmp_path, addre
         "reward=ex_rm",
         "train=tiny_world",
     )
-    flags = (*cells, "--epochs", "1", "--eval-sets", "tiny_world")
+    flags = (*cells, "--epochs", "1", "--eval-sets", "tiny_world", "--max-train-pairs", "8")
     done = grid(tmp_path, "run", *flags, RAY_ADDRESS=address, **ENVIRONMENT)
     assert done.returncode == 0, said(done)
     (info,) = [manifest["info"] for manifest in manifests(tmp_path, "train").values()]

@@ -15,6 +15,7 @@ TRIALS = 12
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_twelve_trials_are_packed_on_two_nodes_of_four_gpus(tmp_path):
     words = ("--trials", str(TRIALS), "--nodes", "2", "--gpus", "4", "--lower-bound-s", "5")
     done = subprocess.run(
