@@ -20,7 +20,7 @@ NEEDS_A_NETWORK = "--endpoint https://"
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 7
+    assert len(COMMANDS) >= 6
     assert {words.split()[0] for words in COMMANDS} == {"list", "show", "prepare", "rewrite"}
 
 

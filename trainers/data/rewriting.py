@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +22,7 @@ import tyro
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
-from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
-from trainers.data.worlds import rewritten_by_rules
+from trainers.data.texts import UNKNOWN, language, looks_cut
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
@@ -53,11 +51,8 @@ _REFUSAL = re.compile(
 _CHARACTERS_OF_A_TOKEN, _LEAST_CHARACTERS = 3.5, 2.0
 # How much longer a rewriting is than its original, for estimates.
 _GROWTH = 1.2
-_MEASURES = ("self_overlap", "overlap", "chrf", "length_ratio")
-_SAID = (
-    "token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
-    "{length_ratio:.2f} times as long"
-)
+# Most times to send a request that fails for a while.
+_TRIES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +67,6 @@ class Asking:
     """Most tokens of an answer; an answer that reaches them is cut off."""
     attempts: int = 3
     """Most answers to ask for before a response is listed as failed."""
-    tries: int = 6
-    """Most times to send a request that fails for a while (429, 5xx, time-outs)."""
     concurrency: int = 8
     """Requests at the same time."""
     timeout_s: float = 120.0
@@ -93,7 +86,7 @@ class Asking:
             raise SpecError("--endpoint needs --model NAME.")
         if self.max_cost is not None and not (self.input_price or self.output_price):
             raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
-        for name in ("max_tokens", "attempts", "tries", "concurrency"):
+        for name in ("max_tokens", "attempts", "concurrency"):
             if getattr(self, name) < 1:
                 raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
 
@@ -117,35 +110,22 @@ class Spending(NamedTuple):
 # Is an answer a rewriting?
 
 
-def measured(original: str, rewritten: str) -> dict[str, Any]:
-    """Return the token overlap (in words, the paper's measure), chrF, length ratio and language of a rewriting."""
-    from sacrebleu import sentence_chrf
-
-    tokens = words(original), words(rewritten)
-    return {
-        "overlap": token_overlap(*tokens),
-        "self_overlap": token_overlap(tokens[0], tokens[0]),
-        "chrf": sentence_chrf(rewritten, [original]).score,
-        "length_ratio": len(rewritten) / max(1, len(original)),
-        "language": language(rewritten),
-    }
-
-
 def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
     """Return why a rewriting cannot be used, or None. `wanted` is a language code, None for that of the original."""
+    from sacrebleu import sentence_chrf
+
     if not rewritten.strip():
         return "empty"
     if _REFUSAL.search(rewritten) and not _REFUSAL.search(original):
         return "refused"
     if cut or (looks_cut(rewritten) and not looks_cut(original)):
         return "cut off"
-    found = measured(original, rewritten)
-    chrf, ratio, said_in = found["chrf"], found["length_ratio"], found["language"]
+    chrf, ratio = sentence_chrf(rewritten, [original]).score, len(rewritten) / max(1, len(original))
     if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
         return f"unchanged (chrF {chrf:.0f})"
     if len(original) >= _SHORT and not LENGTH_RATIOS[0] <= ratio <= LENGTH_RATIOS[1]:
         return f"{ratio:.2f} times as long"
-    expected = wanted or language(original)
+    expected, said_in = wanted or language(original), language(rewritten)
     if UNKNOWN not in (expected, said_in) and said_in != expected:
         return f"in {said_in}, not {expected}"
     return None
@@ -224,7 +204,7 @@ class Rewriter:
         why: dict[str, str] = {}
         if missing := self.missing(texts):
             # Load the metrics before the first request: it takes seconds, in which requests could time out.
-            measured("a" * 100, "b" * 100)
+            fault("a" * 100, "b" * 100, wanted=None)
             asyncio.run(self._ask_for_all(missing, why))
         answers = {text: self.journal.rewriting(self.key(text)) for text in texts}
         for text in missing:
@@ -270,7 +250,7 @@ class Rewriter:
         async with openai.AsyncOpenAI(
             base_url=asking.endpoint,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=asking.tries - 1,
+            max_retries=_TRIES - 1,
             timeout=asking.timeout_s,
         ) as client:
             await asyncio.gather(*map(rewrite, texts))
@@ -306,12 +286,11 @@ class Rewriter:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint, or by rule.
+    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint.
 
     Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
-    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
-    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
-    answer, and why.
+    every answer that was paid for, from which the same command goes on, and OUT.failures.jsonl with the responses
+    that have no usable answer, and why.
     """
 
     data: NamedSet
@@ -324,8 +303,6 @@ class Rewrite:
     into: str = PARAPHRASE
     """paraphrase, or a language: french, spanish, german, …"""
     asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
-    rules: str | None = None
-    """Exchange words and turns of phrase by rule instead of asking a model: english or tiny_world."""
     prompt: Path | None = None
     """File with your own prompt, with {response} where the text goes."""
     language: str | None = None
@@ -338,10 +315,7 @@ class Rewrite:
     def run(self) -> None:
         """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
         asking, out = self.asking, self.out
-        if self.rules is None:
-            asking.require_valid()
-        elif asking.endpoint or asking.model:
-            raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
+        asking.require_valid()
         prompt = self._prompt()
         if out.suffix != ".jsonl":
             raise SpecError(f"--out {out}: name a .jsonl file.")
@@ -350,25 +324,21 @@ class Rewrite:
         print(end=said_left_out(left_out))
         texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
         out.parent.mkdir(parents=True, exist_ok=True)
-        why: dict[str, str] = {}
-        if self.rules is not None:
-            answers = {text: rewritten_by_rules(text, self.rules) for text in texts}
-        else:
-            journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-            wanted = self.language or LANGUAGES.get(self.into)
-            rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
-            missing, paid = rewriter.missing(texts), rewriter.spent()
-            needed = rewriter.estimate(missing)
-            print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
-            if asking.max_cost is not None and paid.cost + needed.cost > asking.max_cost:
-                raise SpecError(
-                    f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
-                    f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-                )
-            if self.estimate:
-                return
-            answers, why = rewriter.rewrite(texts)
-            print(f"paid: {rewriter.spent()}")
+        journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+        wanted = self.language or LANGUAGES.get(self.into)
+        rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
+        missing, paid = rewriter.missing(texts), rewriter.spent()
+        needed = rewriter.estimate(missing)
+        print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
+        if asking.max_cost is not None and paid.cost + needed.cost > asking.max_cost:
+            raise SpecError(
+                f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
+                f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+            )
+        if self.estimate:
+            return
+        answers, why = rewriter.rewrite(texts)
+        print(f"paid: {rewriter.spent()}")
         _write(out, pairs, answers, why)
 
     def _prompt(self) -> str:
@@ -407,12 +377,11 @@ def _sampled(pairs: Sequence[Pair], sample: int | None) -> list[tuple[int, Pair]
 def _write(
     out: Path, pairs: Sequence[tuple[int, Pair]], answers: dict[str, str], why: dict[str, str]
 ) -> None:
-    """Write the pairs whose responses both have a rewriting, what was measured of them, and what has none.
+    """Write the pairs whose responses both have a rewriting, and what has none; no empty file is written.
 
-    Empty files are not written. Raises TrialFailed where responses have none.
+    Raises TrialFailed where responses have none.
     """
     rows: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for row, pair in pairs:
         own = {"chosen": pair.chosen, "rejected": pair.rejected}
@@ -420,21 +389,17 @@ def _write(
         if len(made) == 2:
             was = {f"orig_{side}": text for side, text in own.items()}
             rows.append({**as_row(pair), **made, **was, "orig_index": row})
-            lines += [{"row": row, "side": side, **measured(own[side], made[side])} for side in own]
         failed += [
             {"row": row, "side": side, "why": why.get(text, "not asked")}
             for side, text in own.items()
             if side not in made
         ]
     failures = out.with_name(f"{out.name}.failures.jsonl")
-    for file, found in ((failures, failed), (out, rows), (out.with_name(f"{out.name}.hygiene.jsonl"), lines)):
+    for file, found in ((failures, failed), (out, rows)):
+        file.unlink(missing_ok=True)
         if found:
             replace(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
-        else:
-            file.unlink(missing_ok=True)
-    if rows:
-        means = {name: statistics.fmean(line[name] for line in lines) for name in _MEASURES}
-        print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}: {_SAID.format(**means)}")
+    print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}")
     if failed:
         said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in failed[:5])
         raise TrialFailed(
