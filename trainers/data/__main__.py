@@ -12,17 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import (
-    FINDINGS,
-    SETS,
-    Audit,
-    AuditSet,
-    Role,
-    Tokenize,
-    audit_sets,
-    originals,
-    set_row,
-)
+from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, Tokenize, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import Rewrite
@@ -61,10 +51,14 @@ class List:
         for spec, *counts, about in KNOWN:
             train, test = ("?" if count is None else str(count or "-") for count in counts)
             shown.append((spec.name, train, test, (spec.revision or "-")[:12], _source_of(spec), about))
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        for line in shown:
-            print("  ".join(map(str.ljust, line, widths)).rstrip())
+        _print_table(shown)
         print("A hub set without a revision (-) is pinned to the hub's newest at the first fetch.")
+
+
+def _print_table(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _source_of(spec: DatasetSpec) -> str:
@@ -191,8 +185,6 @@ class AuditFlags:
     """Folder or hub id of a tokenizer: measure lengths and token overlap in its tokens too."""
     out: Path = Path("audit.json")
     """File to write everything that was measured to."""
-    json: bool = False
-    """Print that file instead of the tables."""
 
     def run(self) -> None:
         """Read, audit, write `out`, print. Raises SweepError."""
@@ -221,12 +213,13 @@ class AuditFlags:
             [item for item in sets if item.role == "eval"],
             tokenize=None if self.tokenizer is None else _tokenizer(self.tokenizer),
         )
-        said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
-        replace(self.out, said + "\n")
-        if self.json:
-            print(said)
-        else:
-            _print_audit(audited, self.out)
+        replace(self.out, json.dumps(audited.as_json(), indent=1, ensure_ascii=False) + "\n")
+        _print_table([SETS, *map(set_row, audited.sets)])
+        for finding in audited.findings:
+            print(f"{finding.severity}: {finding.said.removeprefix('data: ')}")
+        found = [finding.severity for finding in audited.findings]
+        counts = ", ".join(f"{found.count(severity)} {severity}" for severity in SEVERITIES)
+        print(f"{counts}; everything measured: {self.out}")
 
 
 def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
@@ -262,29 +255,6 @@ def _tokenizer(location: str) -> Tokenize:
 
     loaded: Any = load_tokenizer(location)
     return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
-
-
-def _print_audit(audited: Audit, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    colours = {"error": "red", "warn": "yellow"}
-    for title, names, rows in (
-        ("sets", SETS, [(set_row(item), "") for item in audited.sets]),
-        ("findings", FINDINGS, [(item, colours.get(item.severity, "")) for item in audited.findings]),
-    ):
-        table = Table(title=title, title_justify="left", show_lines=title == "findings")
-        for number, name in enumerate(names):
-            table.add_column(
-                name, overflow="fold", justify="right" if names is SETS and number > 1 else "left"
-            )
-        for row, style in rows:
-            table.add_row(*row, style=style)
-        console.print(table)
-    found = [finding.severity for finding in audited.findings]
-    counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
-    console.print(f"{counts}; everything measured: {out}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
