@@ -102,18 +102,14 @@ class Endpoint(Loopback):
             "cut": translated(text)[:60],
             "english": "Behind an ancient building lies an orchard whose trees bear plenty of fruit, so it goes on.",
             "empty": "",
-            "another's": translated(original(0, "chosen")),
         }.get(act, translated(text))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": said},
             "finish_reason": "length" if act == "cut" else "stop",
         }
-        identity = (
-            f"id of {original(0, 'chosen')}" if said == translated(original(0, "chosen")) else f"id {key}"
-        )
         body = {
-            "id": identity,
+            "id": f"id {key}",
             "object": "chat.completion",
             "created": 1,
             "model": "m",

@@ -13,7 +13,7 @@ from trainers.data.audit import (
     Finding,
     audit_set,
     audit_sets,
-    length_baseline,
+    longer_wins,
     originals,
     overlap_findings,
     read_set_audit,
@@ -32,11 +32,9 @@ from trainers.data.overlaps import (
 )
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.data.sources import has_split, read_pairs
-from trainers.data.texts import UNKNOWN, language, looks_cut, similarity, token_overlap, words
+from trainers.data.texts import similarity, token_overlap, words
 from trainers.specs import DatasetSpec
 
-ENGLISH = "The committee will meet again on Thursday to discuss how the new library ought to be paid for."
-FRENCH = "Le comité se réunira de nouveau jeudi afin de discuter du financement de la nouvelle bibliothèque."
 REAL = ("ultrafeedback", "ultrafeedback_paraphrase", "ultrafeedback_french", "rewardmath", "rewardbench_math")
 
 
@@ -112,10 +110,7 @@ def test_wilson_has_the_published_intervals(successes: int, n: int, low: float, 
 
 
 def test_a_length_baseline_counts_ties_one_half():
-    found = length_baseline([3, 1, 2, 5], [1, 3, 2, 4], "words")
-    assert (found.longer_wins, found.shortcut, found.better) == (0.625, 0.625, "longer wins")
-    assert not found.significant
-    assert length_baseline([1] * 20, [2] * 20, "words").significant
+    assert longer_wins([3, 1, 2, 5], [1, 3, 2, 4]).accuracy == 0.625
 
 
 def test_token_overlap_is_the_chance_that_two_drawn_tokens_are_equal():
@@ -125,30 +120,9 @@ def test_token_overlap_is_the_chance_that_two_drawn_tokens_are_equal():
     assert token_overlap(words("a b c"), words("d e f")) == 1 / 16, "only the begin token"
 
 
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        (ENGLISH * 2, False),
-        (ENGLISH * 2 + " And then", True),
-        (ENGLISH * 2 + " And then,", True),
-        ("And then", False),
-        (ENGLISH * 2 + "\n- the last entry", False),
-        (ENGLISH * 2 + " = 42", False),
-        (ENGLISH * 2 + "\n```", False),
-    ],
-)
-def test_a_long_text_without_an_end_looks_cut(text: str, cut: bool):
-    assert looks_cut(text) is cut
-
-
 def test_similarity_is_that_of_matching_blocks():
     assert similarity("a b c", "d e f") == 0.0
     assert similarity("def f(x): return x + 1", "def f(x): return x - 1") == pytest.approx(18 / 20)
-
-
-def test_languages_are_told_where_there_is_text_to_tell_them_by():
-    assert (language(ENGLISH), language(FRENCH)) == ("en", "fr")
-    assert language("x = 3") == language("2 + 2 = 4, 3 + 3 = 6, " * 20) == UNKNOWN
 
 
 def test_a_leak_is_a_prompt_or_a_long_response_that_training_has():
@@ -161,7 +135,7 @@ def test_a_leak_is_a_prompt_or_a_long_response_that_training_has():
     ]
     found, findings = shared_by(train, evaluated)
     assert found.leaked == (0, 3), "a short response says nothing; a long one that was chosen does"
-    assert (found.prompts_exact, found.chosen_exact, found.rejected_exact) == (1, 2, 2)
+    assert found.repeats == {"prompts": (1, 0), "chosen": (2, 0), "rejected": (2, 0)}
     assert [finding.severity for finding in findings] == ["error"]
     assert "2 of 4 pairs" in findings[0].number
 
@@ -226,31 +200,6 @@ def test_length_in_characters_alone_is_no_shortcut_for_a_reader_of_tokens(chosen
     assert audited(numbered(40, chosen=chosen, rejected=rejected)) == {}
 
 
-def test_cut_responses_are_worse_on_one_side():
-    cut, whole = f"{ENGLISH} {ENGLISH} and then", f"{ENGLISH} {ENGLISH}"
-    found = audited([pair(f"q {i}", cut if i < 9 else whole, whole) for i in range(30)])
-    assert found["unfinished responses"].severity == "warn"
-    assert found["unfinished responses"].number == "9 of 30 chosen, 0 of 30 rejected"
-
-
-def test_with_a_tokenizer_lengths_and_overlaps_are_in_tokens_too():
-    data = AuditSet(name="set", role="eval", pairs=[pair("p q", "abc", "de")], rewrites=[("abc", "de")])
-    found = audit_set(data, tokenize=lambda text: [ord(letter) for letter in text])
-    assert {column: units["tokens"] for column, units in found.medians.items()} == {
-        "prompt": 3,
-        "chosen": 3,
-        "rejected": 2,
-    }
-    assert [item.unit for item in found.baselines] == ["characters", "words", "tokens"]
-    # Four different tokens and three, the begin token among them.
-    assert found.rewriting.itself == pytest.approx((4 / 16 + 3 / 9) / 2)
-
-
-def test_responses_in_two_languages_are_found():
-    found = audited([pair(f"q {i}", FRENCH, ENGLISH) for i in range(10)])
-    assert found["responses in two languages"].number == "10 of 10 pairs looked at"
-
-
 def test_a_rewriting_is_compared_with_its_originals():
     pairs = numbered(10, chosen="{0} entirely other words here", rejected="{0} nothing of it stays")
     before = [(f"{i} was said in this way", f"{i} came about like that") for i in range(10)]
@@ -299,10 +248,9 @@ def real(shared) -> Audit:
 def test_real_leaks_are_found(real):
     between = {(item.train, item.evaluated): item for item in real.between}
     math = between["rewardmath", "rewardmath"]
-    assert (math.prompts_exact, math.chosen_exact, math.rejected_exact) == (198, 198, 0)
+    assert [exact for exact, _ in math.repeats.values()] == [198, 198, 0]
     bench = between["rewardmath", "rewardbench_math"]
-    assert bench.prompts_exact == 181
-    assert 181 <= len(bench.leaked) <= 183
+    assert (bench.repeats["prompts"], len(bench.leaked)) == ((181, 1), 182)
     clean = [item for pair, item in between.items() if "ultrafeedback" in pair]
     assert clean
     assert not any(item.leaked for item in clean)
@@ -314,10 +262,6 @@ def test_real_leaks_are_found(real):
 
 
 def test_real_length_shortcuts_are_found(real):
-    baselines = {item.name: item.baselines[0] for item in real.sets if item.role == "eval"}
-    assert 1 - baselines["rewardbench_math"].longer_wins == pytest.approx(0.945)
-    assert 1 - baselines["rewardmath"].longer_wins == pytest.approx(0.6375)
-    assert baselines["ultrafeedback"].longer_wins == pytest.approx(0.5775)
     shortcuts = [item for item in real.findings if item.what == "length shortcut"]
     found = {item.where: item for item in shortcuts if item.severity != "info"}
     assert "0.945" in found["rewardbench_math"].number
@@ -326,20 +270,16 @@ def test_real_length_shortcuts_are_found(real):
     assert "0.578 in characters" in found["ultrafeedback"].number
 
 
-def test_the_real_identical_pair_and_cut_translations_are_found(real):
-    sets = {(item.name, item.role): item for item in real.sets}
-    assert {name: item.identical for name, item in sets.items() if item.identical} == {
+def test_the_real_identical_pair_is_found(real):
+    assert {(item.name, item.role): item.identical for item in real.sets if item.identical} == {
         (name, "train"): 1 for name in ("ultrafeedback", "ultrafeedback_paraphrase", "ultrafeedback_french")
     }
-    french = sets["ultrafeedback_french", "eval"]
-    assert french.cut["chosen"] > french.cut["rejected"] > sets["ultrafeedback", "eval"].cut["rejected"]
-    assert (next(iter(french.languages["prompt"])), next(iter(french.languages["chosen"]))) == ("en", "fr")
 
 
 def test_real_rewritings_share_half_the_tokens_that_an_original_shares_with_itself(real):
     """Paper §2 has 0.048, 0.023 and 0.019 with Llama's tokenizer; words have more repetitions."""
     for name in ("ultrafeedback_paraphrase", "ultrafeedback_french"):
         found = next(item.rewriting for item in real.sets if (item.name, item.role) == (name, "eval"))
-        assert found.responses > 390
-        assert found.itself == pytest.approx(0.057, abs=0.003)
-        assert 0.4 < found.overlap / found.itself < 0.6
+        assert found["responses"] > 390
+        assert found["itself"] == pytest.approx(0.057, abs=0.003)
+        assert 0.4 < found["overlap"] / found["itself"] < 0.6

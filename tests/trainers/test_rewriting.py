@@ -13,6 +13,9 @@ from trainers.data.rewriting import Journal
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
+ENGLISH = "The committee will meet again on Thursday to discuss how the new library ought to be paid for."
+FRENCH = "Le comité se réunira de nouveau jeudi afin de discuter du financement de la nouvelle bibliothèque."
+
 
 @pytest.fixture
 def endpoint():
@@ -55,7 +58,6 @@ def test_every_response_is_rewritten_and_paid_once(rewrite, endpoint, tmp_path):
         assert row["chosen"] == translated(original(n, "chosen"))
         assert row["orig_rejected"] == original(n, "rejected")
     assert set(endpoint.paid.values()) == {1}
-    assert "paid: 2,400 + 600 tokens" in said
     pairs = read_pairs(DatasetSpec(name="a", source=str(tmp_path / "out.jsonl")), "test")
     assert pairs[0].original_chosen == original(0, "chosen")
     assert rewrite()[0] == 0
@@ -69,7 +71,6 @@ UNUSABLE = {
     "cut": "cut off",
     "english": "in en, not fr",
     "empty": "empty",
-    "another's": "the answer to another request",
     "truncated": "cannot be read",
     "no choices": "cannot be read",
 }
@@ -88,15 +89,15 @@ def test_faults_that_pass_are_asked_again_and_paid_once(rewrite, endpoint, tmp_p
 def test_answers_that_are_no_rewritings_are_asked_for_anew(rewrite, endpoint, tmp_path):
     for number, act in enumerate(UNUSABLE, start=1):
         endpoint.acts[original(number, "chosen")] = [act]
-    code, said = rewrite("--concurrency", "1", count=8)
+    code, said = rewrite("--concurrency", "1", count=7)
     assert code == 0, said
     assert [row["chosen"] for row in written(tmp_path)] == [
-        translated(original(n, "chosen")) for n in range(8)
+        translated(original(n, "chosen")) for n in range(7)
     ]
     journal = Journal(tmp_path / "out.jsonl.journal.jsonl")
     faults = [answers[0].fault for answers in journal.values() if len(answers) == 2]
     assert all(noted in fault for noted, fault in zip(UNUSABLE.values(), faults, strict=True))
-    assert endpoint.requests.total() == 16 + len(UNUSABLE)
+    assert endpoint.requests.total() == 14 + len(UNUSABLE)
 
 
 def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint, tmp_path):
@@ -203,6 +204,28 @@ def test_what_cannot_be_meant_is_refused(rewrite, endpoint, words, message):
     assert code == 2
     assert message in said
     assert endpoint.requests.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("", False),
+        (" And then", True),
+        (" And then,", True),
+        ("\n- the last entry", False),
+        (" = 42", False),
+        ("\n```", False),
+    ],
+)
+def test_a_long_text_without_an_end_looks_cut(text, cut):
+    assert rewriting.looks_cut(ENGLISH * 2 + text) is cut
+    assert not rewriting.looks_cut("And then")
+
+
+def test_languages_are_told_where_there_is_text_to_tell_them_by():
+    assert (rewriting.language(ENGLISH), rewriting.language(FRENCH)) == ("en", "fr")
+    for text in ("x = 3", "2 + 2 = 4, 3 + 3 = 6, " * 20):
+        assert rewriting.language(text) == rewriting.UNKNOWN
 
 
 def test_the_papers_own_rewritings_are_mostly_clean(shared):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, Tokenize, audit_sets, originals, set_row
+from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import Rewrite
@@ -43,14 +43,13 @@ _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """List the named data sets: where each comes from, which revision, how many pairs."""
+    """List the named data sets: where each comes from, which revision, what it is."""
 
     def run(self) -> None:
         """Print the table."""
-        shown = [("name", "train", "test", "revision", "source", "what")]
-        for spec, *counts, about in KNOWN:
-            train, test = ("?" if count is None else str(count or "-") for count in counts)
-            shown.append((spec.name, train, test, (spec.revision or "-")[:12], _source_of(spec), about))
+        shown = [("name", "revision", "source", "what")]
+        for spec, about in KNOWN.items():
+            shown.append((spec.name, (spec.revision or "-")[:12], _source_of(spec), about))
         _print_table(shown)
         print("A hub set without a revision (-) is pinned to the hub's newest at the first fetch.")
 
@@ -150,14 +149,12 @@ class Prepare:
     out: Path
     """Folder to write."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    splits: tuple[str, ...] = ()
-    """Splits to read (default: those that the set has)."""
 
     def run(self) -> None:
         """Prepare the set; its splits appear together or not at all. Raises SweepError."""
         spec = chosen_spec(self.data, self.reading)
         spec = dataclasses.replace(spec, revision=resolved_revision(spec))
-        names = self.splits or splits_of(spec)
+        names = splits_of(spec)
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -172,7 +169,7 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFlags:
-    """Find what would mislead in preference data: leaks, length shortcuts, identical and cut responses."""
+    """Find what would mislead in preference data: leaks, length shortcuts, equal and contradicting pairs."""
 
     data: tyro.conf.Positional[_Words] = ()
     """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
@@ -181,8 +178,6 @@ class AuditFlags:
     eval: _Words = ()
     """Sets that are only evaluated."""
     rows: tyro.conf.OmitArgPrefixes[RowFlags] = field(default_factory=RowFlags)
-    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
-    """Folder or hub id of a tokenizer: measure lengths and token overlap in its tokens too."""
     out: Path = Path("audit.json")
     """File to write everything that was measured to."""
 
@@ -211,7 +206,6 @@ class AuditFlags:
         audited = audit_sets(
             [item for item in sets if item.role == "train"],
             [item for item in sets if item.role == "eval"],
-            tokenize=None if self.tokenizer is None else _tokenizer(self.tokenizer),
         )
         replace(self.out, json.dumps(audited.as_json(), indent=1, ensure_ascii=False) + "\n")
         _print_table([SETS, *map(set_row, audited.sets)])
@@ -248,13 +242,6 @@ def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
     unreadable: list[str] = []
     pairs = read_pairs(spec, own_split(spec, _ROLES[role]), unreadable)
     return AuditSet(name=f"{name}/{_ROLES[role]}", role=role, pairs=pairs, unreadable=unreadable)
-
-
-def _tokenizer(location: str) -> Tokenize:
-    from trainers.pairs.templates import load_tokenizer
-
-    loaded: Any = load_tokenizer(location)
-    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What in preference data would mislead: leaks, length shortcuts, identical and cut responses (paper §6).
+"""What in preference data would mislead: leaks, length shortcuts, equal and contradicting pairs (paper §6).
 
     audit = audit_sets(train_sets, eval_sets)      each set, and every training set against every evaluation set
     leaked = audit.between[0].leaked               rows of the evaluation set that training has seen
@@ -11,14 +11,13 @@ import dataclasses
 import math
 import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from trainers.data.overlaps import IndexedPairs, Overlap, overlap
 from trainers.data.records import Message, Pair
-from trainers.data.texts import LONG, UNKNOWN, language, looks_cut, similarity, token_overlap, words
+from trainers.data.texts import LONG, token_overlap, words
 
 if TYPE_CHECKING:
     from trainers.pairs.tokens import Counts
@@ -28,9 +27,6 @@ VERSION = 4
 Role = Literal["train", "eval"]
 Severity = Literal["error", "warn", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
-Tokenize = Callable[[str], Sequence[int]]
-# Similarities and languages are slow to compute: a share settles on this many evenly spaced pairs.
-SIMILARITY_SAMPLE, LANGUAGE_SAMPLE = 50, 200
 _Z = 1.959963984540054
 # Markers that chat templates write around turns, and that no text of a turn should contain.
 _MARKERS = re.compile(
@@ -66,44 +62,21 @@ class AuditSet:
     rewrites: Sequence[tuple[str, str] | None] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthBaseline:
+class LongerWins(NamedTuple):
     """The accuracy of "the longer response wins", a tie counting one half, with Wilson's 95 % interval."""
 
-    unit: str
-    longer_wins: float
+    accuracy: float
     low: float
     high: float
-
-    @property
-    def better(self) -> str:
-        """Which of the two rules is above one half."""
-        return "longer wins" if self.longer_wins >= 0.5 else "shorter wins"
-
-    @property
-    def shortcut(self) -> float:
-        """The accuracy of the better rule."""
-        return max(self.longer_wins, 1.0 - self.longer_wins)
-
-    @property
-    def significant(self) -> bool:
-        """Whether one half is outside the interval."""
-        return not self.low <= 0.5 <= self.high
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rewriting:
-    """The mean token overlap of responses with what they rewrite; `itself` is that of the originals with themselves."""
-
-    responses: int
-    overlap: float
-    itself: float
-    unchanged: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAudit:
-    """What one set holds. Counts are of pairs; `medians` are of lengths, by column and unit."""
+    """What one set holds. Counts are of pairs; `medians` are of lengths, by column and unit; `longer_wins` is by unit.
+
+    `rewriting` has the mean token overlap of `responses` with what they rewrite, that of the originals with
+    `itself`, and how many are `unchanged`; it is empty where nothing is rewritten.
+    """
 
     name: str
     role: Role
@@ -115,45 +88,32 @@ class SetAudit:
     contradicted: int
     prompt_repeated: int
     templated: int
-    languages: dict[str, dict[str, float]]
-    another_language: int
     medians: dict[str, dict[str, float]]
-    baselines: tuple[LengthBaseline, ...]
-    long_responses: dict[str, int]
-    cut: dict[str, int]
-    similarity: float
-    rewriting: Rewriting | None
+    longer_wins: dict[str, LongerWins]
+    rewriting: dict[str, float]
 
 
 def read_set_audit(record: dict[str, Any], name: str, role: Role) -> SetAudit:
     """Return a set's audit from its plain values (`dataclasses.asdict`, through JSON), under this name and role."""
     own = {field.name: record[field.name] for field in dataclasses.fields(SetAudit)}
     own |= {"name": name, "role": role, "unreadable": tuple(record["unreadable"])}
-    own["baselines"] = tuple(LengthBaseline(**item) for item in record["baselines"])
-    own["rewriting"] = record["rewriting"] and Rewriting(**record["rewriting"])
+    own["longer_wins"] = {unit: LongerWins(*found) for unit, found in record["longer_wins"].items()}
     return SetAudit(**own)
 
 
-def audit_set(
-    data: AuditSet, *, tokenize: Tokenize | None = None, index: IndexedPairs | None = None
-) -> SetAudit:
+def audit_set(data: AuditSet, *, index: IndexedPairs | None = None) -> SetAudit:
     """Audit one set of at least one pair; `index` is the index of its pairs, if there is one."""
     pairs = data.pairs
     index = index or IndexedPairs(pairs)
     texts = [("\n".join(turn.content for turn in pair.prompt), pair.chosen, pair.rejected) for pair in pairs]
     columns = dict(zip(_COLUMNS, zip(*texts, strict=True), strict=True))
     count: dict[str, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
-    if tokenize is not None:
-        count["tokens"] = lambda text: len(tokenize(text))
     lengths = {
         column: {unit: [length(text) for text in found] for unit, length in count.items()}
         for column, found in columns.items()
     }
-    sides = {side: columns[side] for side in ("chosen", "rejected")}
     rows = list(zip(index.prompts.numbers, index.chosen.numbers, index.rejected.numbers, strict=True))
-    stated = set(zip(index.prompts.numbers, *sides.values(), strict=True))
-    sample = _sample(pairs, LANGUAGE_SAMPLE)
-    said_in = [tuple(map(language, (pair.prompt[-1].content, pair.chosen, pair.rejected))) for pair in sample]
+    stated = set(zip(index.prompts.numbers, columns["chosen"], columns["rejected"], strict=True))
     return SetAudit(
         name=data.name,
         role=data.role,
@@ -168,24 +128,12 @@ def audit_set(
         ),
         prompt_repeated=sum(map(_repeats_its_prompt, pairs)),
         templated=sum(any(map(_MARKERS.search, found)) for found in texts),
-        languages={
-            column: {code: count / len(sample) for code, count in Counter(codes).most_common()}
-            for column, codes in zip(_COLUMNS, zip(*said_in, strict=True), strict=True)
-        },
-        another_language=sum(len({*codes[1:]} - {UNKNOWN}) > 1 for codes in said_in),
         medians={
             column: {unit: float(statistics.median(values)) for unit, values in units.items()}
             for column, units in lengths.items()
         },
-        baselines=tuple(
-            length_baseline(lengths["chosen"][unit], lengths["rejected"][unit], unit) for unit in count
-        ),
-        long_responses={side: sum(len(text) >= LONG for text in found) for side, found in sides.items()},
-        cut={side: sum(map(looks_cut, found)) for side, found in sides.items()},
-        similarity=statistics.fmean(
-            similarity(pair.chosen, pair.rejected) for pair in _sample(pairs, SIMILARITY_SAMPLE)
-        ),
-        rewriting=_rewriting(data, tokenize or words),
+        longer_wins={unit: longer_wins(lengths["chosen"][unit], lengths["rejected"][unit]) for unit in count},
+        rewriting=_rewriting(data),
     )
 
 
@@ -202,20 +150,13 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def length_baseline(chosen: Sequence[int], rejected: Sequence[int], unit: str) -> LengthBaseline:
+def longer_wins(chosen: Sequence[int], rejected: Sequence[int]) -> LongerWins:
     """Return how many of at least one pair length alone would rank right."""
     right = sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True))
-    low, high = wilson(right, len(chosen))
-    return LengthBaseline(unit=unit, longer_wins=right / len(chosen), low=low, high=high)
+    return LongerWins(right / len(chosen), *wilson(right, len(chosen)))
 
 
-def _sample(pairs: Sequence[Pair], most: int) -> Sequence[Pair]:
-    if len(pairs) <= most:
-        return pairs
-    return [pairs[number * len(pairs) // most] for number in range(most)]
-
-
-def _rewriting(data: AuditSet, tokenize: Callable[[str], Sequence[Any]]) -> Rewriting | None:
+def _rewriting(data: AuditSet) -> dict[str, float]:
     both = [
         (original, rewritten)
         for pair, texts in zip(data.pairs, data.rewrites, strict=False)
@@ -224,14 +165,14 @@ def _rewriting(data: AuditSet, tokenize: Callable[[str], Sequence[Any]]) -> Rewr
         if original
     ]
     if not both:
-        return None
-    tokens = [(tokenize(original), tokenize(rewritten)) for original, rewritten in both]
-    return Rewriting(
-        responses=len(both),
-        overlap=statistics.fmean(token_overlap(original, rewritten) for original, rewritten in tokens),
-        itself=statistics.fmean(token_overlap(original, original) for original, _ in tokens),
-        unchanged=sum(original == rewritten for original, rewritten in both),
-    )
+        return {}
+    tokens = [(words(original), words(rewritten)) for original, rewritten in both]
+    return {
+        "responses": len(both),
+        "overlap": statistics.fmean(token_overlap(original, rewritten) for original, rewritten in tokens),
+        "itself": statistics.fmean(token_overlap(original, original) for original, _ in tokens),
+        "unchanged": sum(original == rewritten for original, rewritten in both),
+    }
 
 
 def originals(
@@ -277,9 +218,6 @@ _EFFECTS = {
     "intervals.",
     "length shortcut": "Length alone ranks this well, and training can learn it in the place of quality: read the "
     "length-controlled accuracy.",
-    "unfinished responses": "Rewards read at the last token judge a fragment; where one side has more, the ending "
-    "alone tells chosen from rejected.",
-    "responses in two languages": "The language, not the quality, may tell chosen from rejected.",
     "token overlap with the original": "A token-level shift has other tokens and the same content; near the overlap "
     "of the original with itself, it is none.",
     "chosen = rejected in tokens": "The model reads the same twice: a tie of one half in every accuracy, and nothing "
@@ -334,15 +272,13 @@ class Audit:
         }
 
 
-def audit_sets(
-    train_sets: Sequence[AuditSet], eval_sets: Sequence[AuditSet], *, tokenize: Tokenize | None = None
-) -> Audit:
-    """Audit sets of at least one pair each; with `tokenize`, lengths and overlaps are measured in tokens too."""
+def audit_sets(train_sets: Sequence[AuditSet], eval_sets: Sequence[AuditSet]) -> Audit:
+    """Audit sets of at least one pair each."""
     train, evaluated = (
         [(item, IndexedPairs(item.pairs)) for item in items] for items in (train_sets, eval_sets)
     )
     return Audit(
-        sets=tuple(audit_set(item, tokenize=tokenize, index=index) for item, index in (*train, *evaluated)),
+        sets=tuple(audit_set(item, index=index) for item, index in (*train, *evaluated)),
         between=tuple(
             overlap(seen, index, names=(source.name, item.name))
             for source, seen in train
@@ -360,14 +296,9 @@ def overlap_findings(found: Overlap) -> Iterator[Finding]:
     """Yield what the overlap would do to the evaluation."""
     where = f"{found.evaluated} evaluated, {found.train} trained on"
     if leaked := len(found.leaked):
-        counts = {
-            "prompts": (found.prompts_exact, found.prompts_near),
-            "chosen": (found.chosen_exact, found.chosen_near),
-            "rejected": (found.rejected_exact, found.rejected_near),
-        }
         said = ", ".join(
             f"{what} {exact}{f' + {near} nearly' if near else ''}"
-            for what, (exact, near) in counts.items()
+            for what, (exact, near) in found.repeats.items()
             if exact or near
         )
         yield _finding(
@@ -411,68 +342,53 @@ def set_findings(audit: SetAudit) -> Iterator[Finding]:
     if pairs - audit.prompts > _MANY * pairs:
         yield _finding("info", "repeated prompts", where, f"{audit.prompts} prompts in {pairs} pairs")
     yield from _length(audit)
-    yield from _cut(audit)
-    looked_at = min(pairs, LANGUAGE_SAMPLE)
-    if audit.another_language > _FEW * looked_at:
-        number = f"{audit.another_language} of {looked_at} pairs looked at"
-        yield _finding("warn", "responses in two languages", where, number)
     if found := audit.rewriting:
         yield _finding(
-            "warn" if found.overlap > _HARDLY_REWRITTEN * found.itself else "info",
+            "warn" if found["overlap"] > _HARDLY_REWRITTEN * found["itself"] else "info",
             "token overlap with the original",
             where,
-            f"{found.overlap:.3f} (the original with itself {found.itself:.3f}; {found.unchanged} of "
-            f"{found.responses} responses unchanged)",
+            f"{found['overlap']:.3f} (the original with itself {found['itself']:.3f}; {found['unchanged']} of "
+            f"{found['responses']} responses unchanged)",
         )
 
 
 def _length(audit: SetAudit) -> Iterator[Finding]:
+    longer = all(found.accuracy >= 0.5 for found in audit.longer_wins.values())
+    better = {
+        unit: found if longer else LongerWins(1 - found.accuracy, 1 - found.high, 1 - found.low)
+        for unit, found in audit.longer_wins.items()
+    }
     # A model reads tokens: a rule that holds in characters but not in words is out of its reach.
-    least = min(audit.baselines, key=lambda baseline: baseline.shortcut)
-    agree = len({baseline.better for baseline in audit.baselines}) == 1
-    if not agree or not least.significant or least.shortcut < _SHORTCUT:
+    least = min(better.values())
+    if least.low <= 0.5 or least.accuracy < _SHORTCUT:
         return
-    longer = least.longer_wins >= 0.5
     each = ", ".join(
-        f"{share(item.shortcut)} in {item.unit} ({share(item.low if longer else 1 - item.high)}–"
-        f"{share(item.high if longer else 1 - item.low)})"
-        for item in audit.baselines
+        f"{share(found.accuracy)} in {unit} ({share(found.low)}–{share(found.high)})"
+        for unit, found in better.items()
     )
-    rank = (audit.role == "train") + (least.shortcut < _STRONG_SHORTCUT)
-    yield _finding(SEVERITIES[rank], "length shortcut", audit.name, f"{least.better}: {each}; Wilson 95 %")
-
-
-def _cut(audit: SetAudit) -> Iterator[Finding]:
-    shares = {column: audit.cut[column] / long for column, long in audit.long_responses.items() if long}
-    if not shares or max(shares.values()) <= _MANY:
-        return
-    one_sided = len(shares) == 2 and abs(shares["chosen"] - shares["rejected"]) > _MANY
-    number = ", ".join(f"{audit.cut[column]} of {audit.long_responses[column]} {column}" for column in shares)
-    yield _finding("warn" if one_sided else "info", "unfinished responses", audit.name, number)
+    rank = (audit.role == "train") + (least.accuracy < _STRONG_SHORTCUT)
+    rule = "longer wins" if longer else "shorter wins"
+    yield _finding(SEVERITIES[rank], "length shortcut", audit.name, f"{rule}: {each}; Wilson 95 %")
 
 
 # Sets and findings as rows of tables.
 
 SETS = (
-    *("set", "role", "pairs", "prompts", "language", "words, median"),
-    *("longer (characters) wins", "95 %", "alike", "cut"),
+    *("set", "role", "pairs", "prompts", "words, median"),
+    *("longer (characters) wins", "95 %"),
 )
 FINDINGS = ("severity", "finding", "where", "how much", "what it does to a result")
 
 
 def set_row(item: SetAudit) -> tuple[str, ...]:
-    """Return the row of a set; "longer wins" and its Wilson interval are in characters, "cut" counts chosen / rejected."""
-    codes = (next((code for code in shares if code != UNKNOWN), "–") for shares in item.languages.values())
-    baseline = item.baselines[0]
+    """Return the row of a set; "longer wins" and its Wilson interval are in characters."""
+    longer = item.longer_wins["characters"]
     return (
         item.name,
         item.role,
         str(item.pairs),
         str(item.prompts),
-        " → ".join(dict.fromkeys(codes)),
         " / ".join(f"{item.medians[column]['words']:.0f}" for column in _COLUMNS),
-        share(baseline.longer_wins),
-        f"{share(baseline.low)}–{share(baseline.high)}",
-        f"{item.similarity:.2f}",
-        f"{item.cut['chosen']} / {item.cut['rejected']}",
+        share(longer.accuracy),
+        f"{share(longer.low)}–{share(longer.high)}",
     )

@@ -85,14 +85,11 @@ def file_rows(file: Path) -> Iterator[Located]:
 
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the files of a split: one, or shards of one kind. Raises DataError where some are missing, or where it is unclear which are meant."""
-
-    def own(folder: Path, otherwise: str) -> tuple[Path, str]:
-        """A folder that datasets wrote may hold its caches beside its data."""
-        return folder, "data" if (folder / "state.json").is_file() else otherwise
-
-    places = [own(path / split, ""), (path, split), (path / "data", split)]
-    # What datasets or Spark wrote of a set without splits.
-    places += [own(path, "part")] if split == "train" else []
+    places = [(path / split, ""), (path, split), (path / "data", split)]
+    # A folder that datasets wrote, of one split or of a set without splits, may hold its caches beside its data.
+    for number, saved in enumerate((path / split, path) if split == "train" else (path / split,)):
+        if (saved / "state.json").is_file():
+            places[number] = (saved, "data")
     found: dict[Any, list[Path]] = {}
     for place, name in places:
         for file in sorted(place.iterdir()) if place.is_dir() else ():
@@ -152,20 +149,15 @@ def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
     try:
         # Without this check, offsets that lead out of a column's buffer would be followed.
         batch.validate(full=True)
-        rows = batch.to_pylist()
+        yield from map(without_nulls, batch.to_pylist())
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if "offset" in str(error).lower():
             raise
         if batch.num_rows == 1:
-            said, names = str(error).splitlines()[0], batch.schema.names
-            yield Fault(
-                re.sub(r"^In column (\d+): Invalid: ", lambda at: f"column {names[int(at[1])]!r}: ", said)
-            )
+            yield Fault(str(error).splitlines()[0])
         else:
             for number in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(number, 1))
-        return
-    yield from map(without_nulls, rows)
 
 
 def without_nulls(row: Row) -> Row:

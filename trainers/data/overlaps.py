@@ -139,18 +139,14 @@ class Overlap:
     """How many pairs of the evaluation set have texts that stand in the training split, drawn or not.
 
     `leaked` are the rows that training has seen: their prompt stands there, word for word or nearly, or one
-    of their responses of at least 100 characters does.
+    of their responses of at least 100 characters does. `repeats` counts, for prompts, chosen and rejected responses,
+    those that stand there word for word, and nearly.
     """
 
     train: str
     evaluated: str
     pairs: int
-    prompts_exact: int
-    prompts_near: int
-    chosen_exact: int
-    chosen_near: int
-    rejected_exact: int
-    rejected_near: int
+    repeats: dict[str, tuple[int, int]]
     chosen_as_rejected: int
     leaked: tuple[int, ...]
 
@@ -169,8 +165,7 @@ def overlap(train: IndexedPairs, evaluated: IndexedPairs, *, names: tuple[str, s
         train=names[0],
         evaluated=names[1],
         pairs=len(pairs),
-        **{f"{name}_exact": len(repeated.exact) for name, repeated in found.items()},
-        **{f"{name}_near": len(repeated.near) for name, repeated in found.items()},
+        repeats={name: (len(repeated.exact), len(repeated.near)) for name, repeated in found.items()},
         chosen_as_rejected=sum(len(pairs[row].chosen) >= LONG for row in crossed),
         leaked=tuple(sorted(leaked)),
     )

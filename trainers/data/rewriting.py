@@ -8,6 +8,7 @@ under a new key.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import tyro
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
-from trainers.data.texts import UNKNOWN, language, looks_cut
+from trainers.data.texts import LONG
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
@@ -39,6 +40,10 @@ LANGUAGES = {
 }
 MOST_CHRF = 90.0
 LENGTH_RATIOS = (0.4, 2.5)
+UNKNOWN = "unknown"
+_ENDS = frozenset(".!?…。！？؟।:;\"'”’»`)]}>|*_~$")
+# The classifier of languages reads this many characters; with fewer letters than this it guesses.
+_LANGUAGE_CHARACTERS, _LANGUAGE_LETTERS, _LANGUAGE_CERTAINTY = 300, 40, 0.9
 
 _PROMPTS = Path(__file__).parent / "prompts"
 # Shorter texts may say the same in much more or fewer characters, or in the same ones.
@@ -90,24 +95,44 @@ class Asking:
             if getattr(self, name) < 1:
                 raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
 
-    def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
-        """Return these numbers of tokens with their price."""
-        cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
-        return Spending(round(prompt_tokens), round(completion_tokens), cost)
-
-
-class Spending(NamedTuple):
-    """Tokens, and their price."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float
-
-    def __str__(self) -> str:
-        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the price of these numbers of tokens."""
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
 
 
 # Is an answer a rewriting?
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid import langid  # type: ignore[import-untyped]
+
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> str:
+    """Return the ISO 639 code, or "unknown" where letters are few or the guess is uncertain (code, formulas)."""
+    start = text[:_LANGUAGE_CHARACTERS]
+    letters = sum(map(str.isalpha, start))
+    if letters < _LANGUAGE_LETTERS or 2 * letters < len(start):
+        return UNKNOWN
+    code, certainty = _identifier().classify(start)
+    return str(code) if certainty >= _LANGUAGE_CERTAINTY else UNKNOWN
+
+
+def looks_cut(text: str) -> bool:
+    """Return whether a text of at least 100 characters ends in a letter or a comma.
+
+    A formula or the last entry of a list may end so too: a share over a set says more than one text.
+    """
+    stripped = text.rstrip()
+    if len(stripped) < LONG:
+        return False
+    last = stripped[-1]
+    if last in _ENDS or ord(last) > 0x1F000:
+        return False
+    last_line = stripped.rpartition("\n")[2].lstrip()
+    return not last_line.startswith(("-", "*", "•", "#", "|", ">")) and not last.isdigit()
 
 
 def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
@@ -187,17 +212,16 @@ class Rewriter:
         """Return the distinct texts without a usable answer."""
         return [text for text in dict.fromkeys(texts) if self.journal.rewriting(self.key(text)) is None]
 
-    def spent(self) -> Spending:
+    def spent(self) -> float:
         """Return what the answers so far cost, used or not."""
-        answers = [answer for found in self.journal.values() for answer in found]
-        tokens = [(answer.prompt_tokens, answer.completion_tokens) for answer in answers]
-        return self.asking.spending(*map(sum, zip(*tokens, strict=True))) if tokens else Spending(0, 0, 0.0)
+        answers = (answer for found in self.journal.values() for answer in found)
+        return sum(self.asking.cost(answer.prompt_tokens, answer.completion_tokens) for answer in answers)
 
-    def estimate(self, texts: Sequence[str]) -> Spending:
-        """Return about what rewriting each of `texts` once will take."""
+    def estimate(self, texts: Sequence[str]) -> float:
+        """Return about what rewriting each of `texts` once will cost."""
         read = sum((len(self.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
         lengths = (_GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN for text in texts)
-        return self.asking.spending(read, sum(min(self.asking.max_tokens, length) for length in lengths))
+        return self.asking.cost(read, sum(min(self.asking.max_tokens, length) for length in lengths))
 
     def rewrite(self, texts: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Ask for every text that is missing; return the rewritings, and why other texts have none. Raises DataError."""
@@ -220,7 +244,7 @@ class Rewriter:
         slots = asyncio.Semaphore(asking.concurrency)
         # The most that a request can cost.
         longest = max(len(text.encode()) for text in texts)
-        most = asking.spending((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
+        most = asking.cost((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens)
 
         async def rewrite(text: str) -> None:
             nonlocal under_way
@@ -229,7 +253,7 @@ class Rewriter:
                 while len(self.journal.get(key, ())) < asking.attempts and not fatal:
                     if self.journal.rewriting(key) is not None:
                         return
-                    cost = self.spent().cost + (under_way + 1) * most
+                    cost = self.spent() + (under_way + 1) * most
                     if asking.max_cost is not None and cost > asking.max_cost:
                         why[text] = f"the next request could pass --max-cost {asking.max_cost:.2f}"
                         return
@@ -273,10 +297,6 @@ class Rewriter:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
         why = "refused" if refused else fault(text, rewritten, wanted=self.wanted, cut=ended == "length")
-        # An endpoint that gives one answer to two requests mixed them up.
-        others = (answer for other, found in self.journal.items() if other != key for answer in found)
-        if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
-            why = "the answer to another request"
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Answer(key, rewritten, said.id or "", why, *tokens)
 
@@ -329,16 +349,16 @@ class Rewrite:
         rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
         missing, paid = rewriter.missing(texts), rewriter.spent()
         needed = rewriter.estimate(missing)
-        print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
-        if asking.max_cost is not None and paid.cost + needed.cost > asking.max_cost:
+        print(f"{len(missing)} responses to rewrite, cost about {needed:.2f}; paid before: {paid:.2f}")
+        if asking.max_cost is not None and paid + needed > asking.max_cost:
             raise SpecError(
-                f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
+                f"about {needed:.2f} is needed and {paid:.2f} was paid before, over --max-cost "
                 f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
             )
         if self.estimate:
             return
         answers, why = rewriter.rewrite(texts)
-        print(f"paid: {rewriter.spent()}")
+        print(f"paid: {rewriter.spent():.2f}")
         _write(out, pairs, answers, why)
 
     def _prompt(self) -> str:
