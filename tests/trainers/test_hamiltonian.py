@@ -26,13 +26,7 @@ def test_chosen_is_a_cycle_of_its_graph_and_rejected_is_not(name: str, split: st
         assert sorted(chosen) == sorted(rejected) == list(range(vertices))
         assert is_cycle(chosen, vertices, edges)
         assert not is_cycle(rejected, vertices, edges)
-
-
-def test_pairs_are_the_same_every_time_and_splits_share_no_prompt() -> None:
-    train, test = hamiltonian_pairs("train"), hamiltonian_pairs("test")
-    assert train == hamiltonian_pairs("train")
-    assert test == hamiltonian_pairs("test")
-    prompts = [pair.prompt for pair in (*train, *test)]
+    prompts = [pair.prompt for split in ("train", "test") for pair in hamiltonian_pairs(split, spec)]
     assert len(set(prompts)) == len(prompts)
 
 
@@ -66,8 +60,17 @@ def test_an_answer_is_judged_exactly() -> None:
 
 
 def test_the_papers_own_pairs_are_judged_as_what_they_are() -> None:
-    for pair in paper_hamiltonian_pairs("test")[:20]:
+    train, test = paper_hamiltonian_pairs("train"), paper_hamiltonian_pairs("test")
+    assert (len(train), len(test)) == (1000, 200)
+    edges = []
+    for pair in test:
         prompt = pair.prompt[0].content
+        assert prompt.startswith(
+            "Vertices: <sep>0<sep>1<sep>2<sep>3<sep>4<sep>5<sep>6<sep>7<sep>8<sep>9\nEdges: <sep>"
+        )
+        edges.append(prompt.count("<edge_sep>"))
         assert is_correct(pair.chosen, prompt)
         assert not is_correct(pair.rejected, prompt)
         assert not is_correct(pair.chosen.replace("<sep>", " "), prompt)
+    # Ten planted edges and a fifth of the other 35.
+    assert sum(edges) / len(edges) == pytest.approx(17, abs=0.6)
