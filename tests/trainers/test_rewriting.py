@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainers.chat_endpoint import Endpoint, original, rows, translated
 from tests.trainers.command_line import said as outcome
@@ -49,18 +50,21 @@ def written(tmp_path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 
 
-def test_every_response_is_rewritten_and_paid_once(rewrite, endpoint, tmp_path):
-    code, said = rewrite()
+def test_every_response_of_the_papers_sample_is_rewritten_and_paid_once(rewrite, endpoint, tmp_path):
+    code, said = rewrite("--sample", "3")
     assert code == 0, said
     found = written(tmp_path)
-    assert [row["orig_index"] for row in found] == list(range(6))
-    for n, row in enumerate(found):
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(517)).tolist()
+    assert [row["orig_index"] for row in found] == sorted(order[:3])
+    for row in found:
+        n = row["orig_index"]
         assert row["chosen"] == translated(original(n, "chosen"))
         assert row["orig_rejected"] == original(n, "rejected")
     assert set(endpoint.paid.values()) == {1}
     pairs = read_pairs(DatasetSpec(name="a", source=str(tmp_path / "out.jsonl")), "test")
-    assert pairs[0].original_chosen == original(0, "chosen")
+    assert pairs[0].original_chosen == found[0]["orig_chosen"]
     assert rewrite()[0] == 0
+    assert set(endpoint.paid.values()) == {1}
     assert endpoint.requests.total() == 12
 
 
@@ -178,14 +182,6 @@ def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_p
     assert rewrite(*words, "--max-cost", "1000")[0] == 0
     assert set(endpoint.paid.values()) == {1}
     assert len(written(tmp_path)) == 6
-
-
-def test_a_sample_is_the_papers(rewrite, tmp_path):
-    import torch
-
-    assert rewrite("--sample", "3")[0] == 0
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(517)).tolist()
-    assert [row["orig_index"] for row in written(tmp_path)] == sorted(order[:3])
 
 
 @pytest.mark.parametrize(
