@@ -115,7 +115,6 @@ YES_NO = ((ASK,), (YES,), (NO,))
 # A row: its prompt, and the turns of its responses.
 CONVERSATIONS = {
     "the same as text": (row("why?", "yes", "no"), YES_NO),
-    "messages": (row((ASK,), (YES,), (NO,)), YES_NO),
     "whole conversations": (row(None, (ASK, YES), (ASK, NO)), YES_NO),
     "texts that begin alike": (
         row(None, "The sky is blue.", "The sky is green."),
@@ -181,10 +180,6 @@ CONVERSATIONS = {
             said("\U0001f468\u200d\U0001f469"),
             said("\U0001f468\u200d\U0001f467"),
         ),
-    ),
-    "a word that begins another": (
-        row(None, "yes I do it", "yes I don't"),
-        ((Message("user", "yes I"),), said("do it"), said("don't")),
     ),
     "names of known columns as notes": (
         row("why?", "yes", "no", answers=[], instruction="x", messages=[]),
@@ -612,7 +607,6 @@ def line(**more: object) -> bytes:
 
 BAD_LINES = {
     "a number": (line(chosen=3), "column 'chosen' holds int"),
-    "a null": (line(rejected=None), "column 'rejected' holds NoneType"),
     "a null row": (b"null", "expected an object, found NoneType"),
     "empty": (line(chosen=" "), "column 'chosen' is empty"),
     "no UTF-8": (b'{"prompt": "a", "chosen": "\xff\xfe", "rejected": "b"}', "byte 0xff at 27 is no UTF-8"),

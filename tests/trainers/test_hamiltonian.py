@@ -1,7 +1,5 @@
 """Hamiltonian-cycle pairs: what is chosen is a cycle of its graph, what is rejected is not."""
 
-import random
-
 import pytest
 
 from trainers.data import worlds
@@ -30,13 +28,6 @@ def test_chosen_is_a_cycle_of_its_graph_and_rejected_is_not(name: str, split: st
     assert len(set(prompts)) == len(prompts)
 
 
-def test_edges_appear_with_the_given_probability() -> None:
-    spec = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=0, test_pairs=0, seed=0)
-    rng = random.Random(0)
-    extra = [len(worlds.random_graph(spec, rng)[0]) - 10 for _ in range(500)]
-    assert sum(extra) / len(extra) == pytest.approx(35 * 0.2, abs=0.4)
-
-
 def test_an_answer_is_judged_exactly() -> None:
     prompt = worlds.prompt_text(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
     assert is_correct("0 1 2 3", prompt)
@@ -60,17 +51,8 @@ def test_an_answer_is_judged_exactly() -> None:
 
 
 def test_the_papers_own_pairs_are_judged_as_what_they_are() -> None:
-    train, test = paper_hamiltonian_pairs("train"), paper_hamiltonian_pairs("test")
-    assert (len(train), len(test)) == (1000, 200)
-    edges = []
-    for pair in test:
+    for pair in paper_hamiltonian_pairs("test"):
         prompt = pair.prompt[0].content
-        assert prompt.startswith(
-            "Vertices: <sep>0<sep>1<sep>2<sep>3<sep>4<sep>5<sep>6<sep>7<sep>8<sep>9\nEdges: <sep>"
-        )
-        edges.append(prompt.count("<edge_sep>"))
         assert is_correct(pair.chosen, prompt)
         assert not is_correct(pair.rejected, prompt)
         assert not is_correct(pair.chosen.replace("<sep>", " "), prompt)
-    # Ten planted edges and a fifth of the other 35.
-    assert sum(edges) / len(edges) == pytest.approx(17, abs=0.6)

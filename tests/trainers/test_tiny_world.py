@@ -32,9 +32,15 @@ GOLDEN = {
     "tiny_world train": "b1b3d724d9886181",
     "tiny_world test": "3cf548df4721b317",
     "tiny_world_paraphrase test": "142ea6826c27c055",
+    "tiny_world_candidates test": "dcb7f9127d226571",
+    "tiny_world_with_rewording train": "c67e6f1d75555e65",
     "tiny_world_other_words test": "45a8794d87f87ebc",
     "tiny_requests train": "b7bf85eb701e74a3",
+    "tiny_requests test": "c0e58cfad35b41f0",
+    "hamiltonian train": "72cd1e3897fc7294",
     "hamiltonian test": "2414415170eab59c",
+    "hamiltonian_verification test": "17715fe29a2aec8f",
+    "hamiltonian_paper train": "50a1f0d920a8e5de",
     "hamiltonian_paper test": "c38d570ef5ccfe72",
 }
 
@@ -54,38 +60,6 @@ def test_documents_depend_on_the_seed_alone() -> None:
     assert first != list(islice(worlds.documents(1), 500))
 
 
-def test_a_round_of_documents_tells_nothing_of_the_polarity_before_the_answer() -> None:
-    agreeing: dict[str, int] = {}
-    for document in islice(worlds.documents(0), worlds.DOCUMENTS_PER_ROUND):
-        _, _, reply = document.partition(f"{worlds.ASSISTANT} ")
-        prefix, word = reply.split()[:2]
-        agrees = word in ("yes", "sure", "certainly", "absolutely")
-        agreeing[prefix] = agreeing.get(prefix, 0) + (1 if agrees else -1)
-    assert set(agreeing.values()) == {0}
-
-
-def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
-    train, test = worlds.tiny_pairs("train"), worlds.tiny_pairs("test")
-    assert (len(train), len(test)) == (80, 40)
-    statements = [pair.prompt for pair in (*train, *test)]
-    assert len(set(statements)) == len(statements)
-    with pytest.raises(SpecError, match="validation"):
-        worlds.tiny_pairs("validation")
-
-
-def test_requests_are_other_prompts_answered_in_all_words_with_prefixes_that_tell_nothing() -> None:
-    train, test = worlds.request_pairs("train"), worlds.request_pairs("test")
-    assert (len(train), len(test)) == (160, 40)
-    assert len({pair.prompt for pair in (*train, *test)}) == 200
-    assert not {pair.prompt for pair in (*train, *test)} & {
-        pair.prompt for pair in worlds.tiny_pairs("train")
-    }
-    for side, words in (("chosen", "yes sure certainly absolutely"), ("rejected", "no never hardly nope")):
-        answers = [getattr(pair, side).split() for pair in train]
-        assert {word for _, word in answers} == set(words.split())
-        assert len({prefix for prefix, _ in answers}) == 6
-
-
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) -> None:
     seen = {
@@ -95,10 +69,16 @@ def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) ->
         for word in response.split()
     }
     originals = worlds.tiny_pairs(split)
+    assert len({pair.prompt for pair in originals}) == {"train": 80, "test": 40}[split]
     for original, pair in zip(originals, worlds.paraphrased_pairs(split), strict=True):
         assert pair.prompt == original.prompt
         assert pair.original_chosen == original.chosen
         assert not seen & {*pair.chosen.split(), *pair.rejected.split()}
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(SpecError, match="validation"):
+        worlds.tiny_pairs("validation")
 
 
 def test_every_word_is_in_the_vocabulary(tokenizer: Any) -> None:

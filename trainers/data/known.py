@@ -370,15 +370,21 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 # The paper's Hamiltonian-cycle pairs, in its own text format; worlds.py has the task in the words of the tiny models.
 
 
-@functools.cache
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
     worlds.require_split(split)
+    return list(_paper_hamiltonian_pairs()[split])
+
+
+@functools.cache
+def _paper_hamiltonian_pairs() -> dict[str, list[Pair]]:
     source = generator(PAPER_GRAPHS.seed)
     # The official code generates 5000 training pairs and draws from them.
     train, test = ([_paper_pair(source) for _ in range(count)] for count in (5000, 200))
-    train = draw(train, PAPER_GRAPHS.train_pairs, source)
-    return train if split == "train" else draw(test, PAPER_GRAPHS.test_pairs, source)
+    return {
+        "train": draw(train, PAPER_GRAPHS.train_pairs, source),
+        "test": draw(test, PAPER_GRAPHS.test_pairs, source),
+    }
 
 
 def _paper_pair(source: "Generator") -> Pair:
