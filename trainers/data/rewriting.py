@@ -60,46 +60,6 @@ _GROWTH = 1.2
 _TRIES = 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How a model is asked."""
-
-    endpoint: str | None = None
-    """Base address, for example http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY."""
-    model: str | None = None
-    """Name of the model at the endpoint."""
-    max_tokens: int = 512
-    """Most tokens of an answer; an answer that reaches them is cut off."""
-    attempts: int = 3
-    """Most answers to ask for before a response is listed as failed."""
-    concurrency: int = 8
-    """Requests at the same time."""
-    timeout_s: float = 120.0
-    """Seconds to wait for an answer."""
-    input_price: float = 0.0
-    """Price of a million tokens that the model reads."""
-    output_price: float = 0.0
-    """Price of a million tokens that the model writes."""
-    max_cost: float | None = None
-    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
-
-    def require_valid(self) -> None:
-        """Raise SpecError where no model can be asked so."""
-        if not (self.endpoint or os.environ.get("OPENAI_BASE_URL")):
-            raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
-        if self.model is None:
-            raise SpecError("--endpoint needs --model NAME.")
-        if self.max_cost is not None and not (self.input_price or self.output_price):
-            raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
-        for name in ("max_tokens", "attempts", "concurrency"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Return the price of these numbers of tokens."""
-        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
-
-
 # Is an answer a rewriting?
 
 
@@ -200,7 +160,7 @@ class Rewriter:
 
     prompt: str
     wanted: str | None
-    asking: Asking
+    asking: "Rewrite"
     journal: Journal
 
     def key(self, text: str) -> str:
@@ -322,7 +282,24 @@ class Rewrite:
     """The split to rewrite."""
     into: str = PARAPHRASE
     """paraphrase, or a language: french, spanish, german, …"""
-    asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
+    endpoint: str | None = None
+    """Base address, for example http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY."""
+    model: str | None = None
+    """Name of the model at the endpoint."""
+    max_tokens: int = 512
+    """Most tokens of an answer; an answer that reaches them is cut off."""
+    attempts: int = 3
+    """Most answers to ask for before a response is listed as failed."""
+    concurrency: int = 8
+    """Requests at the same time."""
+    timeout_s: float = 120.0
+    """Seconds to wait for an answer."""
+    input_price: float = 0.0
+    """Price of a million tokens that the model reads."""
+    output_price: float = 0.0
+    """Price of a million tokens that the model writes."""
+    max_cost: float | None = None
+    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
     prompt: Path | None = None
     """File with your own prompt, with {response} where the text goes."""
     language: str | None = None
@@ -334,8 +311,8 @@ class Rewrite:
 
     def run(self) -> None:
         """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
-        asking, out = self.asking, self.out
-        asking.require_valid()
+        out = self.out
+        self._require_valid()
         prompt = self._prompt()
         if out.suffix != ".jsonl":
             raise SpecError(f"--out {out}: name a .jsonl file.")
@@ -346,20 +323,36 @@ class Rewrite:
         out.parent.mkdir(parents=True, exist_ok=True)
         journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
         wanted = self.language or LANGUAGES.get(self.into)
-        rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
+        rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=self, journal=journal)
         missing, paid = rewriter.missing(texts), rewriter.spent()
         needed = rewriter.estimate(missing)
         print(f"{len(missing)} responses to rewrite, cost about {needed:.2f}; paid before: {paid:.2f}")
-        if asking.max_cost is not None and paid + needed > asking.max_cost:
+        if self.max_cost is not None and paid + needed > self.max_cost:
             raise SpecError(
                 f"about {needed:.2f} is needed and {paid:.2f} was paid before, over --max-cost "
-                f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+                f"{self.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
             )
         if self.estimate:
             return
         answers, why = rewriter.rewrite(texts)
         print(f"paid: {rewriter.spent():.2f}")
         _write(out, pairs, answers, why)
+
+    def _require_valid(self) -> None:
+        """Raise SpecError where no model can be asked so."""
+        if not (self.endpoint or os.environ.get("OPENAI_BASE_URL")):
+            raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
+        if self.model is None:
+            raise SpecError("--endpoint needs --model NAME.")
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
+        for name in ("max_tokens", "attempts", "concurrency"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the price of these numbers of tokens."""
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
 
     def _prompt(self) -> str:
         if self.prompt is not None:
