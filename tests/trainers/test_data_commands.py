@@ -161,7 +161,6 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
         (["show", "tiny_world", "--ties"], "--ties: which rows tiny_world has is set"),
         (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),
-        (["show", "a.jsonl", "--pairs", "-1"], "--pairs -1"),
         (["show", "twice.parquet"], "column 'chosen' stands twice"),
         (["prepare", "empty", "--out", "out"], "neither a train nor a test split"),
         (

@@ -119,28 +119,26 @@ def _require_distinct(file: Path, columns: Sequence[str]) -> None:
 
 
 def _arrow_rows(file: Path) -> _Rows:
-    names, batches = _arrow_batches(file)
-    _require_distinct(file, names)
-    for whole in batches:
-        for start in range(0, whole.num_rows, _BATCH_ROWS):
-            yield from _batch_rows(whole.slice(start, _BATCH_ROWS))
-
-
-def _arrow_batches(file: Path) -> tuple[list[str], Iterator[Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     mapped = pa.memory_map(str(file))
     magic = mapped.read(6)
     mapped.seek(0)
+    batches: Any
     if file_ending(file) == ".parquet":
         table = parquet.ParquetFile(mapped)
-        return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
-    if magic != b"ARROW1":
+        schema, batches = table.schema_arrow, table.iter_batches(batch_size=_BATCH_ROWS)
+    elif magic == b"ARROW1":
+        reader = pa.ipc.open_file(mapped)
+        schema, batches = reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    else:
         batches = pa.ipc.open_stream(mapped)
-        return batches.schema.names, iter(batches)
-    reader = pa.ipc.open_file(mapped)
-    return reader.schema.names, (reader.get_batch(n) for n in range(reader.num_record_batches))
+        schema = batches.schema
+    _require_distinct(file, schema.names)
+    for whole in batches:
+        for start in range(0, whole.num_rows, _BATCH_ROWS):
+            yield from _batch_rows(whole.slice(start, _BATCH_ROWS))
 
 
 def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:

@@ -23,7 +23,6 @@ import tyro
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
-from trainers.data.texts import LONG
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
@@ -41,7 +40,6 @@ LANGUAGES = {
 MOST_CHRF = 90.0
 LENGTH_RATIOS = (0.4, 2.5)
 UNKNOWN = "unknown"
-_ENDS = frozenset(".!?…。！？؟।:;\"'”’»`)]}>|*_~$")
 # The classifier of languages reads this many characters; with fewer letters than this it guesses.
 _LANGUAGE_CHARACTERS, _LANGUAGE_LETTERS, _LANGUAGE_CERTAINTY = 300, 40, 0.9
 
@@ -80,21 +78,6 @@ def language(text: str) -> str:
     return str(code) if certainty >= _LANGUAGE_CERTAINTY else UNKNOWN
 
 
-def looks_cut(text: str) -> bool:
-    """Return whether a text of at least 100 characters ends in a letter or a comma.
-
-    A formula or the last entry of a list may end so too: a share over a set says more than one text.
-    """
-    stripped = text.rstrip()
-    if len(stripped) < LONG:
-        return False
-    last = stripped[-1]
-    if last in _ENDS or ord(last) > 0x1F000:
-        return False
-    last_line = stripped.rpartition("\n")[2].lstrip()
-    return not last_line.startswith(("-", "*", "•", "#", "|", ">")) and not last.isdigit()
-
-
 def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
     """Return why a rewriting cannot be used, or None. `wanted` is a language code, None for that of the original."""
     from sacrebleu import sentence_chrf
@@ -103,7 +86,7 @@ def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = Fals
         return "empty"
     if _REFUSAL.search(rewritten) and not _REFUSAL.search(original):
         return "refused"
-    if cut or (looks_cut(rewritten) and not looks_cut(original)):
+    if cut:
         return "cut off"
     chrf, ratio = sentence_chrf(rewritten, [original]).score, len(rewritten) / max(1, len(original))
     if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
