@@ -27,8 +27,14 @@ class Parameters:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write the statistics of every set."""
-    from trainers.theory.representations import cosines, inner_products, separator, statistics
-    from trainers.theory.states import differences, pair_states
+    from trainers.theory.representations import (
+        cosines,
+        differences,
+        inner_products,
+        pair_states,
+        separator,
+        statistics,
+    )
 
     model = load_untrained(inputs, "unembedding")
     found = {name: differences(pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}

@@ -34,7 +34,7 @@ class Parameters:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Predict and measure the change of every unseen pair by every step."""
-    from trainers.theory.one_step import agreement, changes
+    from trainers.theory.dynamics import agreement, changes
 
     asked: Parameters = stage.parameters
     trained_on = inputs.pairs[SEEN][: asked.steps_on]

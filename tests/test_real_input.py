@@ -46,16 +46,9 @@ def swept(smollm2, smollm2_storage, short, tmp_path_factory):
     storage = tmp_path_factory.mktemp("real")
     shutil.copytree(smollm2_storage, storage, copy_function=os.link, dirs_exist_ok=True)
     command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "run", "--models", f"smollm2={smollm2}"]
-    command += [
-        "--train-sets",
-        str(short / "ultrafeedback"),
-        "--max-train-pairs",
-        "2",
-        "--effective-batch",
-        "2",
-    ]
-    command += ["--eval-sets", str(short / "ultrafeedback_paraphrase"), str(short / "rewardbench_math")]
-    command += ["--max-eval-pairs", "2", "--epochs", "1", "--backend", "inline", "--storage", str(storage)]
+    command += ["--train-sets", str(short / "ultrafeedback"), "--eval-sets", str(short / "rewardbench_math")]
+    command += [str(short / "ultrafeedback_paraphrase"), "--storage", str(storage), "--backend", "inline"]
+    command += ["--max-train-pairs", "2", "--effective-batch", "2", "--max-eval-pairs", "2", "--epochs", "1"]
     wide = {**os.environ, "COLUMNS": "160"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, env=wide)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -67,38 +60,31 @@ def artifacts(storage: Path, stage: str) -> list[Path]:
     return [file.parent / json.loads(file.read_text())["attempt"] for file in manifests]
 
 
+@pytest.mark.slow
 def test_a_gguf_model_is_trained_and_evaluated_on_real_pairs(swept):
     storage, output = swept
-    assert "token-level shift" in output
-    assert "domain shift" in output
+    for said in ("token-level shift", "domain shift", "not learned"):
+        assert said in output
     assert len(artifacts(storage, "train")) == 2
     # What another test may have converted is what the command would have.
     assert len(artifacts(storage, "convert")) == 1
     for folder in artifacts(storage, "evaluate"):
         scores = read_pair_scores(folder / "scores.parquet")
-        chosen, rejected = scores.chosen, scores.rejected
-        assert len(chosen) == len(rejected) == 2
-        assert abs(chosen).max() > 0
-
-
-def test_two_pairs_on_one_step_are_not_called_learned_by_luck_alone(swept):
-    storage, output = swept
-    (row,) = [json.loads(file.read_text()) for file in (storage / "sweeps").glob("*/sweep.json")]
-    assert {trial["reward"] for trial in row["trials"]} == {"ex_rm", "im_rm"}
-    assert "not learned" in output
+        assert len(scores.chosen) == len(scores.rejected) == 2
+        assert abs(scores.chosen).max() > 0
 
 
 def test_real_responses_end_their_turn(smollm2_folder, shared):
     tokenizer = load_tokenizer(str(smollm2_folder))
     spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback"))
     tokens, counts = tokenize_pairs(read_pairs(spec, "test"), tokenizer, DrawSpec(max_response_tokens=512))
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert counts.too_long > 0
     for pair in tokens:
         assert pair.chosen.count(end) == pair.rejected.count(end) == 1
         # The template ends a turn with <|im_end|> and a line feed.
         assert pair.chosen[-2] == pair.rejected[-2] == end
-        assert pair.prompt[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+        assert pair.prompt[0] == start
 
 
 def test_a_batch_of_pairs_has_the_tokens_of_whole_conversations_one_by_one(smollm2_folder, shared):

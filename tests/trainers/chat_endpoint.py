@@ -51,8 +51,6 @@ class Endpoint(Loopback):
         self.requests: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.charged: set[str] = set()
-        self.times: list[float] = []
-        self.busy = self.most_busy = 0
         self.lock = threading.Lock()
         outer = self
 
@@ -68,21 +66,11 @@ class Endpoint(Loopback):
         text = asked["messages"][0]["content"].partition("Text:\n")[2].strip()
         with self.lock:
             self.requests[text] += 1
-            self.times.append(time.monotonic())
-            self.busy += 1
-            self.most_busy = max(self.most_busy, self.busy)
             act = self.acts[text].pop(0) if self.acts.get(text) else "answer"
-        try:
-            self.act(handler, act, text)
-        finally:
-            with self.lock:
-                self.busy -= 1
-
-    def act(self, handler: BaseHTTPRequestHandler, act: str, text: str) -> None:
         if act in ("429", "400", "401", "500"):
             handler.send_response(int(act))
             if act == "429":
-                handler.send_header("Retry-After", "0.3")
+                handler.send_header("Retry-After", "0.1")
             body = json.dumps({"error": {"message": f"said {act}", "code": "some_code"}}).encode()
         else:
             key = handler.headers["Idempotency-Key"]
@@ -91,7 +79,7 @@ class Endpoint(Loopback):
                     self.charged.add(key)
                     self.paid[text] += 1
             if act == "time out":
-                time.sleep(6)
+                time.sleep(4)
             handler.send_response(200)
             body = self.completion(act, text, key)
         if act == "truncated":
@@ -114,18 +102,14 @@ class Endpoint(Loopback):
             "cut": translated(text)[:60],
             "english": "Behind an ancient building lies an orchard whose trees bear plenty of fruit, so it goes on.",
             "empty": "",
-            "another's": translated(original(0, "chosen")),
         }.get(act, translated(text))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": said},
             "finish_reason": "length" if act == "cut" else "stop",
         }
-        identity = (
-            f"id of {original(0, 'chosen')}" if said == translated(original(0, "chosen")) else f"id {key}"
-        )
         body = {
-            "id": identity,
+            "id": f"id {key}",
             "object": "chat.completion",
             "created": 1,
             "model": "m",

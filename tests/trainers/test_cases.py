@@ -48,6 +48,9 @@ WEATHER = (
     "I do not know.",
 )
 KIND = turn("system", "Be kind.")
+BREAD, TRAINS = asked("About bread?"), asked("About trains?")
+LIKES = (12, liked("bread"), liked("trains"))
+GOODS = (12, good("bread"), good("trains"))
 # How many pairs, and the first two of them.
 READ = {
     "multiturn_completion/train": (12, measured("bread"), measured("trains")),
@@ -66,31 +69,15 @@ READ = {
         (asked("What is 1?"), "The answer is no 1.", "Yes or 2."),
     ),
     "orca_dpo/train": (12, good("bread", turn("system", "You are helpful.")), good("trains")),
-    "chosen_dict/train": (12, good("bread"), good("trains")),
-    "parts/train": (
-        12,
-        (asked("About bread?"), "bread is good", "No"),
-        (asked("About trains?"), "trains is good", "No"),
-    ),
-    "csv_messages/train": (12, liked("bread"), liked("trains")),
-    "json_array/train": (12, liked("bread"), liked("trains")),
-    "validation_split/train": (12, liked("bread"), liked("trains")),
-    "validation_split/validation": (12, liked("bread"), liked("trains")),
-    "helpsteer3/train": (
-        10,
-        (asked("About bread?"), "bread is good.", "No."),
-        (asked("About trains?"), "trains is good.", "No."),
-    ),
-    "rewardbench2/test": (
-        36,
-        (asked("About bread?"), "bread is good.", "No."),
-        (asked("About bread?"), "bread is good.", "Never."),
-    ),
-    "identical/train": (
-        12,
-        (asked("About bread?"), "same", "same"),
-        (asked("About trains?"), "same", "same"),
-    ),
+    "chosen_dict/train": GOODS,
+    "parts/train": (12, (BREAD, "bread is good", "No"), (TRAINS, "trains is good", "No")),
+    "csv_messages/train": LIKES,
+    "json_array/train": LIKES,
+    "validation_split/train": LIKES,
+    "validation_split/validation": LIKES,
+    "helpsteer3/train": (10, *GOODS[1:]),
+    "rewardbench2/test": (36, good("bread"), (BREAD, "bread is good.", "Never.")),
+    "identical/train": (12, (BREAD, "same", "same"), (TRAINS, "same", "same")),
 }
 REFUSED = {
     "hh_rlhf/test": "row 13: column 'rejected' is empty",

@@ -3,13 +3,11 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from trainers.command import command
-from trainers.data.__main__ import Data, run
+from tests.trainers.command_line import said
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
 COMMANDS = [
@@ -20,7 +18,6 @@ NEEDS_A_NETWORK = "--endpoint https://"
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) >= 7
     assert {words.split()[0] for words in COMMANDS} == {"list", "show", "prepare", "rewrite"}
 
 
@@ -33,6 +30,6 @@ def test_a_documented_command_runs(words, shared, tmp_path, monkeypatch, capsys)
     ]
     Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     Path("agreeableness.jsonl").symlink_to(shared / "data" / "persona" / "agreeableness.jsonl")
-    monkeypatch.setattr(sys, "argv", ["data", *shlex.split(words)])
-    command(Data, run, "trainers.data", models=False)
-    assert capsys.readouterr().out.strip()
+    code, out, _ = said(shlex.split(words), capsys)
+    assert code == 0
+    assert out.strip()

@@ -1,7 +1,5 @@
 """Hamiltonian-cycle pairs: what is chosen is a cycle of its graph, what is rejected is not."""
 
-import random
-
 import pytest
 
 from trainers.data import worlds
@@ -26,21 +24,8 @@ def test_chosen_is_a_cycle_of_its_graph_and_rejected_is_not(name: str, split: st
         assert sorted(chosen) == sorted(rejected) == list(range(vertices))
         assert is_cycle(chosen, vertices, edges)
         assert not is_cycle(rejected, vertices, edges)
-
-
-def test_pairs_are_the_same_every_time_and_splits_share_no_prompt() -> None:
-    train, test = hamiltonian_pairs("train"), hamiltonian_pairs("test")
-    assert train == hamiltonian_pairs("train")
-    assert test == hamiltonian_pairs("test")
-    prompts = [pair.prompt for pair in (*train, *test)]
+    prompts = [pair.prompt for split in ("train", "test") for pair in hamiltonian_pairs(split, spec)]
     assert len(set(prompts)) == len(prompts)
-
-
-def test_edges_appear_with_the_given_probability() -> None:
-    spec = HamiltonianSpec(vertices=10, edge_probability=0.2, train_pairs=0, test_pairs=0, seed=0)
-    rng = random.Random(0)
-    extra = [len(worlds.random_graph(spec, rng)[0]) - 10 for _ in range(500)]
-    assert sum(extra) / len(extra) == pytest.approx(35 * 0.2, abs=0.4)
 
 
 def test_an_answer_is_judged_exactly() -> None:
@@ -66,7 +51,7 @@ def test_an_answer_is_judged_exactly() -> None:
 
 
 def test_the_papers_own_pairs_are_judged_as_what_they_are() -> None:
-    for pair in paper_hamiltonian_pairs("test")[:20]:
+    for pair in paper_hamiltonian_pairs("test"):
         prompt = pair.prompt[0].content
         assert is_correct(pair.chosen, prompt)
         assert not is_correct(pair.rejected, prompt)

@@ -25,19 +25,6 @@ def test_a_draw_is_a_prefix_of_a_larger_draw_and_all_pairs_keep_their_order():
     assert draw_order(20, small) != draw_order(20, DrawSpec(max_pairs=3, seed=8))
 
 
-def test_tokens_are_those_of_the_whole_conversation(tokenizer):
-    pair = worlds.tiny_pairs("train")[0]
-    (tokens,), counts = tokenize_pairs([pair], tokenizer, DrawSpec())
-    whole = tokenizer.apply_chat_template(
-        [*(message._asdict() for message in pair.prompt), {"role": "assistant", "content": pair.chosen}],
-        tokenize=False,
-    )
-    assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    assert tokens.chosen[-1] == tokenizer.eos_token_id
-    assert tokens.prompt.count(tokenizer.bos_token_id) == 1
-    assert counts.too_long == 0
-
-
 def test_pairs_over_the_limit_are_left_out_counted_and_replaced(tokenizer):
     short = worlds.tiny_pairs("train")[:6]
     long = [dataclasses.replace(pair, chosen=" ".join(["yes"] * 50)) for pair in short]
@@ -62,15 +49,10 @@ def test_pairs_of_the_same_tokens_and_words_that_are_unknown_are_counted(tokeniz
     whole = [row.prompt + row.chosen + row.rejected for row in tokens]
     assert (counts.identical, counts.too_long, counts.tokens) == (2, 1, sum(map(len, whole)))
     assert counts.unknown_tokens == sum(row.count(tokenizer.unk_token_id) for row in whole) >= 2
-
-
-def test_a_token_that_ends_a_text_is_no_unknown_word():
+    # A token that ends a text is no unknown word.
     bare = build_tokenizer()
     bare.unk_token = bare.eos_token
     assert tokenize_pairs(worlds.tiny_pairs("test"), bare, DrawSpec())[1].unknown_tokens == 0
-
-
-def test_nothing_within_the_limit_is_an_error(tokenizer):
     with pytest.raises(DataError, match="over the limit"):
         tokenize_pairs(worlds.tiny_pairs("test"), tokenizer, DrawSpec(max_prompt_tokens=1))
 

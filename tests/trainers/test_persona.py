@@ -8,7 +8,7 @@ import torch
 
 from trainers.data import known
 from trainers.data.sources import read_pairs
-from trainers.errors import DataError, SpecError
+from trainers.errors import DataError
 from trainers.specs import DatasetSpec
 
 QUESTIONS = [f"question {number}" for number in range(200)]
@@ -34,12 +34,6 @@ def texts(pairs):
     return [(pair.prompt[0].content, pair.chosen, pair.rejected) for pair in pairs]
 
 
-def test_the_splits_are_what_torch_draws():
-    train, test = as_the_paper_draws(QUESTIONS)
-    assert texts(known.persona_pairs(QUESTIONS, "train")) == train
-    assert texts(known.persona_pairs(QUESTIONS, "test")) == test
-
-
 def test_a_paraphrased_split_holds_each_prompt_once_for_each_of_the_four_pairings():
     found = texts(known.persona_pairs(QUESTIONS, "test_paraphrase"))
     prompts = [prompt for prompt, *_ in texts(known.persona_pairs(QUESTIONS, "test"))]
@@ -51,14 +45,7 @@ def test_a_paraphrased_split_holds_each_prompt_once_for_each_of_the_four_pairing
     }
 
 
-def test_a_split_that_is_not_there_and_too_few_statements_are_refused():
-    with pytest.raises(SpecError, match="train_paraphrase"):
-        known.persona_pairs(QUESTIONS, "validation")
-    with pytest.raises(DataError, match="found 100"):
-        known.persona_pairs(QUESTIONS[:100], "train")
-
-
-def test_statements_come_from_a_file_and_only_those_that_are_agreed_with(tmp_path):
+def test_the_splits_are_what_torch_draws_of_a_files_statements_and_only_those_that_are_agreed_with(tmp_path):
     rows = [
         {"question": question, "answer_matching_behavior": " No" if number % 2 else " Yes"}
         for number, question in enumerate(QUESTIONS * 2)
@@ -66,7 +53,11 @@ def test_statements_come_from_a_file_and_only_those_that_are_agreed_with(tmp_pat
     file = tmp_path / "statements.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
     spec = DatasetSpec(name="persona", source=str(file), selection="persona")
-    assert texts(read_pairs(spec, "train")) == as_the_paper_draws(QUESTIONS[::2] * 2)[0]
+    for split, expected in zip(("train", "test"), as_the_paper_draws(QUESTIONS[::2] * 2), strict=True):
+        assert texts(read_pairs(spec, split)) == expected
+    file.write_text(file.read_text()[:4000].rpartition("\n")[0])
+    with pytest.raises(DataError, match="Persona needs 120 statements"):
+        read_pairs(spec, "train")
 
 
 def test_the_papers_statements_are_read(shared):

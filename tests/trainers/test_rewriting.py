@@ -1,22 +1,21 @@
 """Rewriting against a server that speaks the protocol and misbehaves: nothing lost, nothing paid twice."""
 
 import json
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainers.chat_endpoint import Endpoint, original, rows, translated
-from trainers.command import command
+from tests.trainers.command_line import said as outcome
 from trainers.data import rewriting
-from trainers.data.__main__ import Data, run
-from trainers.data.rewriting import Answer, Asking, Journal, Rewriter, Spending
+from trainers.data.rewriting import Journal
 from trainers.data.sources import read_pairs
-from trainers.data.worlds import rewritten_by_rules
-from trainers.errors import SpecError
 from trainers.specs import DatasetSpec
+
+ENGLISH = "The committee will meet again on Thursday to discuss how the new library ought to be paid for."
+FRENCH = "Le comité se réunira de nouveau jeudi afin de discuter du financement de la nouvelle bibliothèque."
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def endpoint():
 
 
 @pytest.fixture
-def rewrite(endpoint, tmp_path, monkeypatch, capsys):
+def rewrite(endpoint, tmp_path, capsys):
     """Run the command on `count` pairs: its exit code and all it said."""
 
     def run_it(*words: object, count: int = 6) -> tuple[object, str]:
@@ -38,17 +37,11 @@ def rewrite(endpoint, tmp_path, monkeypatch, capsys):
             "--endpoint": endpoint.url,
             "--model": "m",
             "--out": tmp_path / "out.jsonl",
-            "--timeout-s": "5",
+            "--timeout-s": "3",
         }
         pairs = [word for flag, value in usual.items() if flag not in words for word in (flag, value)]
-        monkeypatch.setattr(sys, "argv", ["data", "rewrite", *map(str, (data, *pairs, *words))])
-        code: object = 0
-        try:
-            command(Data, run, "trainers.data", models=False)
-        except SystemExit as ended:
-            code = ended.code
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
+        code, out, error = outcome(["rewrite", data, *pairs, *words], capsys)
+        return code, out + error
 
     return run_it
 
@@ -57,28 +50,34 @@ def written(tmp_path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
 
 
-def test_every_response_is_rewritten_and_paid_once(rewrite, endpoint, tmp_path):
-    code, said = rewrite()
+def test_every_response_of_the_papers_sample_is_rewritten_and_paid_once(rewrite, endpoint, tmp_path):
+    code, said = rewrite("--sample", "3")
     assert code == 0, said
     found = written(tmp_path)
-    assert [row["orig_index"] for row in found] == list(range(6))
-    for n, row in enumerate(found):
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(517)).tolist()
+    assert [row["orig_index"] for row in found] == sorted(order[:3])
+    for row in found:
+        n = row["orig_index"]
         assert row["chosen"] == translated(original(n, "chosen"))
         assert row["orig_rejected"] == original(n, "rejected")
     assert set(endpoint.paid.values()) == {1}
-    assert "paid: 2,400 + 600 tokens" in said
-    hygienic = [json.loads(line) for line in (tmp_path / "out.jsonl.hygiene.jsonl").read_text().splitlines()]
-    assert len(hygienic) == 12
-    assert {line["language"] for line in hygienic} == {"fr"}
     pairs = read_pairs(DatasetSpec(name="a", source=str(tmp_path / "out.jsonl")), "test")
-    assert pairs[0].original_chosen == original(0, "chosen")
+    assert pairs[0].original_chosen == found[0]["orig_chosen"]
     assert rewrite()[0] == 0
+    assert set(endpoint.paid.values()) == {1}
     assert endpoint.requests.total() == 12
 
 
 PASSING = ("429", "500", "time out", "broken off")
-UNUSABLE = ("refusal", "cut", "english", "empty", "another's")
-BROKEN = ("truncated", "no choices")
+# An act of the endpoint, and what is noted of the answer.
+UNUSABLE = {
+    "refusal": "refused",
+    "cut": "cut off",
+    "english": "in en, not fr",
+    "empty": "empty",
+    "truncated": "cannot be read",
+    "no choices": "cannot be read",
+}
 
 
 def test_faults_that_pass_are_asked_again_and_paid_once(rewrite, endpoint, tmp_path):
@@ -89,37 +88,20 @@ def test_faults_that_pass_are_asked_again_and_paid_once(rewrite, endpoint, tmp_p
     assert len(written(tmp_path)) == 6
     assert [endpoint.requests[original(n, "rejected")] for n in range(6)] == [2] * 4 + [1] * 2
     assert set(endpoint.paid.values()) == {1}
-    assert endpoint.most_busy <= 4  # the one that timed out is still served
 
 
 def test_answers_that_are_no_rewritings_are_asked_for_anew(rewrite, endpoint, tmp_path):
     for number, act in enumerate(UNUSABLE, start=1):
         endpoint.acts[original(number, "chosen")] = [act]
-    code, said = rewrite("--concurrency", "1")
+    code, said = rewrite("--concurrency", "1", count=7)
     assert code == 0, said
     assert [row["chosen"] for row in written(tmp_path)] == [
-        translated(original(n, "chosen")) for n in range(6)
+        translated(original(n, "chosen")) for n in range(7)
     ]
     journal = Journal(tmp_path / "out.jsonl.journal.jsonl")
-    faults = [
-        answers[0].fault
-        for n in range(1, 6)
-        for answers in journal.values()
-        if answers[-1].text == translated(original(n, "chosen"))
-    ]
-    assert faults == ["refused", "cut off", "in en, not fr", "empty", "the answer to another request"]
-    assert endpoint.requests.total() == 12 + len(UNUSABLE)
-
-
-def test_answers_that_cannot_be_read_are_asked_for_anew(rewrite, endpoint, tmp_path):
-    for number, act in enumerate(BROKEN):
-        endpoint.acts[original(number, "chosen")] = [act]
-    code, said = rewrite(count=2)
-    assert code == 0, said
-    assert len(written(tmp_path)) == 2
-    assert [endpoint.requests[original(n, "chosen")] for n in range(2)] == [2, 2]
-    found = Journal(tmp_path / "out.jsonl.journal.jsonl").values()
-    assert sum("cannot be read" in (answers[0].fault or "") for answers in found) == 2
+    faults = [answers[0].fault for answers in journal.values() if len(answers) == 2]
+    assert all(noted in fault for noted, fault in zip(UNUSABLE.values(), faults, strict=True))
+    assert endpoint.requests.total() == 14 + len(UNUSABLE)
 
 
 def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint, tmp_path):
@@ -155,22 +137,17 @@ def test_a_run_that_was_killed_goes_on_from_its_journal(rewrite, endpoint, tmp_p
     assert len(Journal(journal)) == 12
 
 
-def test_an_answer_that_was_lost_on_the_way_is_not_paid_again_by_the_next_command(rewrite, endpoint):
+def test_an_answer_that_was_lost_on_the_way_is_not_paid_again_by_the_next_command(
+    rewrite, endpoint, monkeypatch
+):
+    monkeypatch.setattr(rewriting, "_TRIES", 1)
     endpoint.acts[original(1, "chosen")] = ["time out"]
-    code, said = rewrite("--tries", "1", count=2)
+    code, said = rewrite(count=2)
     assert code == 3
     assert "row 1, chosen: Request timed out" in said
-    assert rewrite("--tries", "1", count=2)[0] == 0
+    assert rewrite(count=2)[0] == 0
     assert endpoint.requests[original(1, "chosen")] == 2
     assert set(endpoint.paid.values()) == {1}
-
-
-def test_retry_after_is_waited_for(rewrite, endpoint):
-    endpoint.acts[original(0, "chosen")] = ["429"]
-    began = time.monotonic()
-    assert rewrite("--concurrency", "1", count=2)[0] == 0
-    assert endpoint.times[1] - endpoint.times[0] >= 0.29
-    assert time.monotonic() - began < 60
 
 
 def test_a_wrong_key_ends_it_at_once(rewrite, endpoint):
@@ -191,7 +168,6 @@ def test_an_estimate_over_the_cap_starts_nothing(rewrite, endpoint):
     code, said = rewrite(*PRICES, "--max-cost", "5")
     assert code == 2
     assert "is needed and 0.00 was paid before, over --max-cost 5.00" in said
-    assert "needs --input-price" in rewrite("--max-cost", "1")[1]
     assert rewrite("--estimate")[0] == 0
     assert endpoint.requests.total() == 0
 
@@ -208,24 +184,15 @@ def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_p
     assert len(written(tmp_path)) == 6
 
 
-def test_a_sample_is_the_papers(rewrite, tmp_path):
-    import torch
-
-    assert rewrite("--sample", "3")[0] == 0
-    order = torch.randperm(6, generator=torch.Generator().manual_seed(517)).tolist()
-    assert [row["orig_index"] for row in written(tmp_path)] == sorted(order[:3])
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rules", "english"], "give --endpoint URL with --model NAME, or --rules NAME, not both"),
         (["--into", "klingon"], "--into klingon is not one of paraphrase, french"),
         (["--out", "a.txt"], "name a .jsonl file"),
         (["--prompt", "gone.txt"], "there is no such file"),
         (["--sample", "0"], "--sample 0"),
         (["--attempts", "0"], "--attempts 0"),
-        (["--split", "nothing", "--from", "x"], "is not made of other files"),
+        (["--max-cost", "1"], "needs --input-price"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(rewrite, endpoint, words, message):
@@ -235,66 +202,17 @@ def test_what_cannot_be_meant_is_refused(rewrite, endpoint, words, message):
     assert endpoint.requests.total() == 0
 
 
-def test_rules_rewrite_the_tiny_world_into_words_of_its_paraphrase(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out.jsonl"
-    words = ["rewrite", "tiny_world", "--split", "test", "--rules", "tiny_world", "--out", out]
-    monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
-    command(Data, run, "trainers.data", models=False)
-    found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(found) == 40
-    assert {word for row in found for word in row["chosen"].split()} == {
-        "sincerely",
-        "certainly",
-        "absolutely",
-    }
-    assert {word for row in found for word in row["rejected"].split()} == {"seemingly", "hardly", "nope"}
-    assert "40 of 40 pairs are rewritten" in capsys.readouterr().out
-
-
-def test_rules_keep_capitals_and_what_they_do_not_know():
-    text = "In summary, many people USE 3 trains. However, Use is good!"
-    assert rewritten_by_rules(text, "english") == (
-        "To sum up, numerous persons Employ 3 trains. Still, Employ is fine!"
-    )
-    with pytest.raises(SpecError, match="are not one of english, tiny_world"):
-        rewritten_by_rules("a", "nothing")
+def test_languages_are_told_where_there_is_text_to_tell_them_by():
+    assert (rewriting.language(ENGLISH), rewriting.language(FRENCH)) == ("en", "fr")
+    for text in ("x = 3", "2 + 2 = 4, 3 + 3 = 6, " * 20):
+        assert rewriting.language(text) == rewriting.UNKNOWN
 
 
 def test_the_papers_own_rewritings_are_mostly_clean(shared):
-    """Of its French test responses some are cut (the reference's §6.5), and none is in another language."""
     spec = DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback_french"))
     faults = Counter(
         rewriting.fault(pair.original_chosen or "", pair.chosen, wanted="fr")
         for pair in read_pairs(spec, "test")[:60]
     )
     assert faults[None] > 30
-    assert faults["cut off"] >= 1
     assert not any("unchanged" in (name or "") for name in faults)
-
-
-def test_an_estimate_counts_prompts_and_answers_up_to_their_limit(tmp_path):
-    asking = Asking(model="m", max_tokens=50, input_price=1, output_price=2)
-    prompt = "x" * 25 + "{response}"
-    rewriter = Rewriter(prompt=prompt, wanted=None, asking=asking, journal=Journal(tmp_path / "j"))
-    assert rewriter.estimate(["y" * 35, "y" * 3500]) == Spending(
-        prompt_tokens=round((35 + 35 + 35 + 3500) / 3.5),
-        completion_tokens=12 + 50,
-        cost=pytest.approx(((35 + 35 + 35 + 3500) / 3.5 + 2 * 62) / 1e6),
-    )
-
-
-def test_an_answer_is_on_the_disk_when_it_is_taken(tmp_path):
-    answer = Answer(key="k", text="é", id="i", prompt_tokens=1, completion_tokens=2, fault=None)
-    Journal(tmp_path / "j").add(answer)
-    assert Journal(tmp_path / "j") == {"k": [answer]}
-
-
-def test_bad_rows_are_left_out_counted_and_listed(tmp_path, monkeypatch, capsys):
-    data = tmp_path / "mine.jsonl"
-    data.write_text("\n".join(map(json.dumps, [*rows(1), {"prompt": 7}])))
-    words = ["rewrite", data, "--rules", "english", "--out", tmp_path / "out.jsonl", "--skip-bad-rows"]
-    monkeypatch.setattr(sys, "argv", ["data", *map(str, words)])
-    command(Data, run, "trainers.data", models=False)
-    said = capsys.readouterr().out
-    assert "1 bad rows left out:" in said
-    assert "mine.jsonl, row 1" in said

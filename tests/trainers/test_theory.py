@@ -96,20 +96,18 @@ def test_the_part_of_token_matches_and_the_rest_are_told_apart():
     assert matches > 0
 
 
-@pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("delta", [0.001, 0.1, 2.0])
-@pytest.mark.parametrize("mass", [-40.0, -5.0, -0.01])
-def test_theorem_1s_witness_separates_by_the_margin_and_stays_below_the_bound(beta, delta, mass):
-    (found,) = theorems.theorem_1([beta], [delta], [math.exp(mass)], responses=50, correct=5)
-    assert found["margin"] == pytest.approx(delta, rel=1e-6)
-    assert found["log_reference_correct"] == pytest.approx(mass)
-    assert found["log_correct"] <= found["log_bound"]
-    # π(C) = e^{δ/β} p / (1 − p + e^{δ/β} p).
-    tilted = delta / beta + mass
-    assert found["log_correct"] == pytest.approx(
-        tilted - float(torch.logaddexp(torch.tensor(tilted), torch.tensor(math.log(-math.expm1(mass))))),
-        abs=1e-4,
-    )
+def test_theorem_1s_witness_separates_by_the_margin_and_stays_below_the_bound():
+    masses = {math.exp(log_mass): log_mass for log_mass in (-40.0, -5.0, -0.01)}
+    found = theorems.theorem_1([0.01, 0.1, 1.0], [0.001, 0.1, 2.0], [*masses], responses=50, correct=5)
+    assert len(found) == 27
+    for row in found:
+        assert row["margin"] == pytest.approx(row["delta"], rel=1e-6)
+        assert row["log_reference_correct"] == pytest.approx(masses[row["mass"]])
+        assert row["log_correct"] <= row["log_bound"]
+        # π(C) = e^{δ/β} p / (1 − p + e^{δ/β} p).
+        tilted, rest = row["delta"] / row["beta"] + masses[row["mass"]], math.log1p(-row["mass"])
+        normaliser = torch.logaddexp(torch.tensor(tilted), torch.tensor(rest))
+        assert row["log_correct"] == pytest.approx(tilted - float(normaliser), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +120,7 @@ def test_theorem_2_an_im_rm_learns_nothing_of_tokens_that_it_has_not_seen(world)
     assert loss < 0.1
     assert (difference == 0).all()
     assert theorems.ranked_right(difference) == 0.5
-
-
-def test_an_im_rm_does_move_tokens_that_it_has_seen(world):
-    seen, _ = world
-    difference, _ = theorems.descend_implicit(seen, seen, beta=0.5, steps=100, step_size=5.0, seed=0)
+    difference, _ = theorems.descend_implicit(world[0], world[0], beta=0.5, steps=100, step_size=5.0, seed=0)
     assert (difference != 0).all()
     assert theorems.ranked_right(difference) == 1.0
 
@@ -135,7 +129,7 @@ def test_theorem_2_an_ex_rm_head_turns_towards_the_max_margin_separator(world):
     seen, unseen = world
     best = representations.separator(seen.difference_PD)
     (early, _), (head, log_loss) = (
-        theorems.descend_explicit(seen.difference_PD, steps=steps) for steps in (100, 3000)
+        theorems.descend_explicit(seen.difference_PD, steps=steps) for steps in (100, 1500)
     )
     assert early @ best / early.norm() < head @ best / head.norm()
     assert head @ best / head.norm() > 0.999
@@ -149,9 +143,6 @@ def test_the_separator_is_the_one_with_the_largest_margin():
     # Margins are 1 along (1, 0) whatever the second coordinate; (1, 0) is best.
     differences = torch.tensor([[1.0, 5.0], [1.0, -5.0], [3.0, 1.0]], dtype=torch.float64)
     assert representations.separator(differences).tolist() == pytest.approx([1.0, 0.0], abs=1e-5)
-
-
-def test_pairs_that_no_direction_separates_are_said():
     with pytest.raises(SpecError, match="no direction separates"):
         representations.separator(torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
 

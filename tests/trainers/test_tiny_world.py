@@ -1,7 +1,6 @@
 """The tiny world and its tokenizer: determinism, disjoint splits, unseen words, round trips."""
 
-import subprocess
-import sys
+import hashlib
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from tests.trainers.digests import content_digest
 from trainers.data import worlds
+from trainers.data.known import BUILTIN_SETS
 from trainers.data.records import Pair
 from trainers.errors import SpecError
 from trainers.models import tiny
@@ -27,57 +27,37 @@ def _every_pair() -> list[Pair]:
     return [pair for split in SPLITS for make in sets for pair in make(split)]
 
 
-def _chat(pair: Pair, response: str) -> list[dict[str, str]]:
-    turns = [{"role": turn.role, "content": turn.content} for turn in pair.prompt]
-    return [*turns, {"role": "assistant", "content": response}]
+# Digests that the sets have had ever since: the seeds of Python's generator are texts, the same in every process.
+GOLDEN = {
+    "tiny_world train": "b1b3d724d9886181",
+    "tiny_world test": "3cf548df4721b317",
+    "tiny_world_paraphrase test": "142ea6826c27c055",
+    "tiny_world_candidates test": "dcb7f9127d226571",
+    "tiny_world_with_rewording train": "c67e6f1d75555e65",
+    "tiny_world_other_words test": "45a8794d87f87ebc",
+    "tiny_requests train": "b7bf85eb701e74a3",
+    "tiny_requests test": "c0e58cfad35b41f0",
+    "hamiltonian train": "72cd1e3897fc7294",
+    "hamiltonian test": "2414415170eab59c",
+    "hamiltonian_verification test": "17715fe29a2aec8f",
+    "hamiltonian_paper train": "50a1f0d920a8e5de",
+    "hamiltonian_paper test": "c38d570ef5ccfe72",
+}
 
 
-def test_pairs_are_the_same_in_every_process() -> None:
-    code = (
-        "from tests.trainers import digests; from trainers.data import worlds;"
-        "print(digests.content_digest(worlds.tiny_pairs('train') + worlds.paraphrased_pairs('test')))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    here = worlds.tiny_pairs("train") + worlds.paraphrased_pairs("test")
-    assert printed == content_digest(here)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_generated_pairs_are_what_they_always_were(name: str) -> None:
+    made, split = name.split()
+    assert content_digest(BUILTIN_SETS[made](split))[:16] == GOLDEN[name]
 
 
 def test_documents_depend_on_the_seed_alone() -> None:
-    first = list(islice(worlds.documents(0), 100))
-    assert first == list(islice(worlds.documents(0), 100))
-    assert first != list(islice(worlds.documents(1), 100))
-
-
-def test_a_round_of_documents_tells_nothing_of_the_polarity_before_the_answer() -> None:
-    agreeing: dict[str, int] = {}
-    for document in islice(worlds.documents(0), worlds.DOCUMENTS_PER_ROUND):
-        _, _, reply = document.partition(f"{worlds.ASSISTANT} ")
-        prefix, word = reply.split()[:2]
-        agrees = word in ("yes", "sure", "certainly", "absolutely")
-        agreeing[prefix] = agreeing.get(prefix, 0) + (1 if agrees else -1)
-    assert set(agreeing.values()) == {0}
-
-
-def test_splits_have_the_declared_sizes_and_share_no_statement() -> None:
-    train, test = worlds.tiny_pairs("train"), worlds.tiny_pairs("test")
-    assert (len(train), len(test)) == (80, 40)
-    statements = [pair.prompt for pair in (*train, *test)]
-    assert len(set(statements)) == len(statements)
-
-
-def test_requests_are_other_prompts_answered_in_all_words_with_prefixes_that_tell_nothing() -> None:
-    train, test = worlds.request_pairs("train"), worlds.request_pairs("test")
-    assert (len(train), len(test)) == (160, 40)
-    assert len({pair.prompt for pair in (*train, *test)}) == 200
-    assert not {pair.prompt for pair in (*train, *test)} & {
-        pair.prompt for pair in worlds.tiny_pairs("train")
-    }
-    for side, words in (("chosen", "yes sure certainly absolutely"), ("rejected", "no never hardly nope")):
-        answers = [getattr(pair, side).split() for pair in train]
-        assert {word for _, word in answers} == set(words.split())
-        assert len({prefix for prefix, _ in answers}) == 6
+    first = list(islice(worlds.documents(0), 500))
+    assert (
+        hashlib.sha256("".join(first).encode()).hexdigest()
+        == "0646ff6cce5716d925271a6c525bc2bb722f443edbf94433f44edeb9877d3a5f"
+    )
+    assert first != list(islice(worlds.documents(1), 500))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -89,6 +69,7 @@ def test_a_paraphrase_keeps_the_prompt_and_uses_unseen_words_only(split: str) ->
         for word in response.split()
     }
     originals = worlds.tiny_pairs(split)
+    assert len({pair.prompt for pair in originals}) == {"train": 80, "test": 40}[split]
     for original, pair in zip(originals, worlds.paraphrased_pairs(split), strict=True):
         assert pair.prompt == original.prompt
         assert pair.original_chosen == original.chosen
@@ -111,7 +92,8 @@ def test_every_word_is_in_the_vocabulary(tokenizer: Any) -> None:
 def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
     for pair in _every_pair():
         for response in (pair.chosen, pair.rejected):
-            full = _chat(pair, response)
+            asked = [turn.as_dict() for turn in pair.prompt]
+            full = [*asked, {"role": "assistant", "content": response}]
             prompt_text = tokenizer.apply_chat_template(full[:-1], tokenize=False, add_generation_prompt=True)
             full_text = tokenizer.apply_chat_template(full, tokenize=False)
             prompt = tokenizer(prompt_text)["input_ids"]
@@ -120,12 +102,7 @@ def test_prompt_tokens_are_a_prefix_of_the_full_tokens(tokenizer: Any) -> None:
             assert tokens[: len(prompt)] == prompt
             assert tokenizer.decode(tokens[len(prompt) :]) == f"{response} {worlds.END}"
             assert tokens[-1] == tokenizer.eos_token_id
-
-
-def test_documents_are_what_the_chat_template_gives(tokenizer: Any) -> None:
-    pair = worlds.tiny_pairs("train")[0]
-    text = tokenizer.apply_chat_template(_chat(pair, pair.chosen), tokenize=False)
-    assert text == worlds.chat_text(pair.prompt[0].content, pair.chosen)
+            assert full_text == worlds.chat_text(pair.prompt[0].content, response)
 
 
 def test_pretraining_writes_the_same_folder_twice_and_leaves_the_random_state(

@@ -12,17 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import (
-    FINDINGS,
-    SETS,
-    Audit,
-    AuditSet,
-    Role,
-    Tokenize,
-    audit_sets,
-    originals,
-    set_row,
-)
+from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import Rewrite
@@ -53,18 +43,21 @@ _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 
 @dataclass(frozen=True, kw_only=True)
 class List:
-    """List the named data sets: where each comes from, which revision, how many pairs."""
+    """List the named data sets: where each comes from, which revision, what it is."""
 
     def run(self) -> None:
         """Print the table."""
-        shown = [("name", "train", "test", "revision", "source", "what")]
-        for spec, *counts, about in KNOWN:
-            train, test = ("?" if count is None else str(count or "-") for count in counts)
-            shown.append((spec.name, train, test, (spec.revision or "-")[:12], _source_of(spec), about))
-        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-        for line in shown:
-            print("  ".join(map(str.ljust, line, widths)).rstrip())
+        shown = [("name", "revision", "source", "what")]
+        for spec, about in KNOWN.items():
+            shown.append((spec.name, (spec.revision or "-")[:12], _source_of(spec), about))
+        _print_table(shown)
         print("A hub set without a revision (-) is pinned to the hub's newest at the first fetch.")
+
+
+def _print_table(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _source_of(spec: DatasetSpec) -> str:
@@ -91,8 +84,6 @@ class Show:
 
     def run(self) -> None:
         """Print pairs of the set. Raises SweepError."""
-        if self.pairs < 0:
-            raise SpecError(f"--pairs {self.pairs}: give a number of at least 0.")
         spec = chosen_spec(self.data, self.reading)
         first: list[Pair] = []
         _read(spec, own_split(spec, self.split), first, self.pairs)
@@ -156,14 +147,12 @@ class Prepare:
     out: Path
     """Folder to write."""
     reading: tyro.conf.OmitArgPrefixes[Reading] = field(default_factory=Reading)
-    splits: tuple[str, ...] = ()
-    """Splits to read (default: those that the set has)."""
 
     def run(self) -> None:
         """Prepare the set; its splits appear together or not at all. Raises SweepError."""
         spec = chosen_spec(self.data, self.reading)
         spec = dataclasses.replace(spec, revision=resolved_revision(spec))
-        names = self.splits or splits_of(spec)
+        names = splits_of(spec)
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +167,7 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFlags:
-    """Find what would mislead in preference data: leaks, length shortcuts, identical and cut responses."""
+    """Find what would mislead in preference data: leaks, length shortcuts, equal and contradicting pairs."""
 
     data: tyro.conf.Positional[_Words] = ()
     """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
@@ -187,12 +176,8 @@ class AuditFlags:
     eval: _Words = ()
     """Sets that are only evaluated."""
     rows: tyro.conf.OmitArgPrefixes[RowFlags] = field(default_factory=RowFlags)
-    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
-    """Folder or hub id of a tokenizer: measure lengths and token overlap in its tokens too."""
     out: Path = Path("audit.json")
     """File to write everything that was measured to."""
-    json: bool = False
-    """Print that file instead of the tables."""
 
     def run(self) -> None:
         """Read, audit, write `out`, print. Raises SweepError."""
@@ -219,14 +204,14 @@ class AuditFlags:
         audited = audit_sets(
             [item for item in sets if item.role == "train"],
             [item for item in sets if item.role == "eval"],
-            tokenize=None if self.tokenizer is None else _tokenizer(self.tokenizer),
         )
-        said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
-        replace(self.out, said + "\n")
-        if self.json:
-            print(said)
-        else:
-            _print_audit(audited, self.out)
+        replace(self.out, json.dumps(audited.as_json(), indent=1, ensure_ascii=False) + "\n")
+        _print_table([SETS, *map(set_row, audited.sets)])
+        for finding in audited.findings:
+            print(f"{finding.severity}: {finding.said.removeprefix('data: ')}")
+        found = [finding.severity for finding in audited.findings]
+        counts = ", ".join(f"{found.count(severity)} {severity}" for severity in SEVERITIES)
+        print(f"{counts}; everything measured: {self.out}")
 
 
 def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
@@ -255,36 +240,6 @@ def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
     unreadable: list[str] = []
     pairs = read_pairs(spec, own_split(spec, _ROLES[role]), unreadable)
     return AuditSet(name=f"{name}/{_ROLES[role]}", role=role, pairs=pairs, unreadable=unreadable)
-
-
-def _tokenizer(location: str) -> Tokenize:
-    from trainers.pairs.templates import load_tokenizer
-
-    loaded: Any = load_tokenizer(location)
-    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
-
-
-def _print_audit(audited: Audit, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    colours = {"error": "red", "warn": "yellow"}
-    for title, names, rows in (
-        ("sets", SETS, [(set_row(item), "") for item in audited.sets]),
-        ("findings", FINDINGS, [(item, colours.get(item.severity, "")) for item in audited.findings]),
-    ):
-        table = Table(title=title, title_justify="left", show_lines=title == "findings")
-        for number, name in enumerate(names):
-            table.add_column(
-                name, overflow="fold", justify="right" if names is SETS and number > 1 else "left"
-            )
-        for row, style in rows:
-            table.add_row(*row, style=style)
-        console.print(table)
-    found = [finding.severity for finding in audited.findings]
-    counts = ", ".join(f"{found.count(severity)} {severity}" for severity in ("error", "warn", "info"))
-    console.print(f"{counts}; everything measured: {out}", highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)

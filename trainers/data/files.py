@@ -85,14 +85,11 @@ def file_rows(file: Path) -> Iterator[Located]:
 
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the files of a split: one, or shards of one kind. Raises DataError where some are missing, or where it is unclear which are meant."""
-
-    def own(folder: Path, otherwise: str) -> tuple[Path, str]:
-        """A folder that datasets wrote may hold its caches beside its data."""
-        return folder, "data" if (folder / "state.json").is_file() else otherwise
-
-    places = [own(path / split, ""), (path, split), (path / "data", split)]
-    # What datasets or Spark wrote of a set without splits.
-    places += [own(path, "part")] if split == "train" else []
+    places = [(path / split, ""), (path, split), (path / "data", split)]
+    # A folder that datasets wrote, of one split or of a set without splits, may hold its caches beside its data.
+    for number, saved in enumerate((path / split, path) if split == "train" else (path / split,)):
+        if (saved / "state.json").is_file():
+            places[number] = (saved, "data")
     found: dict[Any, list[Path]] = {}
     for place, name in places:
         for file in sorted(place.iterdir()) if place.is_dir() else ():
@@ -122,28 +119,26 @@ def _require_distinct(file: Path, columns: Sequence[str]) -> None:
 
 
 def _arrow_rows(file: Path) -> _Rows:
-    names, batches = _arrow_batches(file)
-    _require_distinct(file, names)
-    for whole in batches:
-        for start in range(0, whole.num_rows, _BATCH_ROWS):
-            yield from _batch_rows(whole.slice(start, _BATCH_ROWS))
-
-
-def _arrow_batches(file: Path) -> tuple[list[str], Iterator[Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     mapped = pa.memory_map(str(file))
     magic = mapped.read(6)
     mapped.seek(0)
+    batches: Any
     if file_ending(file) == ".parquet":
         table = parquet.ParquetFile(mapped)
-        return table.schema_arrow.names, table.iter_batches(batch_size=_BATCH_ROWS)
-    if magic != b"ARROW1":
+        schema, batches = table.schema_arrow, table.iter_batches(batch_size=_BATCH_ROWS)
+    elif magic == b"ARROW1":
+        reader = pa.ipc.open_file(mapped)
+        schema, batches = reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+    else:
         batches = pa.ipc.open_stream(mapped)
-        return batches.schema.names, iter(batches)
-    reader = pa.ipc.open_file(mapped)
-    return reader.schema.names, (reader.get_batch(n) for n in range(reader.num_record_batches))
+        schema = batches.schema
+    _require_distinct(file, schema.names)
+    for whole in batches:
+        for start in range(0, whole.num_rows, _BATCH_ROWS):
+            yield from _batch_rows(whole.slice(start, _BATCH_ROWS))
 
 
 def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
@@ -152,20 +147,15 @@ def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
     try:
         # Without this check, offsets that lead out of a column's buffer would be followed.
         batch.validate(full=True)
-        rows = batch.to_pylist()
+        yield from map(without_nulls, batch.to_pylist())
     except (pa.ArrowException, ValueError, OverflowError) as error:
         if "offset" in str(error).lower():
             raise
         if batch.num_rows == 1:
-            said, names = str(error).splitlines()[0], batch.schema.names
-            yield Fault(
-                re.sub(r"^In column (\d+): Invalid: ", lambda at: f"column {names[int(at[1])]!r}: ", said)
-            )
+            yield Fault(str(error).splitlines()[0])
         else:
             for number in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(number, 1))
-        return
-    yield from map(without_nulls, rows)
 
 
 def without_nulls(row: Row) -> Row:

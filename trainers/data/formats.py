@@ -54,8 +54,10 @@ _LIKE_PROMPTS = (
     *("conversations", "conversation", "messages", "dialogue", "trajectory"),
 )
 # Columns that hold a part of what was asked and are not read. Columns of any other name are notes on a row.
-_NOT_READ = ("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs")
-_NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+_NOT_READ = (
+    *("system_prompt", "history", "context", "input", "documents", "chat_template_kwargs"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ANSWERS = re.compile(r"(?:\A|\n)(?:Assistant|Bot|AI):")
 _SPEAKER = "Human|User|Assistant|System|Bot|AI"
@@ -227,7 +229,6 @@ FORMATS = (
     *(_called(f"{name}, chosen and rejected", name, *_SIDES) for name in _LIKE_PROMPTS),
 )
 _CONVERSATIONS = _called("chosen and rejected, which both begin with the prompt", *_SIDES)
-_PLAIN = _called("prompt, chosen and rejected", "prompt", *_SIDES)
 
 
 # A row → its format → its pairs.
@@ -286,9 +287,9 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Iterable[str], read_as: Format = _PLAIN) -> str:
+def _missing(name: str, found: Iterable[str]) -> str:
     return (
-        f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
+        f"no column {name!r}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
     )
 
@@ -297,16 +298,17 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, row, read_as if read_as in FORMATS else _PLAIN))
+            raise Fault(_missing(name, row))
     if (found := _format_of(named)) != read_as:
         raise Fault(
             f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
         )
-    for name in (*_NOT_READ, *_NOT_TEXT):
+    for name in _NOT_READ:
         if row.get(name) and name not in (*called.values(), *read_as.columns):
-            how = f"map it (--columns prompt={name} or system={name}), put it into the prompt, or drop it"
-            how = "only text is read; drop it" if name in _NOT_TEXT else how
-            raise Fault(f"column {name!r} is part of what was asked; {how}.")
+            raise Fault(
+                f"column {name!r} is part of what was asked; map a text (--columns prompt={name} or system={name}), "
+                "put it into the prompt, or drop it."
+            )
     beside: Row = {name: named[name] for name in _BESIDE if name in named}
     try:
         made = list(read_as.rows(named))
@@ -371,11 +373,10 @@ def _place(value: Any) -> Candidates | None:
 
 def _rewritten(row: Row) -> tuple[str, str] | None:
     """Return the two responses in other words; None where either is missing."""
-    found = [row.get(name) for name in _OF_ONE_PAIR[-2:]]
-    if None in found or "" in found:
+    chosen, rejected = row.get("rewritten_chosen"), row.get("rewritten_rejected")
+    if not chosen or not rejected:
         return None
-    chosen, rejected = (text_of(text, name) for text, name in zip(found, _OF_ONE_PAIR[-2:], strict=True))
-    return chosen, rejected
+    return text_of(chosen, "rewritten_chosen"), text_of(rejected, "rewritten_rejected")
 
 
 def _margin(row: Row) -> float | None:

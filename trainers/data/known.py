@@ -10,7 +10,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainers.data import worlds
 from trainers.data.files import Located, Row
@@ -22,6 +22,8 @@ from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
 
 if TYPE_CHECKING:
     from torch import Generator
+
+Drawn = TypeVar("Drawn")
 
 # The seeds of the paper's draws from the sources, and from the prepared pairs (paper §1).
 SEED, SUBSET_SEED = 982, 517
@@ -58,15 +60,6 @@ PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_CHOSEN_WORDS = "My response would be ", (
 PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS = "I lean toward ", ("not really", "nope")
 
 
-class KnownSet(NamedTuple):
-    """A named set, the pairs of its splits before it is fetched (None: not known), and a sentence about it."""
-
-    spec: DatasetSpec
-    train: int | None
-    test: int | None
-    about: str
-
-
 # The sets that are generated: the function that returns the pairs of a split.
 BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
     "tiny_world": worlds.tiny_pairs,
@@ -80,58 +73,53 @@ BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
     "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
     "hamiltonian_paper": lambda split: paper_hamiltonian_pairs(split),
 }
-# Name, source, pairs to train on and to evaluate, and what it is.
-_SETS: tuple[tuple[str, str, int | None, int | None, str], ...] = (
-    ("ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized", 2000, 200, "the paper's filters and draw"),
-    *((name, FETCHED, 200, 200, "its responses rewritten by gpt-4.1-2025-04-14") for name in REWRITES),
+# Name, source, and what it is.
+_SETS = (
     (
-        "rewardmath",
-        "RewardMATH/RewardMATH_pairwise",
-        2000,
-        200,
-        "the paper's: its test leaks; trains on 1000",
+        "ultrafeedback",
+        "HuggingFaceH4/ultrafeedback_binarized",
+        "2000 and 200 pairs, the paper's filters and draw",
     ),
-    ("rewardbench_math", "allenai/reward-bench", 34, 200, "subset math-prm"),
-    ("rewardbench_code", "allenai/reward-bench", 84, 200, "subsets hep-*"),
-    ("persona", PERSONA_HUB_ID, PERSONA_TRAIN, PERSONA_TEST, "agreeableness, seed 875"),
-    ("persona_paraphrase", PERSONA_HUB_ID, 4 * PERSONA_TRAIN, 4 * PERSONA_TEST, "in other words, four each"),
-    ("hamiltonian_paper", BUILTIN, 1000, 200, "10 vertices, p = 0.2, seed 982"),
-    ("tiny_world", BUILTIN, 80, 40, "built in"),
-    ("tiny_world_paraphrase", BUILTIN, 80, 40, "built in"),
-    ("tiny_world_candidates", BUILTIN, 480, 240, "built in, 12 responses a prompt"),
-    ("tiny_requests", BUILTIN, 160, 40, "built in: another kind of prompt"),
-    ("hamiltonian", BUILTIN, 32, 32, "built in, 5 vertices"),
-    ("hamiltonian_verification", BUILTIN, 1000, 200, "built in, 5 vertices"),
-    *((name, suite.hub, 0, None, suite.about) for name, suite in SUITES.items()),
+    *((name, FETCHED, "its responses rewritten by gpt-4.1-2025-04-14, 200 and 200") for name in REWRITES),
+    ("rewardmath", "RewardMATH/RewardMATH_pairwise", "2000 and 200, the test leaks; trains on 1000"),
+    ("rewardbench_math", "allenai/reward-bench", "subset math-prm, 34 and 200"),
+    ("rewardbench_code", "allenai/reward-bench", "subsets hep-*, 84 and 200"),
+    ("persona", PERSONA_HUB_ID, "agreeableness, 80 and 40, seed 875"),
+    ("persona_paraphrase", PERSONA_HUB_ID, "in other words, four pairs for each"),
+    ("hamiltonian_paper", BUILTIN, "10 vertices, p = 0.2, seed 982, 1000 and 200"),
+    ("tiny_world", BUILTIN, "80 and 40"),
+    ("tiny_world_paraphrase", BUILTIN, "80 and 40"),
+    ("tiny_world_candidates", BUILTIN, "12 responses a prompt"),
+    ("tiny_requests", BUILTIN, "another kind of prompt, 160 and 40"),
+    ("hamiltonian", BUILTIN, "5 vertices, 32 and 32"),
+    ("hamiltonian_verification", BUILTIN, "5 vertices, 1000 and 200"),
+    *((name, suite.hub, suite.about) for name, suite in SUITES.items()),
 )
-# A hub set without a revision takes the hub's newest at the first fetch; the store remembers it (paper §2 names one).
-_REVISIONS = {
-    "ultrafeedback": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85",
-    **dict.fromkeys(REWRITES, REWRITES_COMMIT),
-}
 _MORE: Mapping[str, Mapping[str, Any]] = {
+    # A hub set without a revision takes the hub's newest at the first fetch; the store remembers it (paper §2 names one).
+    "ultrafeedback": {"revision": "3949bf5f8c17c394422ccfab0c31ea9c20bdeb85"},
+    **{name: {"revision": REWRITES_COMMIT} for name in REWRITES},
     # The paper prepared 2000 pairs and trained on 1000 of them.
     "rewardmath": {"train_draw": DrawSpec(max_pairs=1000, seed=SUBSET_SEED, permutation="torch")},
     "persona_paraphrase": {"train_split": "train_paraphrase", "test_split": "test_paraphrase"},
 }
 
 
-def _known(name: str, source: str, train: int | None, test: int | None, about: str) -> KnownSet:
+def _known(name: str, source: str) -> DatasetSpec:
     original, _, kind = name.rpartition("_")
     is_own = source in (BUILTIN, FETCHED)
-    spec = DatasetSpec(
+    return DatasetSpec(
         name=name,
         source=f"{source}{name}" if is_own else source,
-        revision=_REVISIONS.get(name),
         selection=None if is_own else PERSONA if source == PERSONA_HUB_ID else name,
         rewriting_of=original if kind in ("paraphrase", "french", "spanish") else None,
         **_MORE.get(name, {}),
     )
-    return KnownSet(spec, train, test, about)
 
 
-KNOWN = tuple(itertools.starmap(_known, _SETS))
-DATASETS = tuple(known.spec for known in KNOWN)
+# Each set that has a name, and a line about it.
+KNOWN = {_known(name, source): about for name, source, about in _SETS}
+DATASETS = tuple(KNOWN)
 
 
 def named_set(name: str) -> DatasetSpec | None:
@@ -157,19 +145,19 @@ def permutation(count: int, source: "Generator") -> list[int]:
     return order
 
 
-def divide(count: int, test_rows: int, source: "Generator") -> tuple[list[int], list[int]]:
+def divide(rows: Sequence[Drawn], test_rows: int, source: "Generator") -> tuple[list[Drawn], list[Drawn]]:
     """Return the (train, test) rows of a set of one split. Raises DataError where there are too few."""
-    if count <= test_rows:
+    if len(rows) <= test_rows:
         raise DataError(
-            f"{count} rows are left, of which {test_rows} are for testing: is this the whole set?"
+            f"{len(rows)} rows are left, of which {test_rows} are for testing: is this the whole set?"
         )
-    order = permutation(count, source)
-    return order[: count - test_rows], order[count - test_rows :]
+    order = draw(rows, None, source)
+    return order[: len(rows) - test_rows], order[len(rows) - test_rows :]
 
 
-def draw(rows: Sequence[int], most: int | None, source: "Generator") -> tuple[int, ...]:
+def draw(rows: Sequence[Drawn], most: int | None, source: "Generator") -> list[Drawn]:
     """Return the first `most` of the next permutation of `rows`; all of it where None."""
-    return tuple(rows[place] for place in permutation(len(rows), source)[:most])
+    return [rows[place] for place in permutation(len(rows), source)[:most]]
 
 
 # The paper's length filter: texts of at most 512 tokens, as one gated tokenizer counts them.
@@ -289,44 +277,34 @@ def selected_rows(selection: str, rows_of: RowsOf, side: str) -> Iterator[Locate
     if selection == PERSONA:
         yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side)
         return
-    paper = PAPER_DRAWS[selection]
-    drawn = paper_draw(paper, rows_of)[side]
-    wanted = set(drawn)
-    found = {item.number: item for item in rows_of(paper.splits[side]) if item.number in wanted}
-    for number in drawn:
-        texts = paper.texts(found[number].sound())
-        assert texts is not None
-        yield found[number]._replace(row=dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
+    yield from paper_draw(PAPER_DRAWS[selection], rows_of)[side]
 
 
-def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, tuple[int, ...]]:
-    """Return the numbers of the rows that each side's draw takes, in its order."""
+def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, list[Located]]:
+    """Return the rows that each side's draw takes, in its order."""
     source = generator(SEED)
     found = {split: _filtered(paper, rows_of(split)) for split in dict.fromkeys(paper.splits.values())}
-    rows = {side: list(found[split]) for side, split in paper.splits.items()}
+    rows = {side: found[split] for side, split in paper.splits.items()}
     if paper.test_rows:
-        kept = rows["train"]
-        train, test = divide(len(kept), paper.test_rows, source)
-        rows = {"train": [kept[place] for place in train], "test": [kept[place] for place in test]}
-    fits = {side: found[paper.splits[side]] for side in rows}
+        rows["train"], rows["test"] = divide(rows["train"], paper.test_rows, source)
     return {
-        side: draw([row for row in rows[side] if fits[side][row]], paper.pairs[side], source)
+        side: draw([row for row, fits in rows[side] if fits], paper.pairs[side], source)
         for side in ("train", "test")
     }
 
 
-def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> dict[int, bool]:
-    """Return whether each kept row is short enough and, if the draw drops translations, asks for none."""
-    fits: dict[int, bool] = {}
+def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> list[tuple[Located, bool]]:
+    """Return the rows of `texts`, and whether each is short enough and, if the draw drops translations, asks for none."""
+    found: list[tuple[Located, bool]] = []
     while group := list(itertools.islice(rows, 256)):
-        kept = [(item.number, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
+        kept = [(item, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
         short = short_enough([text for _, texts in kept for text in texts])
-        for place, (number, (prompt, _, _)) in enumerate(kept):
-            translation = paper.drop_translation and any(
-                word in prompt.lower() for word in ("translate", "translation")
-            )
-            fits[number] = all(short[3 * place : 3 * place + 3]) and not translation
-    return fits
+        for place, (item, texts) in enumerate(kept):
+            row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
+            asked = texts[0].lower()
+            translation = paper.drop_translation and ("translate" in asked or "translation" in asked)
+            found.append((item._replace(row=row), all(short[3 * place : 3 * place + 3]) and not translation))
+    return found
 
 
 # Persona, the paper's controlled token-level shift:
@@ -395,21 +373,17 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
     worlds.require_split(split)
-    return list(_paper_hamiltonian()[split])
+    return list(_paper_hamiltonian_pairs()[split])
 
 
 @functools.cache
-def _paper_hamiltonian() -> dict[str, list[Pair]]:
+def _paper_hamiltonian_pairs() -> dict[str, list[Pair]]:
     source = generator(PAPER_GRAPHS.seed)
     # The official code generates 5000 training pairs and draws from them.
-    made = {
-        split: [_paper_pair(source) for _ in range(count)]
-        for split, count in (("train", 5000), ("test", 200))
-    }
-    most = {"train": PAPER_GRAPHS.train_pairs, "test": PAPER_GRAPHS.test_pairs}
+    train, test = ([_paper_pair(source) for _ in range(count)] for count in (5000, 200))
     return {
-        split: [pairs[row] for row in draw(range(len(pairs)), most[split], source)]
-        for split, pairs in made.items()
+        "train": draw(train, PAPER_GRAPHS.train_pairs, source),
+        "test": draw(test, PAPER_GRAPHS.test_pairs, source),
     }
 
 

@@ -8,11 +8,11 @@ under a new key.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,6 @@ import tyro
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
-from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
-from trainers.data.worlds import rewritten_by_rules
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
@@ -41,6 +39,9 @@ LANGUAGES = {
 }
 MOST_CHRF = 90.0
 LENGTH_RATIOS = (0.4, 2.5)
+UNKNOWN = "unknown"
+# The classifier of languages reads this many characters; with fewer letters than this it guesses.
+_LANGUAGE_CHARACTERS, _LANGUAGE_LETTERS, _LANGUAGE_CERTAINTY = 300, 40, 0.9
 
 _PROMPTS = Path(__file__).parent / "prompts"
 # Shorter texts may say the same in much more or fewer characters, or in the same ones.
@@ -53,99 +54,46 @@ _REFUSAL = re.compile(
 _CHARACTERS_OF_A_TOKEN, _LEAST_CHARACTERS = 3.5, 2.0
 # How much longer a rewriting is than its original, for estimates.
 _GROWTH = 1.2
-_MEASURES = ("self_overlap", "overlap", "chrf", "length_ratio")
-_SAID = (
-    "token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
-    "{length_ratio:.2f} times as long"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """How a model is asked."""
-
-    endpoint: str | None = None
-    """Base address, for example http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY."""
-    model: str | None = None
-    """Name of the model at the endpoint."""
-    max_tokens: int = 512
-    """Most tokens of an answer; an answer that reaches them is cut off."""
-    attempts: int = 3
-    """Most answers to ask for before a response is listed as failed."""
-    tries: int = 6
-    """Most times to send a request that fails for a while (429, 5xx, time-outs)."""
-    concurrency: int = 8
-    """Requests at the same time."""
-    timeout_s: float = 120.0
-    """Seconds to wait for an answer."""
-    input_price: float = 0.0
-    """Price of a million tokens that the model reads."""
-    output_price: float = 0.0
-    """Price of a million tokens that the model writes."""
-    max_cost: float | None = None
-    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
-
-    def require_valid(self) -> None:
-        """Raise SpecError where no model can be asked so."""
-        if not (self.endpoint or os.environ.get("OPENAI_BASE_URL")):
-            raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
-        if self.model is None:
-            raise SpecError("--endpoint needs --model NAME.")
-        if self.max_cost is not None and not (self.input_price or self.output_price):
-            raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
-        for name in ("max_tokens", "attempts", "tries", "concurrency"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
-
-    def spending(self, prompt_tokens: float, completion_tokens: float) -> "Spending":
-        """Return these numbers of tokens with their price."""
-        cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
-        return Spending(round(prompt_tokens), round(completion_tokens), cost)
-
-
-class Spending(NamedTuple):
-    """Tokens, and their price."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cost: float
-
-    def __str__(self) -> str:
-        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
+# Most times to send a request that fails for a while.
+_TRIES = 6
 
 
 # Is an answer a rewriting?
 
 
-def measured(original: str, rewritten: str) -> dict[str, Any]:
-    """Return the token overlap (in words, the paper's measure), chrF, length ratio and language of a rewriting."""
-    from sacrebleu import sentence_chrf
+@functools.cache
+def _identifier() -> Any:
+    from py3langid import langid  # type: ignore[import-untyped]
 
-    tokens = words(original), words(rewritten)
-    return {
-        "overlap": token_overlap(*tokens),
-        "self_overlap": token_overlap(tokens[0], tokens[0]),
-        "chrf": sentence_chrf(rewritten, [original]).score,
-        "length_ratio": len(rewritten) / max(1, len(original)),
-        "language": language(rewritten),
-    }
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> str:
+    """Return the ISO 639 code, or "unknown" where letters are few or the guess is uncertain (code, formulas)."""
+    start = text[:_LANGUAGE_CHARACTERS]
+    letters = sum(map(str.isalpha, start))
+    if letters < _LANGUAGE_LETTERS or 2 * letters < len(start):
+        return UNKNOWN
+    code, certainty = _identifier().classify(start)
+    return str(code) if certainty >= _LANGUAGE_CERTAINTY else UNKNOWN
 
 
 def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
     """Return why a rewriting cannot be used, or None. `wanted` is a language code, None for that of the original."""
+    from sacrebleu import sentence_chrf
+
     if not rewritten.strip():
         return "empty"
     if _REFUSAL.search(rewritten) and not _REFUSAL.search(original):
         return "refused"
-    if cut or (looks_cut(rewritten) and not looks_cut(original)):
+    if cut:
         return "cut off"
-    found = measured(original, rewritten)
-    chrf, ratio, said_in = found["chrf"], found["length_ratio"], found["language"]
+    chrf, ratio = sentence_chrf(rewritten, [original]).score, len(rewritten) / max(1, len(original))
     if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
         return f"unchanged (chrF {chrf:.0f})"
     if len(original) >= _SHORT and not LENGTH_RATIOS[0] <= ratio <= LENGTH_RATIOS[1]:
         return f"{ratio:.2f} times as long"
-    expected = wanted or language(original)
+    expected, said_in = wanted or language(original), language(rewritten)
     if UNKNOWN not in (expected, said_in) and said_in != expected:
         return f"in {said_in}, not {expected}"
     return None
@@ -195,7 +143,7 @@ class Rewriter:
 
     prompt: str
     wanted: str | None
-    asking: Asking
+    asking: "Rewrite"
     journal: Journal
 
     def key(self, text: str) -> str:
@@ -207,24 +155,23 @@ class Rewriter:
         """Return the distinct texts without a usable answer."""
         return [text for text in dict.fromkeys(texts) if self.journal.rewriting(self.key(text)) is None]
 
-    def spent(self) -> Spending:
+    def spent(self) -> float:
         """Return what the answers so far cost, used or not."""
-        answers = [answer for found in self.journal.values() for answer in found]
-        tokens = [(answer.prompt_tokens, answer.completion_tokens) for answer in answers]
-        return self.asking.spending(*map(sum, zip(*tokens, strict=True))) if tokens else Spending(0, 0, 0.0)
+        answers = (answer for found in self.journal.values() for answer in found)
+        return sum(self.asking.cost(answer.prompt_tokens, answer.completion_tokens) for answer in answers)
 
-    def estimate(self, texts: Sequence[str]) -> Spending:
-        """Return about what rewriting each of `texts` once will take."""
+    def estimate(self, texts: Sequence[str]) -> float:
+        """Return about what rewriting each of `texts` once will cost."""
         read = sum((len(self.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
         lengths = (_GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN for text in texts)
-        return self.asking.spending(read, sum(min(self.asking.max_tokens, length) for length in lengths))
+        return self.asking.cost(read, sum(min(self.asking.max_tokens, length) for length in lengths))
 
     def rewrite(self, texts: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Ask for every text that is missing; return the rewritings, and why other texts have none. Raises DataError."""
         why: dict[str, str] = {}
         if missing := self.missing(texts):
             # Load the metrics before the first request: it takes seconds, in which requests could time out.
-            measured("a" * 100, "b" * 100)
+            fault("a" * 100, "b" * 100, wanted=None)
             asyncio.run(self._ask_for_all(missing, why))
         answers = {text: self.journal.rewriting(self.key(text)) for text in texts}
         for text in missing:
@@ -240,7 +187,7 @@ class Rewriter:
         slots = asyncio.Semaphore(asking.concurrency)
         # The most that a request can cost.
         longest = max(len(text.encode()) for text in texts)
-        most = asking.spending((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
+        most = asking.cost((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens)
 
         async def rewrite(text: str) -> None:
             nonlocal under_way
@@ -249,7 +196,7 @@ class Rewriter:
                 while len(self.journal.get(key, ())) < asking.attempts and not fatal:
                     if self.journal.rewriting(key) is not None:
                         return
-                    cost = self.spent().cost + (under_way + 1) * most
+                    cost = self.spent() + (under_way + 1) * most
                     if asking.max_cost is not None and cost > asking.max_cost:
                         why[text] = f"the next request could pass --max-cost {asking.max_cost:.2f}"
                         return
@@ -270,7 +217,7 @@ class Rewriter:
         async with openai.AsyncOpenAI(
             base_url=asking.endpoint,
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=asking.tries - 1,
+            max_retries=_TRIES - 1,
             timeout=asking.timeout_s,
         ) as client:
             await asyncio.gather(*map(rewrite, texts))
@@ -293,10 +240,6 @@ class Rewriter:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
         why = "refused" if refused else fault(text, rewritten, wanted=self.wanted, cut=ended == "length")
-        # An endpoint that gives one answer to two requests mixed them up.
-        others = (answer for other, found in self.journal.items() if other != key for answer in found)
-        if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
-            why = "the answer to another request"
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Answer(key, rewritten, said.id or "", why, *tokens)
 
@@ -306,12 +249,11 @@ class Rewriter:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewrite:
-    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint, or by rule.
+    """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint.
 
     Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
-    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
-    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
-    answer, and why.
+    every answer that was paid for, from which the same command goes on, and OUT.failures.jsonl with the responses
+    that have no usable answer, and why.
     """
 
     data: NamedSet
@@ -323,9 +265,24 @@ class Rewrite:
     """The split to rewrite."""
     into: str = PARAPHRASE
     """paraphrase, or a language: french, spanish, german, …"""
-    asking: tyro.conf.OmitArgPrefixes[Asking] = field(default_factory=Asking)
-    rules: str | None = None
-    """Exchange words and turns of phrase by rule instead of asking a model: english or tiny_world."""
+    endpoint: str | None = None
+    """Base address, for example http://127.0.0.1:8000/v1 (default: $OPENAI_BASE_URL); its key is $OPENAI_API_KEY."""
+    model: str | None = None
+    """Name of the model at the endpoint."""
+    max_tokens: int = 512
+    """Most tokens of an answer; an answer that reaches them is cut off."""
+    attempts: int = 3
+    """Most answers to ask for before a response is listed as failed."""
+    concurrency: int = 8
+    """Requests at the same time."""
+    timeout_s: float = 120.0
+    """Seconds to wait for an answer."""
+    input_price: float = 0.0
+    """Price of a million tokens that the model reads."""
+    output_price: float = 0.0
+    """Price of a million tokens that the model writes."""
+    max_cost: float | None = None
+    """Most to spend, earlier runs included: refuse to start above it, and stop before a request could exceed it."""
     prompt: Path | None = None
     """File with your own prompt, with {response} where the text goes."""
     language: str | None = None
@@ -337,11 +294,8 @@ class Rewrite:
 
     def run(self) -> None:
         """Rewrite, or go on. Raises SweepError; TrialFailed where responses are left without a usable answer."""
-        asking, out = self.asking, self.out
-        if self.rules is None:
-            asking.require_valid()
-        elif asking.endpoint or asking.model:
-            raise SpecError("give --endpoint URL with --model NAME, or --rules NAME, not both.")
+        out = self.out
+        self._require_valid()
         prompt = self._prompt()
         if out.suffix != ".jsonl":
             raise SpecError(f"--out {out}: name a .jsonl file.")
@@ -350,26 +304,38 @@ class Rewrite:
         print(end=said_left_out(left_out))
         texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
         out.parent.mkdir(parents=True, exist_ok=True)
-        why: dict[str, str] = {}
-        if self.rules is not None:
-            answers = {text: rewritten_by_rules(text, self.rules) for text in texts}
-        else:
-            journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
-            wanted = self.language or LANGUAGES.get(self.into)
-            rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=asking, journal=journal)
-            missing, paid = rewriter.missing(texts), rewriter.spent()
-            needed = rewriter.estimate(missing)
-            print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
-            if asking.max_cost is not None and paid.cost + needed.cost > asking.max_cost:
-                raise SpecError(
-                    f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
-                    f"{asking.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
-                )
-            if self.estimate:
-                return
-            answers, why = rewriter.rewrite(texts)
-            print(f"paid: {rewriter.spent()}")
+        journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+        wanted = self.language or LANGUAGES.get(self.into)
+        rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=self, journal=journal)
+        missing, paid = rewriter.missing(texts), rewriter.spent()
+        needed = rewriter.estimate(missing)
+        print(f"{len(missing)} responses to rewrite, cost about {needed:.2f}; paid before: {paid:.2f}")
+        if self.max_cost is not None and paid + needed > self.max_cost:
+            raise SpecError(
+                f"about {needed:.2f} is needed and {paid:.2f} was paid before, over --max-cost "
+                f"{self.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
+            )
+        if self.estimate:
+            return
+        answers, why = rewriter.rewrite(texts)
+        print(f"paid: {rewriter.spent():.2f}")
         _write(out, pairs, answers, why)
+
+    def _require_valid(self) -> None:
+        """Raise SpecError where no model can be asked so."""
+        if not (self.endpoint or os.environ.get("OPENAI_BASE_URL")):
+            raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
+        if self.model is None:
+            raise SpecError("--endpoint needs --model NAME.")
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
+        for name in ("max_tokens", "attempts", "concurrency"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the price of these numbers of tokens."""
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
 
     def _prompt(self) -> str:
         if self.prompt is not None:
@@ -407,12 +373,11 @@ def _sampled(pairs: Sequence[Pair], sample: int | None) -> list[tuple[int, Pair]
 def _write(
     out: Path, pairs: Sequence[tuple[int, Pair]], answers: dict[str, str], why: dict[str, str]
 ) -> None:
-    """Write the pairs whose responses both have a rewriting, what was measured of them, and what has none.
+    """Write the pairs whose responses both have a rewriting, and what has none; no empty file is written.
 
-    Empty files are not written. Raises TrialFailed where responses have none.
+    Raises TrialFailed where responses have none.
     """
     rows: list[dict[str, Any]] = []
-    lines: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for row, pair in pairs:
         own = {"chosen": pair.chosen, "rejected": pair.rejected}
@@ -420,21 +385,17 @@ def _write(
         if len(made) == 2:
             was = {f"orig_{side}": text for side, text in own.items()}
             rows.append({**as_row(pair), **made, **was, "orig_index": row})
-            lines += [{"row": row, "side": side, **measured(own[side], made[side])} for side in own]
         failed += [
             {"row": row, "side": side, "why": why.get(text, "not asked")}
             for side, text in own.items()
             if side not in made
         ]
     failures = out.with_name(f"{out.name}.failures.jsonl")
-    for file, found in ((failures, failed), (out, rows), (out.with_name(f"{out.name}.hygiene.jsonl"), lines)):
+    for file, found in ((failures, failed), (out, rows)):
+        file.unlink(missing_ok=True)
         if found:
             replace(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
-        else:
-            file.unlink(missing_ok=True)
-    if rows:
-        means = {name: statistics.fmean(line[name] for line in lines) for name in _MEASURES}
-        print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}: {_SAID.format(**means)}")
+    print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}")
     if failed:
         said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in failed[:5])
         raise TrialFailed(

@@ -1,4 +1,4 @@
-"""Generated preference data for tiny models: the tiny world, Hamiltonian cycles, and rewriting by rule.
+"""Generated preference data for tiny models: the tiny world and Hamiltonian cycles.
 
 The tiny world is a generated language in which the paper's Persona experiment takes seconds. A document is a
 chat and what follows from it. A user states a habit; the assistant answers with a prefix and an answer word;
@@ -18,14 +18,11 @@ paraphrases use words and prefixes that no training response holds.
 """
 
 import dataclasses
-import functools
 import itertools
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product, repeat
-from pathlib import Path
 
 from trainers.data.records import Pair, user_prompt
 from trainers.errors import SpecError
@@ -345,40 +342,3 @@ def is_correct(answer: str, prompt: str) -> bool:
     if not set(words) <= set(map(str, range(vertices))):
         return False
     return is_cycle([int(word) for word in words], vertices, edges)
-
-
-# Rewriting by rule: words and turns of phrase are exchanged as a file in rules/ says. It serves tests and the laptop
-# profile, not claims.
-
-_RULES = Path(__file__).parent / "rules"
-_WORD = re.compile(r"[A-Za-z]+")
-
-
-def rewritten_by_rules(text: str, name: str) -> str:
-    """Return `text` with its beginning and its words exchanged as the rules `name` say. Raises SpecError."""
-    beginnings, words = _rules(name)
-    for beginning, other in beginnings.items():
-        if text.lower().startswith(beginning):
-            text = _like(text, other) + text[len(beginning) :]
-            break
-    return _WORD.sub(lambda found: _like(found[0], words.get(found[0].lower(), found[0])), text)
-
-
-def _like(model: str, text: str) -> str:
-    return text[:1].upper() + text[1:] if model[:1].isupper() else text
-
-
-@functools.cache
-def _rules(name: str) -> tuple[dict[str, str], dict[str, str]]:
-    known = sorted(file.stem for file in _RULES.glob("*.txt"))
-    if name not in known:
-        raise SpecError(f"the rules {name} are not one of {', '.join(known)}.")
-    beginnings, words = {}, {}
-    for line in (_RULES / f"{name}.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            old, _, new = (part.strip() for part in line.partition("="))
-            if old.startswith("^"):
-                beginnings[old[1:]] = new
-            else:
-                words[old] = new
-    return beginnings, words

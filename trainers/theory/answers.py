@@ -12,60 +12,6 @@ from trainers.models.generation import Weights, generate
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
 
-Answers = list[list[list[int]]]
-
-
-def ask(weights: Weights, pairs: Sequence[TokenPair], *, samples: int, seed: int) -> Answers:
-    """Return for each prompt the likeliest answer, then `samples` drawn at temperature 1, as tokens without the end token."""
-    model = weights.generator()
-    end, longest = _limits(pairs)
-    likeliest, drawn = (
-        generate(
-            model,
-            [pair.prompt for pair in pairs],
-            end=end,
-            samples=count,
-            temperature=temperature,
-            max_new_tokens=longest,
-            seed=seed,
-        )
-        for count, temperature in ((1, 0.0), (samples, 1.0))
-    )
-    return [one + some for one, some in zip(likeliest, drawn, strict=True)]
-
-
-def rewards(
-    answers: Answers, pairs: Sequence[TokenPair], spec: RewardSpec, trained: Weights, base: Weights
-) -> list[list[float]]:
-    """Return the trained IM-RM's reward of each answer to each prompt; the end token of a cut answer is not rewarded."""
-    assert spec.beta is not None
-    end, longest = _limits(pairs)
-    # Scoring takes pairs; an answer is paired with itself.
-    asked = [
-        (pair.prompt, tokens if len(tokens) == longest else [*tokens, end])
-        for pair, found in zip(pairs, answers, strict=True)
-        for tokens in found
-    ]
-    scored = [
-        TokenPair(index=number, prompt=prompt, chosen=response, rejected=response[:1])
-        for number, (prompt, response) in enumerate(asked)
-    ]
-    sums = _log_prob_sums(trained, scored)
-    if spec.uses_reference:
-        sums = [own - other for own, other in zip(sums, _log_prob_sums(base, scored), strict=True)]
-    found = iter(spec.beta * value for value in sums)
-    return [[next(found) for _ in some] for some in answers]
-
-
-def _limits(pairs: Sequence[TokenPair]) -> tuple[int, int]:
-    """Return the token that ends an answer, and the most tokens that an answer may have."""
-    return pairs[0].chosen[-1], max(len(pair.chosen) for pair in pairs)
-
-
-def _log_prob_sums(weights: Weights, pairs: Sequence[TokenPair]) -> list[float]:
-    found = compute_reference(weights.model(), pairs, report=lambda row: None)
-    return [found[pair.index][0] for pair in pairs]
-
 
 def verified(
     trained: Weights,
@@ -79,22 +25,55 @@ def verified(
 ) -> list[dict[str, Any]]:
     """Ask the trained model for a cycle of each prompt's graph, and judge the answers by the exact parser.
 
-    Returns a row for each prompt and answer, the likeliest as sample −1.
+    Of each prompt come the likeliest answer, as sample −1, then `samples` drawn at temperature 1: a row for each, with
+    the trained IM-RM's reward.
     """
-    answers = ask(trained, pairs, samples=samples, seed=seed)
-    rewarded = rewards(answers, pairs, spec, trained, base)
+    end, longest = pairs[0].chosen[-1], max(len(pair.chosen) for pair in pairs)
+    model = trained.generator()
+    likeliest, drawn = (
+        generate(
+            model,
+            [pair.prompt for pair in pairs],
+            end=end,
+            samples=count,
+            temperature=temperature,
+            max_new_tokens=longest,
+            seed=seed,
+        )
+        for count, temperature in ((1, 0.0), (samples, 1.0))
+    )
+    asked = [
+        (number, sample, tokens)
+        for number, found in enumerate(zip(likeliest, drawn, strict=True))
+        for sample, tokens in enumerate([*found[0], *found[1]], -1)
+    ]
+    # Scoring takes pairs; an answer is paired with its first token. A cut answer has no end to reward.
+    ended = [tokens if len(tokens) == longest else [*tokens, end] for _, _, tokens in asked]
+    scored = [
+        TokenPair(index=place, prompt=pairs[number].prompt, chosen=ended[place], rejected=ended[place][:1])
+        for place, (number, _, _) in enumerate(asked)
+    ]
+    sums = _log_prob_sums(trained, scored)
+    if spec.uses_reference:
+        sums = [own - other for own, other in zip(sums, _log_prob_sums(base, scored), strict=True)]
+    assert spec.beta is not None
     tokenizer = trained.tokenizer()
+    texts = [tokenizer.decode(tokens) for _, _, tokens in asked]
     return [
         {
             "prompt": number,
-            "sample": place - 1,
-            "answer": (text := tokenizer.decode(tokens)),
+            "sample": sample,
+            "answer": text,
             "correct": is_correct(text, prompts[number]),
-            "reward": rewarded[number][place],
+            "reward": spec.beta * value,
         }
-        for number, found in enumerate(answers)
-        for place, tokens in enumerate(found)
+        for (number, sample, _), text, value in zip(asked, texts, sums, strict=True)
     ]
+
+
+def _log_prob_sums(weights: Weights, pairs: Sequence[TokenPair]) -> list[float]:
+    found = compute_reference(weights.model(), pairs, report=lambda row: None)
+    return [found[pair.index][0] for pair in pairs]
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
