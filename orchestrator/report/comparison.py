@@ -7,16 +7,18 @@ test pairs. `SetOutcomes` and `regression` relate the difference on each pair to
 Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, K terms of a regression.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.report import statistics
 from orchestrator.report.results import EvaluationResult, TrialResult
-from orchestrator.report.statistics import Calibration, Estimate, Floats, WinRate
+from orchestrator.report.statistics import Calibration, Estimate, Floats
 from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
 from trainers.errors import SpecError
@@ -25,6 +27,8 @@ from trainers.evaluate.scores import PairScores
 
 # With this many models or more, an interval covers other models too.
 MODELS_NEEDED = 4
+# Accuracies that are this close are a tie.
+TIE = 0.01
 # Numbers in memory at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
@@ -47,15 +51,12 @@ class Scope:
         return replace(self, sets=(name,), dataset=name)
 
 
-def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
-    for train_set in _unique(result.record.train_set for result in results):
-        here = [result.record for result in results if result.record.train_set == train_set]
-        for category in CATEGORIES:
-            declared = (
-                item.dataset for record in here for item in record.evaluations if item.category == category
-            )
-            if sets := tuple(_unique(declared)):
-                yield Scope(train_set=train_set, category=category, sets=sets)
+class WinRate(NamedTuple):
+    """Cells of model, seed and set in which the first of two types is ahead, tied within `TIE`, or behind."""
+
+    ahead: int
+    ties: int
+    behind: int
 
 
 def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
@@ -64,7 +65,7 @@ def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
 
 
 def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> float:
-    return float(np.mean([_metric(trial, name, metric) for name in scope.sets]))
+    return float(np.mean([_item(trial, name).metrics[metric] for name in scope.sets]))
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
@@ -132,16 +133,11 @@ class Mean:
 
     @cached_property
     def values(self) -> list[list[float]]:
-        return [
-            [
-                sum(
-                    sign * over_sets(trial, self.scope, self.metric)
-                    for sign, trial in zip(self.signs, cell, strict=True)
-                )
-                for cell in seeds.values()
-            ]
-            for seeds in self.cells.values()
-        ]
+        def value(cell: tuple[TrialResult, ...]) -> float:
+            signed = zip(self.signs, cell, strict=True)
+            return sum(sign * over_sets(trial, self.scope, self.metric) for sign, trial in signed)
+
+        return [[*map(value, seeds.values())] for seeds in self.cells.values()]
 
     @cached_property
     def by_model(self) -> list[float]:
@@ -162,17 +158,17 @@ class Mean:
     @cached_property
     def pairs(self) -> int:
         """The pairs of the largest set."""
-        return max(len(item.scores.index) for item in self._evaluations)
+        return max(len(item.scores.index) for item in self.evaluations)
 
     @cached_property
     def prompts(self) -> int:
         """The prompts of the set that has most; of a set that is no suite each pair counts as one."""
-        return max(len(np.unique(item.scores.units)) for item in self._evaluations)
+        return max(len(np.unique(item.scores.units)) for item in self.evaluations)
 
     @property
-    def _evaluations(self) -> Iterator[EvaluationResult]:
+    def evaluations(self) -> Iterator[EvaluationResult]:
         trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-        return (item for trial in trials for item in _items(trial, self.scope))
+        return (_item(trial, name) for trial in trials for name in self.scope.sets)
 
     @property
     def at_chance(self) -> bool:
@@ -190,10 +186,8 @@ class Mean:
     @property
     def over(self) -> str:
         """Say what the interval covers: `6 models, 3 seeds, 200 pairs`."""
-        models, seeds, pairs = (
-            number_of(number, noun)
-            for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
-        )
+        models, seeds = number_of(len(self.cells), "model"), number_of(self.seeds, "seed")
+        pairs = number_of(self.pairs, "pair")
         if self.prompts < self.pairs:
             pairs += f" of {number_of(self.prompts, 'prompt')}"
         if self.over_models:
@@ -240,15 +234,7 @@ class Mean:
             found = statistics.bounded_interval(self.value, self.spread, self.prompts, floor=floor)
         else:
             found = statistics.unbounded_interval(self.value, self.spread)
-        told = len(self.signs) > 1 and self.spread.trainings > 0
-        return replace(found, std=self.std, p=found.p if told else None)
-
-    @cached_property
-    def p_pairs(self) -> float:
-        """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
-        by_model, _ = self.columns
-        mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
-        return statistics.permutation_p(np.round(mean_U, 12))
+        return replace(found, std=self.std, p=found.p if len(self.signs) > 1 else None)
 
 
 class Analysis:
@@ -280,19 +266,22 @@ class Analysis:
         return f"{reward_title(self.baseline)} − {reward_title(other)}"
 
     def categories(self) -> Iterator[Scope]:
-        return category_scopes(self.results)
+        """Yield the evaluation sets of each training set and category."""
+        for train_set, category in itertools.product(self.train_sets, CATEGORIES):
+            here = (item.record for item in self.results if item.record.train_set == train_set)
+            sets = _unique(
+                item.dataset for record in here for item in record.evaluations if item.category == category
+            )
+            if sets:
+                yield Scope(train_set=train_set, category=category, sets=tuple(sets))
 
     def single_sets(self) -> Iterator[Scope]:
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
-    def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
-        """Return the mean over the seeds of one model; None where none counts."""
-        return self._known(scope, metric, (model,), (reward,))
-
-    def mean_of_models(
+    def mean(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
-        """Return the mean over the complete models, or over `models`; None where there is none."""
+        """Return the mean over the complete models, or over `models`; None where no trial of them counts."""
         asked = self.complete_models(scope) if models is None else models
         return self._known(scope, metric, tuple(asked), (reward,))
 
@@ -314,21 +303,21 @@ class Analysis:
         asked = tuple(self.models if models is None else models)
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
-    def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
-        """Return the difference from each other type in each category except training pairs."""
+    def differences(self) -> dict[tuple[Scope, str], Mean]:
+        """Return the difference of accuracy from each other type in each category except training pairs."""
         return {
             (scope, other): found
             for scope in self.categories()
             for other in self.others
             if scope.category != "training pairs"
-            and (found := self.difference(scope, metric, other=other)) is not None
+            and (found := self.difference(scope, "accuracy", other=other)) is not None
         }
 
     @cached_property
     def holm(self) -> dict[tuple[Scope, str], float]:
-        """Return the p of each of `differences`, corrected for their number; where there is one training of each type, `p_pairs`."""
+        """Return the p of each of `differences`, corrected for their number."""
         found = self.differences()
-        plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
+        plain = [1.0 if item.estimate.p is None else item.estimate.p for item in found.values()]
         return dict(zip(found, statistics.holm(plain), strict=True))
 
     def control(
@@ -377,38 +366,31 @@ class Analysis:
         }
 
     def complete_models(self, scope: Scope) -> list[str]:
-        """Return the models with results of every reward type declared for them; types without any results do not count."""
-        declared = {
-            (item.record.model, item.record.reward)
-            for item in self.results
-            if item.record.train_set == scope.train_set
+        """Return the models with results of every reward type that some model has results of."""
+        found = {
+            model: {kind for kind in self.rewards if self.cells(scope, model, (kind,))}
+            for model in self.models
         }
-        counts = {(model, kind) for model, kind in declared if self.cells(scope, model, (kind,))}
-        known = {kind for _, kind in counts}
-        lacking = {model for model, kind in declared - counts if kind in known}
-        whole = {model for model, _ in counts} - lacking
-        return [model for model in self.models if model in whole]
+        every = set().union(*found.values())
+        return [model for model, kinds in found.items() if kinds and kinds == every]
 
-    def compared(self, scope: Scope, other: str) -> list[TrialResult]:
-        return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
-
-    def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
+    def win_rate(self, scope: Scope, other: str) -> WinRate:
         """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
-        if not self.others:
-            return statistics.win_rate([])
         gaps = [
-            _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
+            _item(first, name).metrics["accuracy"] - _item(second, name).metrics["accuracy"]
             for name in scope.sets
-            for first, second in self.cells_of(scope.alone(name), (self.baseline, other or self.others[0]))
+            for first, second in self.cells_of(scope.alone(name), (self.baseline, other))
         ]
-        return statistics.win_rate(gaps)
+        # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
+        ahead, behind = (sum(sign * gap > TIE + 1e-9 for gap in gaps) for sign in (1, -1))
+        return WinRate(ahead=ahead, ties=len(gaps) - ahead - behind, behind=behind)
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
         found = [
             _margin(item.scores) if scaled else item.scores.chosen - item.scores.rejected
             for (trial,) in self.cells_of(scope, (reward,))
-            for item in _items(trial, scope)
+            for item in (_item(trial, name) for name in scope.sets)
         ]
         return np.concatenate(found) if found else np.zeros(0)
 
@@ -422,16 +404,8 @@ class Analysis:
         return (cell for model in self.models for cell in self.cells(scope, model, kinds).values())
 
 
-def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
-    return [_item(trial, name) for name in scope.sets]
-
-
 def _item(trial: TrialResult, dataset: str) -> EvaluationResult:
     return next(item for item in trial.final if item.dataset == dataset)
-
-
-def _metric(trial: TrialResult, dataset: str, metric: str) -> float:
-    return _item(trial, dataset).metrics[metric]
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -457,19 +431,6 @@ class SetOutcomes:
     margin: Mapping[str, Floats]
     longer: Floats
     leaked: NDArray[np.bool_] | None
-    cells: int
-
-    @property
-    def gap(self) -> Floats:
-        """The first type's share ranked right minus the second's."""
-        first, second, *_ = self.right.values()
-        return first - second
-
-    @property
-    def margin_gap(self) -> Floats:
-        """The first type's scaled margin minus the second's."""
-        first, second, *_ = self.margin.values()
-        return first - second
 
 
 def set_outcomes(analysis: Analysis, kinds: Sequence[str]) -> list[SetOutcomes]:
@@ -488,38 +449,30 @@ def _outcomes(
     by_model: Sequence[Mapping[int, tuple[TrialResult, ...]]],
     kinds: Sequence[str],
 ) -> SetOutcomes:
-    sides = [
-        [[_item(cell[side], dataset) for cell in seeds.values()] for seeds in by_model]
-        for side in range(len(kinds))
-    ]
-    every = [item for side in sides for items in side for item in items]
+    def mean(side: int, value: Callable[[PairScores], Floats]) -> Floats:
+        """Average over the seeds of a type, then over models, in the order of the pairs' rows."""
+        found = []
+        for seeds in by_model:
+            scores = [_item(cell[side], dataset).scores for cell in seeds.values()]
+            found.append(np.mean([value(one)[np.argsort(one.index)] for one in scores], axis=0))
+        average: Floats = np.mean(found, axis=0)
+        return average
 
-    def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
-        """Average over seeds, then over models, in the order of the pairs' rows."""
-        found: Floats = np.mean(
-            [
-                np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
-                for items in side
-            ],
-            axis=0,
-        )
-        return found
-
+    trials = [trial for seeds in by_model for cell in seeds.values() for trial in cell]
+    every = [_item(trial, dataset) for trial in trials]
     leaked = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
     index = np.sort(every[0].scores.index)
-    first = next(iter(by_model[0].values()))[0]
     return SetOutcomes(
         train_set=scope.train_set,
         dataset=dataset,
         category=scope.category,
-        train_digest=first.record.train_digest,
+        train_digest=trials[0].record.train_digest,
         dataset_digest=every[0].dataset_digest,
         index=index,
-        right={kind: mean(side, _right) for kind, side in zip(kinds, sides, strict=True)},
-        margin={kind: mean(side, _margin) for kind, side in zip(kinds, sides, strict=True)},
-        longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
+        right={kind: mean(side, _right) for side, kind in enumerate(kinds)},
+        margin={kind: mean(side, _margin) for side, kind in enumerate(kinds)},
+        longer=mean(0, lambda scores: scores.longer.astype(np.float64)),
         leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
-        cells=sum(map(len, by_model)),
     )
 
 

@@ -46,7 +46,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 11
+VERSION = 12
 NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
@@ -278,7 +278,7 @@ def _page(
         title=sweep,
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
-        conclusions=conclusions(analysis, audit),
+        conclusions=conclusions(analysis),
         warning=warning(results, analysis.results),
         command=command,
         figures=figures,

@@ -151,14 +151,15 @@ def differences(
 
 def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
     """Yield each pair with both of its differences and its features."""
+    right, margin = list(item.right.values()), list(item.margin.values())
     for at, index in enumerate(item.index):
         yield {
             "train_set": item.train_set,
             "evaluation_set": item.dataset,
             "category": item.category,
             "index": int(index),
-            "gap": float(item.gap[at]),
-            "margin_gap": float(item.margin_gap[at]),
+            "gap": float(right[0][at] - right[1][at]),
+            "margin_gap": float(margin[0][at] - margin[1][at]),
             **{name: float(known[name][at]) if name in known else None for name in FEATURES},
         }
 

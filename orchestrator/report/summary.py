@@ -16,8 +16,9 @@ from orchestrator.report.power import power_table
 from orchestrator.report.results import TrialState
 from orchestrator.report.scaling import scaling_table
 from orchestrator.report.statistics import LEVEL
-from orchestrator.report.tables import MEAN, Table, Value, mean_label, number_of, reward_title, table_of
+from orchestrator.report.tables import MEAN, Table, Value, reward_title
 from trainers.data.audit import FINDINGS, SETS, Audit, set_row
+from trainers.specs import clean_name
 
 METRIC_TITLES = {
     "accuracy": "Accuracy",
@@ -30,7 +31,6 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     if analysis.others:
         yield differences(analysis)
         yield power_table(analysis)
-        yield win_rates(analysis)
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
@@ -48,19 +48,19 @@ def _place(scope: Scope) -> dict[str, Value]:
 def _lines(
     analysis: Analysis, scope: Scope, metric: str
 ) -> Iterator[tuple[str, list[str] | None, dict[str, Mean]]]:
-    """Yield label, models and a metric's means by reward type: of each model with results, then of several complete models."""
+    """Yield label, models and a metric's means by reward type: of each model with results, then of the complete models."""
     known = [
         model for model in analysis.models if any(has(item, scope) for item in analysis.of(scope, model))
     ]
-    for model in known:
-        yield model, [model], _means(analysis, scope, metric, [model])
-    if len(known) > 1 and (means := _means(analysis, scope, metric, None)):
-        yield mean_label({kind: len(mean.models) for kind, mean in means.items()}), None, means
-
-
-def _means(analysis: Analysis, scope: Scope, metric: str, models: list[str] | None) -> dict[str, Mean]:
-    found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
-    return {kind: mean for kind, mean in found.items() if mean}
+    complete = analysis.complete_models(scope)
+    wanted = [(model, [model]) for model in known]
+    if len(known) > 1 and complete:
+        wanted.append((f"{MEAN} of {len(complete)}", complete))
+    for label, models in wanted:
+        found = {kind: analysis.mean(scope, kind, metric, models) for kind in analysis.rewards}
+        # A mean over fewer models than the line names would be taken for one over all.
+        means = {kind: mean for kind, mean in found.items() if mean and len(mean.models) == len(models)}
+        yield label, models if label in known else None, means
 
 
 def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
@@ -79,7 +79,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
             if metric == "accuracy":
                 gaps = [analysis.difference(scope, metric, models, other=other) for other in analysis.others]
                 rows[-1] |= _estimates(dict(zip(gap_titles, gaps, strict=True)))
-                rows[-1]["remarks"] = "; ".join(_remarks(analysis, scope, models, means, gaps)) or None
+                rows[-1]["remarks"] = "; ".join(_remarks(analysis, scope, models, means)) or None
         if lines:
             # In the line of the mean, if there is one.
             quoted = {
@@ -112,9 +112,8 @@ def _remarks(
     scope: Scope,
     models: list[str] | None,
     means: Mapping[str, Mean],
-    gaps: Sequence[Mean | None],
 ) -> Iterator[str]:
-    """Say which trials are not in a model's means, which means are at chance, and which differences are over fewer."""
+    """Say which trials are not in a model's means, and which means are at chance."""
     for model, kind in itertools.product(models or (), analysis.rewards):
         asked = [
             item
@@ -129,21 +128,16 @@ def _remarks(
             yield f"{reward_title(kind)}: {missing} missing"
         if kind in means and means[kind].at_chance:
             yield f"{reward_title(kind)}: at chance"
-    for other, gap in zip(analysis.others, gaps, strict=True):
-        both = [means[kind] for kind in (analysis.baseline, other) if kind in means]
-        over, *others = (mean.seeds if models else len(mean.models) for mean in (gap, *both)) if gap else (0,)
-        if any(count != over for count in others):
-            yield f"{analysis.title(other)}: over {number_of(over, 'seed' if models else 'model')}"
 
 
 def accuracy_table(accuracies: Table) -> Table:
     """Return the accuracies by category without their intervals and the paper's numbers, for which a terminal has no room."""
-    columns = [name for name in accuracies.names if not name.endswith("_paper")]
     return replace(
-        accuracies.without_intervals(),
+        accuracies,
         title="accuracy by category",
         note="Mean over a category's sets, then mean ± standard deviation over seeds.",
-        columns=" ".join(columns),
+        columns=" ".join(name for name in accuracies.names if not name.endswith("_paper")),
+        intervals=False,
     )
 
 
@@ -167,7 +161,7 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
                     "over": plain.over,
                     "p": plain.estimate.p,
                     "p_holm": None if models else analysis.holm.get((scope, other)),
-                    "p_pairs": plain.p_pairs,
+                    **({} if models else analysis.win_rate(scope, other)._asdict()),
                     **_estimates(found),
                 }
             )
@@ -175,37 +169,15 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
         name="differences",
         title="Differences, paired by model, seed and pair",
         note=f"Above 0 in accuracy: {reward_title(analysis.baseline)} ranks more pairs right. p: of no difference, by the same "
-        "Student-t as the interval; – if there is one training of each type. Holm: p of the means, corrected for their number "
-        "(from p (pairs) if there is no other). p (pairs): sign-flip permutation test over test pairs, for these trainings.",
-        columns=f"train_set category difference model accuracy over p p_holm p_pairs {' '.join(beside)}",
-        titles={"over": "interval and p over", "p_holm": "p, Holm", "p_pairs": "p (pairs)"},
+        "Student-t as the interval. Holm: p of the means, corrected for their number. Ahead, tied, behind: cells of model, seed "
+        "and set; within one point is a tie.",
+        columns=f"train_set category difference model accuracy over p p_holm ahead ties behind {' '.join(beside)}",
+        titles={"over": "interval and p over", "p_holm": "p, Holm"},
         rows=rows,
         forms={
             **dict.fromkeys(("accuracy", *beside), "+.3f"),
-            **dict.fromkeys(("p", "p_holm", "p_pairs"), ".2g"),
+            **dict.fromkeys(("p", "p_holm"), ".2g"),
         },
-    )
-
-
-def win_rates(analysis: Analysis) -> Table:
-    scopes = (*analysis.categories(), *analysis.single_sets())
-    return Table(
-        name="win_rates",
-        title=f"Win-rate of {reward_title(analysis.baseline)}",
-        note="Cells of model, seed and evaluation set; within one point of accuracy is a tie.",
-        columns="train_set category evaluation_set other cells ahead ties behind share",
-        titles={"other": "over", "share": "share ahead"},
-        rows=[
-            {
-                **_place(scope),
-                "evaluation_set": scope.dataset or "all",
-                "other": reward_title(other),
-                **{name: getattr(found, name) for name in ("cells", "ahead", "ties", "behind", "share")},
-            }
-            for scope, other in itertools.product(scopes, analysis.others)
-            if (found := analysis.win_rate(scope, other)).cells
-        ],
-        forms={"share": ".0%"},
     )
 
 
@@ -216,10 +188,7 @@ def by_set(analysis: Analysis) -> Table:
     for scope in analysis.single_sets():
         for label, models, means in _lines(analysis, scope, "accuracy"):
             for kind, accuracy in means.items():
-                found = {
-                    name: analysis.mean_of_models(scope, kind, name, models)
-                    for name in (*METRIC_TITLES, *plain)
-                }
+                found = {name: analysis.mean(scope, kind, name, models) for name in (*METRIC_TITLES, *plain)}
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -309,23 +278,18 @@ def calibrations(analysis: Analysis) -> Table:
 
 def audit_tables(audit: Audit) -> list[Table]:
     """Return the audited sets and the findings; without empty tables."""
-    found = (
-        table_of(
-            SETS,
-            [*map(set_row, audit.sets)],
-            name="audit_sets",
-            title="Sets",
-            note="Lengths in characters and words.",
-        ),
-        table_of(
-            FINDINGS,
-            audit.findings,
-            name="audit_findings",
-            title="Findings",
-            note="The worst first.",
-        ),
+    wanted = (
+        ("audit_sets", "Sets", "Lengths in characters and words.", SETS, [*map(set_row, audit.sets)]),
+        ("audit_findings", "Findings", "The worst first.", FINDINGS, audit.findings),
     )
-    return [item for item in found if item.rows]
+    tables = []
+    for name, title, note, header, found in wanted:
+        titles = {clean_name(text): text for text in header}
+        rows = [dict(zip(titles, row, strict=True)) for row in found]
+        tables.append(
+            Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=rows)
+        )
+    return [table for table in tables if table.rows]
 
 
 class Written(NamedTuple):

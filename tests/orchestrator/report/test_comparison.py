@@ -43,7 +43,7 @@ def test_a_mean_is_over_sets_then_seeds_with_the_standard_deviation_of_the_seeds
         np.mean([item.metrics["accuracy"] for item in trial.evaluations if item.category == "domain shift"])
         for (trial,) in analysis.cells(here, "llama-64", ["ex_rm"]).values()
     ]
-    found = analysis.mean(here, "llama-64", "ex_rm", "accuracy")
+    found = analysis.mean(here, "ex_rm", "accuracy", ["llama-64"])
     assert found.estimate.value == pytest.approx(np.mean(by_seed))
     assert found.estimate.std == pytest.approx(np.std(by_seed, ddof=1))
     assert found.estimate.low < found.estimate.value < found.estimate.high
@@ -57,7 +57,7 @@ def width(mean) -> float:
 def test_differences_are_paired_so_that_hard_pairs_cancel(simulated):
     analysis = simulated(models=("llama-64",), seeds=(0,), pairs=400, strengths=EVEN)
     here = scope(analysis, "in-distribution")
-    apart = [width(analysis.mean(here, "llama-64", kind, "loss")) for kind in ("ex_rm", "im_rm")]
+    apart = [width(analysis.mean(here, kind, "loss", ["llama-64"])) for kind in ("ex_rm", "im_rm")]
     # Of the variance of a pair, 0.36 of 1.0 is the pair's own.
     assert width(analysis.difference(here, "loss")) == pytest.approx(
         np.hypot(*apart) * np.sqrt(0.64), rel=0.12
@@ -84,7 +84,7 @@ def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
     alone = next(item for item in analysis.single_sets() if item.dataset == "a")
     for item in (whole, alone):
         assert len(item.sets) == (3 if item is whole else 1)
-    three, one = (analysis.mean(item, "llama-64", "ex_rm", "accuracy").estimate for item in (whole, alone))
+    three, one = (analysis.mean(item, "ex_rm", "accuracy", ["llama-64"]).estimate for item in (whole, alone))
     assert (three.low, three.high) == pytest.approx((one.low, one.high))
     three_p, one_p = (analysis.difference(item, "accuracy").p_pairs for item in (whole, alone))
     assert one_p > 0.02
@@ -213,7 +213,7 @@ def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
     here = scope(analysis, "domain shift")
     trials = {kind: analysis.cells(here, "llama-64", [kind]) for kind in ("ex_rm", "im_rm")}
     assert set(trials["ex_rm"]) == {0, 1, 2}
-    assert analysis.mean(here, "llama-64", "im_rm", "accuracy").seeds == 2
+    assert analysis.mean(here, "im_rm", "accuracy", ["llama-64"]).seeds == 2
     found = analysis.difference(here, "accuracy")
     assert found.runs == 2
     assert "rests on 1 model, 2 seeds and" in conclusions(analysis)[1]
@@ -234,7 +234,7 @@ def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
 def test_what_did_not_learn_enters_nothing(simulated):
     analysis = simulated(models=("llama-64",), seeds=(0, 1), pairs=40, unlearned=2)
     here = scope(analysis, "domain shift")
-    assert analysis.mean(here, "llama-64", "ex_rm", "accuracy").seeds == 1
+    assert analysis.mean(here, "ex_rm", "accuracy", ["llama-64"]).seeds == 1
     assert analysis.win_rate(here).cells == 3
     assert (
         "2 trials (EX-RM and IM-RM) did not learn their training pairs and enter no mean"
@@ -246,7 +246,7 @@ def test_the_mean_over_models_leaves_out_a_model_that_lacks_a_type(simulated):
     analysis = simulated(seeds=(0,), pairs=40, missing=1)
     here = scope(analysis, "in-distribution")
     assert analysis.complete_models(here) == ["llama-64"]
-    assert analysis.mean_of_models(here, "ex_rm", "accuracy").models == ("llama-64",)
+    assert analysis.mean(here, "ex_rm", "accuracy").models == ("llama-64",)
 
 
 def test_a_type_that_no_model_has_keeps_the_others_from_no_mean(store: Store):
@@ -259,7 +259,7 @@ def test_a_type_that_no_model_has_keeps_the_others_from_no_mean(store: Store):
         for item in found
     ]
     analysis = analysis_of(bare)
-    assert analysis.mean_of_models(scope(analysis, "in-distribution"), "ex_rm", "accuracy").models == (
+    assert analysis.mean(scope(analysis, "in-distribution"), "ex_rm", "accuracy").models == (
         "llama-64",
         "qwen2-64",
     )
@@ -414,7 +414,7 @@ def test_pairs_that_share_a_prompt_of_a_suite_are_one_unit(store: Store):
     here = scope(fourfold, "domain shift")
     for kinds in ("ex_rm", "im_rm"):
         alone, four = (
-            analysis.mean(here, "llama-64", kinds, "accuracy") for analysis in (analysis_of(once), fourfold)
+            analysis.mean(here, kinds, "accuracy", ["llama-64"]) for analysis in (analysis_of(once), fourfold)
         )
         assert (four.estimate.low, four.estimate.high) == pytest.approx(
             (alone.estimate.low, alone.estimate.high)
@@ -426,7 +426,9 @@ def test_pairs_that_share_a_prompt_of_a_suite_are_one_unit(store: Store):
     sure = dataclasses.replace(
         once[0], evaluations=(dataclasses.replace(once[0].evaluations[0], scores=right),)
     )
-    uneven = analysis_of([repeated(sure, np.arange(50) % 5 + 1)]).mean(here, "llama-64", "ex_rm", "accuracy")
+    uneven = analysis_of([repeated(sure, np.arange(50) % 5 + 1)]).mean(
+        here, "ex_rm", "accuracy", ["llama-64"]
+    )
     assert uneven.estimate.low == pytest.approx(0.929, abs=1e-3)
 
 
