@@ -1,4 +1,4 @@
-"""Which pairs make the reward types differ under domain shift, and when to prefer which type? Nothing is trained.
+"""Which pairs make the reward types differ under domain shift? Nothing is trained.
 
 In the paper IM-RMs are ahead under domain shift, without an explanation. This regresses the lead of a sweep's first reward
 type over each other type, on each test pair over all models and seeds, on features of the pair: how much longer chosen is,
@@ -16,7 +16,7 @@ from orchestrator.cli.main import main
 from orchestrator.report import summary
 from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import CONTROLS, Analysis
-from orchestrator.report.conclusions import PREFERENCE, preference
+from orchestrator.report.conclusions import conclusions
 from orchestrator.report.results import TrialResult
 from orchestrator.report.studies import FEATURES, Findings, Study, differences
 from orchestrator.report.tables import Table
@@ -25,21 +25,21 @@ from trainers.errors import DataError
 
 
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
-    """Return controls, regressions, the advice that follows, and the pairs themselves."""
+    """Return controls, regressions, the conclusions, and the pairs themselves."""
     analysis = Analysis(results)
     pairs, regressions, lacking = differences(analysis, inputs.store)
     if not pairs:
         raise DataError(
             "no model and seed of this sweep has learned with two reward types; train both, or look at its report."
         )
-    advice, controls = preference(analysis), summary.differences(analysis, CONTROLS)
+    answers, controls = conclusions(analysis), summary.differences(analysis, CONTROLS)
     said = (
         [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
     )
     return Findings(
-        said=[*said, f"{PREFERENCE}. {advice}"],
+        said=[*said, *answers],
         tables=(controls, _regression_table(regressions)),
-        results={"preference": advice, "controls": controls.rows, "regressions": regressions},
+        results={"conclusions": answers, "controls": controls.rows, "regressions": regressions},
         rows={"pairs": pairs},
     )
 
@@ -61,7 +61,7 @@ def _regression_table(rows: Rows) -> Table:
     )
 
 
-# 6: intervals of coefficients by a variance clustered by pairs, not by a bootstrap; controls as in the report.
-EXPERIMENT = analyses_of(Study(name="domain_shift", version=6, find=find))
+# 7: ends with the report's conclusions; a difference has one p.
+EXPERIMENT = analyses_of(Study(name="domain_shift", version=7, find=find))
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

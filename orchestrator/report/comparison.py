@@ -21,7 +21,6 @@ from orchestrator.report.results import EvaluationResult, TrialResult
 from orchestrator.report.statistics import Calibration, Estimate, Floats
 from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
-from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
@@ -79,15 +78,9 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError for a metric that is not a mean over pairs."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises KeyError for a metric that is not made of pairs."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
-    means: dict[str, Floats] = {
-        "accuracy": right_P,
-        "loss": np.logaddexp(0.0, scores.rejected - scores.chosen),
-    }
-    if metric in means:
-        return means[metric] / pairs
     if metric == LEAK_FREE and item.leaked is not None:
         unseen_P = ~item.leaked
         return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
@@ -100,8 +93,8 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
         return statistics.jackknifed(value, np.concatenate([part for part in found if part is not None]))
     if metric == "abs_margin":
         return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
-    intervals = ", ".join((*means, LENGTH_CONTROLLED, LEAK_FREE, "abs_margin"))
-    raise SpecError(f"{metric} has no interval, as it is not made of pairs; give one of {intervals}.")
+    loss_P = np.logaddexp(0.0, scores.rejected - scores.chosen)
+    return {"accuracy": right_P, "loss": loss_P}[metric] / pairs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,10 +166,8 @@ class Mean:
     @property
     def at_chance(self) -> bool:
         """Whether this is an in-distribution accuracy that is no better than chance."""
-        return (
-            (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
-            and self.value <= chance_bound(self.pairs)
-        )  # fmt: skip
+        here = (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
+        return here and self.value <= chance_bound(self.pairs)
 
     @property
     def over_models(self) -> bool:
@@ -192,10 +183,7 @@ class Mean:
             pairs += f" of {number_of(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
-        own = "this model" if len(self.cells) == 1 else f"these {models}"
-        if self.spread.trainings:
-            return f"{seeds}, {pairs} of {own}"
-        return f"{pairs} of one training of {own}"
+        return f"{seeds}, {pairs} of {'this model' if len(self.cells) == 1 else f'these {models}'}"
 
     @cached_property
     def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
@@ -241,7 +229,6 @@ class Analysis:
     """Computes means and differences of a sweep's results, which must be on the pairs that all models have.
 
     Differences are `baseline` − each of `others`, the other reward types. The default baseline is the sweep's first type.
-    Raises KeyError if the sweep has no such type.
     """
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
@@ -255,10 +242,8 @@ class Analysis:
         self._added: dict[tuple[str, str, str], Floats] = {}
         self.train_sets = _unique(result.record.train_set for result in results)
         self.models = _unique(result.record.model for result in results)
-        found = _unique(result.record.reward for result in results)
-        if baseline is not None and baseline not in found:
-            raise KeyError(baseline)
-        self.rewards = _unique([*([baseline] if baseline else []), *found])
+        found = [result.record.reward for result in results]
+        self.rewards = _unique([baseline, *found] if baseline else found)
         self.baseline, self.others = (self.rewards or [""])[0], self.rewards[1:]
 
     def title(self, other: str) -> str:

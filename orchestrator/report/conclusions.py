@@ -1,25 +1,15 @@
-"""The sentences of a report, computed from its numbers: the conclusions, and when to prefer which reward type.
-
-Three conclusions come first: who is ahead where and by how much, how sure that is, and what could be fooling us.
+"""The conclusions of a report, computed from its numbers: who is ahead where and by how much, how sure that is, and what
+could be fooling us.
 """
 
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.comparison import (
-    CONTROLS,
-    LEAK_FREE,
-    LENGTH_CONTROLLED,
-    MODELS_NEEDED,
-    Analysis,
-    Mean,
-    Scope,
-)
+from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope
 from orchestrator.report.results import TrialResult
-from orchestrator.report.statistics import Estimate
 from orchestrator.report.tables import interval, number_of, reward_title, sentence
 
-PREFERENCE = "When to prefer which"
 # A control is mentioned if it moves a difference by at least this much.
 MOVED = 0.02
 # The conclusions name this many reward types beside the baseline; a table has all.
@@ -51,12 +41,10 @@ def _answer(analysis: Analysis, known: Known) -> str:
     told = _best(known)
     verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}
     for (scope, other), item in told.items():
-        titles = [reward_title(analysis.baseline), reward_title(other)]
-        if leader := _leader(analysis, other, item.estimate):
-            titles.remove(leader)
-            how = f"{leader} is ahead of {titles[0]}"
-        else:
-            how = f"no difference of {titles[0]} from {titles[1]} can be told"
+        first, second = reward_title(analysis.baseline), reward_title(other)
+        how = f"no difference of {first} from {second} can be told"
+        if item.estimate.excludes_zero:
+            how = f"{first} is ahead of {second}" if item.value > 0 else f"{second} is ahead of {first}"
         of_type = verdicts.setdefault((other, scope.train_set), {})
         of_type.setdefault(how, []).append(f"{_under(scope.category)} ({interval(item.estimate)})")
     parts = [
@@ -68,13 +56,6 @@ def _answer(analysis: Analysis, known: Known) -> str:
         parts.append(f"These are the best {TOLD}; the table of differences has {left} more")
     over = " or ".join(dict.fromkeys(item.over for item in told.values()))
     return f"In accuracy (95 % intervals over {over} in brackets), {'. '.join(parts)}."
-
-
-def _leader(analysis: Analysis, other: str, found: Estimate) -> str:
-    """Return the reward type that a difference has ahead; "" if its interval has 0."""
-    if not found.excludes_zero:
-        return ""
-    return reward_title(analysis.baseline if found.value > 0 else other)
 
 
 def _support(analysis: Analysis, known: Known) -> str:
@@ -128,7 +109,7 @@ def _doubts(analysis: Analysis, known: Known) -> str:
 
 
 def _holes(analysis: Analysis) -> Iterator[str]:
-    """Say which trials are missing, did not learn, or learned by heart, and whether pairs are left out."""
+    """Say which trials are missing or did not learn, whether pairs are left out, and how many means are at chance."""
     results = analysis.results
     if missing := sum(not result.complete for result in results):
         yield f"the sweep is incomplete, {missing} of {len(results)} trials are missing and not imputed"
@@ -137,15 +118,10 @@ def _holes(analysis: Analysis) -> Iterator[str]:
     if unlearned := [result for result in results if result.trained and not result.learned]:
         kinds = _listed(sorted({reward_title(result.record.reward) for result in unlearned}))
         yield f"{number_of(len(unlearned), 'trial')} ({kinds}) did not learn the training pairs, so no mean has them"
-    for scope in analysis.categories():
-        for model in analysis.models:
-            for kind in analysis.rewards:
-                mean = analysis.mean(scope, kind, "accuracy", [model])
-                if mean is not None and mean.at_chance:
-                    yield (
-                        f"{model} as {reward_title(kind)} on {scope.train_set} ({mean.value:.3f}) fits its training "
-                        "pairs but is at chance on new pairs in-distribution"
-                    )
+    cells = itertools.product(analysis.categories(), analysis.rewards, analysis.models)
+    means = (analysis.mean(scope, kind, "accuracy", [model]) for scope, kind, model in cells)
+    if at_chance := sum(mean is not None and mean.at_chance for mean in means):
+        yield f"{at_chance} of the models' means are at chance in-distribution, as the remarks say"
 
 
 def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
@@ -173,32 +149,6 @@ def _why_nothing(analysis: Analysis) -> str:
     else:
         why = "no model has every reward type trained, learned and evaluated on all sets of a category"
     return f"Nothing can be concluded yet: {why}."
-
-
-def preference(analysis: Analysis) -> str:
-    """Say when to prefer which reward type, by the differences and their controls."""
-    found = analysis.differences()
-    if not found:
-        return "Nothing can be advised: no model and seed has learned with two reward types and was evaluated with both."
-    advice = (_advice(analysis, scope, other, item.estimate) for (scope, other), item in found.items())
-    return " ".join(advice) + " Brackets are the 95 % intervals of the conclusion."
-
-
-def _advice(analysis: Analysis, scope: Scope, other: str, plain: Estimate) -> str:
-    """Say which reward type leads, and whether it still leads when length and leaks are controlled for."""
-    leader = _leader(analysis, other, plain)
-    said = [f"prefer {leader}" if leader else "neither is to be preferred"]
-    said[0] += f" ({analysis.title(other)} {interval(plain)})"
-    asked = {LENGTH_CONTROLLED: "at matched lengths", LEAK_FREE: "on pairs that training has not seen"}
-    for metric, where in asked.items():
-        control = analysis.control(scope, metric, other=other)
-        if control is None:
-            said.append(f"{where} it cannot be told")
-        elif leader := _leader(analysis, other, control.estimate):
-            said.append(f"{where} {leader} leads ({interval(control.estimate)})")
-        else:
-            said.append(f"{where} no lead can be told ({interval(control.estimate)})")
-    return f"Trained on {scope.train_set}, {_under(scope.category)}: {', '.join(said)}."
 
 
 def _under(category: str) -> str:

@@ -48,7 +48,6 @@ class Calibration:
     accuracy: tuple[float, ...]
     expected_error: float
     brier: float
-    pairs: int
 
 
 def jackknifed(value: float, without_P: Floats) -> Floats:
@@ -229,7 +228,6 @@ def calibration(margins_P: Floats) -> Calibration:
         accuracy=accuracy,
         expected_error=float(np.average(gaps, weights=[len(rows) for rows in filled])),
         brier=float(np.mean(np.exp(-np.logaddexp(0.0, margins_P)) ** 2)),
-        pairs=len(margins_P),
     )
 
 

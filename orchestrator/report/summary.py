@@ -10,20 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from orchestrator.report import published
 from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
 from orchestrator.report.power import power_table
-from orchestrator.report.results import TrialState
+from orchestrator.report.results import TrialResult, TrialState, by_seeds, on_common_pairs
 from orchestrator.report.scaling import scaling_table
-from orchestrator.report.statistics import LEVEL
+from orchestrator.report.statistics import LEVEL, calibration
 from orchestrator.report.tables import MEAN, Table, Value, reward_title
 from trainers.data.audit import FINDINGS, SETS, Audit, set_row
+from trainers.evaluate import metrics
 from trainers.specs import clean_name
 
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
     "abs_margin": "Absolute margin, mean |r⁺ − r⁻| over the rewards' standard deviation",
+}
+# Columns of an ensemble.
+_ENSEMBLE = {
+    "accuracy": "accuracy of the mean",
+    "accuracy_alone": "of a seed alone",
+    "accuracy_spread": "± over seeds",
+    "margin_spread": "spread of margins",
 }
 
 
@@ -36,9 +46,8 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     yield by_set(analysis)
     if (scaling := scaling_table(analysis)).rows:
         yield scaling
-    if any(item.scores.suite for result in analysis.results for item in result.final):
-        yield suites(analysis)
-    yield calibrations(analysis)
+    if (found := suites(analysis)).rows:
+        yield found
 
 
 def _place(scope: Scope) -> dict[str, Value]:
@@ -79,7 +88,7 @@ def by_category(analysis: Analysis, metric: str) -> Table:
             if metric == "accuracy":
                 gaps = [analysis.difference(scope, metric, models, other=other) for other in analysis.others]
                 rows[-1] |= _estimates(dict(zip(gap_titles, gaps, strict=True)))
-                rows[-1]["remarks"] = "; ".join(_remarks(analysis, scope, models, means)) or None
+                rows[-1]["remarks"] = "; ".join(_remarks(analysis, scope, models, means, gaps)) or None
         if lines:
             # In the line of the mean, if there is one.
             quoted = {
@@ -112,8 +121,9 @@ def _remarks(
     scope: Scope,
     models: list[str] | None,
     means: Mapping[str, Mean],
+    gaps: Sequence[Mean | None],
 ) -> Iterator[str]:
-    """Say which trials are not in a model's means, and which means are at chance."""
+    """Say which trials are not in a model's means, which means are at chance, and which differences are over other trials."""
     for model, kind in itertools.product(models or (), analysis.rewards):
         asked = [
             item
@@ -128,6 +138,10 @@ def _remarks(
             yield f"{reward_title(kind)}: {missing} missing"
         if kind in means and means[kind].at_chance:
             yield f"{reward_title(kind)}: at chance"
+    for other, gap in zip(analysis.others, gaps, strict=True):
+        both = (means[kind] for kind in (analysis.baseline, other) if kind in means)
+        if gap and any(mean.runs != gap.runs for mean in both):
+            yield f"{analysis.title(other)}: over {gap.over}"
 
 
 def accuracy_table(accuracies: Table) -> Table:
@@ -147,11 +161,7 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
         found = {"accuracy": analysis.difference(scope, "accuracy", models, other=other)}
-        for metric in beside:
-            if metric in CONTROLS:
-                found[metric] = analysis.control(scope, metric, models, other=other)
-            else:
-                found[metric] = analysis.difference(scope, metric, models, other=other)
+        found |= {metric: analysis.control(scope, metric, models, other=other) for metric in beside}
         if plain := found["accuracy"]:
             rows.append(
                 {
@@ -197,6 +207,7 @@ def by_set(analysis: Analysis) -> Table:
                         "reward": reward_title(kind),
                         "trainings": accuracy.runs,
                         **_estimates({name: found[name] for name in METRIC_TITLES}),
+                        **_calibration(accuracy),
                         # A mean over fewer trainings than are named beside it would be taken for one over all.
                         **{
                             name: mean.value if (mean := found[name]) and mean.runs == accuracy.runs else None
@@ -208,12 +219,21 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set, without length and leaks too",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold; – if it was not measured; longer wins: the accuracy of length alone, in tokens. See docs/audit.md.",
-        columns=f"train_set evaluation_set model reward accuracy {' '.join(plain)} trainings loss abs_margin",
-        titles={"n": "pairs", "n_leak_free": "leak-free pairs"},
+        "not hold; – if it was not measured; longer wins: the accuracy of length alone, in tokens: docs/audit.md. Calibration of "
+        "σ(margin) over the pairs of all trainings: ECE, |accuracy − confidence| over ten bins of equally many pairs; Brier, mean "
+        "(1 − σ(r⁺ − r⁻))², 0.25 for a coin.",
+        columns=f"train_set evaluation_set model reward accuracy {' '.join(plain)} trainings loss abs_margin ece brier",
+        titles={"n": "pairs", "n_leak_free": "leak-free pairs", "ece": "ECE", "brier": "Brier"},
         rows=rows,
         forms={"n": ".0f", "n_leak_free": ".0f"},
     )
+
+
+def _calibration(mean: Mean) -> dict[str, Value]:
+    found = calibration(
+        np.concatenate([item.scores.chosen - item.scores.rejected for item in mean.evaluations])
+    )
+    return {"ece": found.expected_error, "brier": found.brier}
 
 
 def suites(analysis: Analysis) -> Table:
@@ -226,12 +246,8 @@ def suites(analysis: Analysis) -> Table:
         parts = [name for name in names if not name.startswith("suite/subset/")]
         for name in parts if len(parts) > 1 else names:
             for label, _, means in _lines(analysis, scope, name):
-                counted = {
-                    f"{over_sets(trial, scope, 'suite/items'):.0f}"
-                    for mean in means.values()
-                    for seeds in mean.cells.values()
-                    for (trial,) in seeds.values()
-                }
+                items = (item for mean in means.values() for item in mean.evaluations)
+                counted = sorted({round(item.metrics["suite/items"]) for item in items})
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -239,7 +255,7 @@ def suites(analysis: Analysis) -> Table:
                         "number": name.removeprefix("suite/"),
                         "model": label,
                         **{kind: mean.value for kind, mean in means.items()},
-                        "prompts": " / ".join(sorted(counted, key=int)),
+                        "prompts": " / ".join(map(str, counted)),
                     }
                 )
     return Table(
@@ -252,27 +268,37 @@ def suites(analysis: Analysis) -> Table:
     )
 
 
-def calibrations(analysis: Analysis) -> Table:
-    scopes = (*analysis.categories(), *analysis.single_sets())
-    return Table(
-        name="calibration",
-        title="Calibration of σ(margin)",
-        note="Over the pairs of all models and seeds. ECE: |accuracy − confidence| over ten bins of equally many "
-        "pairs. Brier: mean (1 − σ(r⁺ − r⁻))², 0.25 for a coin.",
-        columns="train_set category evaluation_set reward ece brier scores",
-        titles={"ece": "ECE", "brier": "Brier"},
-        rows=[
-            {
-                **_place(scope),
-                "evaluation_set": scope.dataset or "all",
-                "reward": reward_title(kind),
-                "ece": found.expected_error,
-                "brier": found.brier,
-                "scores": found.pairs,
+def ensemble_table(results: Sequence[TrialResult]) -> Table:
+    """Return for each evaluation set the accuracy of the seeds' mean reward, beside the accuracy of single seeds.
+
+    Trials that did not learn are left out; a row needs two seeds.
+    """
+    rows: list[dict[str, Value]] = []
+    for trials in by_seeds([item for item in on_common_pairs(results) if item.learned]):
+        sets = [{item.dataset: item for item in trial.final} for trial in trials]
+        for name in sets[0]:
+            scores = [of_seed[name].scores for of_seed in sets if name in of_seed]
+            if len(scores) < 2:
+                continue
+            rewards = ([item.chosen for item in scores], [item.rejected for item in scores])
+            together, record = metrics.ensemble(*map(np.stack, rewards)), trials[0].record
+            numbers = together.summary
+            row: dict[str, Value] = {
+                "train_set": record.train_set,
+                "evaluation_set": name,
+                "model": record.model,
+                "reward": reward_title(record.reward),
+                "seeds": len(scores),
+                "accuracy": metrics.accuracy(together.chosen, together.rejected),
             }
-            for scope, kind in itertools.product(scopes, analysis.rewards)
-            if (found := analysis.calibration(scope, kind)) is not None
-        ],
+            rows.append({**row, **{key: numbers[key] for key in _ENSEMBLE if key in numbers}})
+    return Table(
+        name="ensembles",
+        title="Ensembles of all seeds",
+        note="A seed's rewards enter the mean as they are; the spread of margins is their standard deviation over seeds.",
+        columns=" ".join(("train_set evaluation_set model reward seeds", *_ENSEMBLE)),
+        titles=_ENSEMBLE,
+        rows=sorted(rows, key=lambda row: (str(row["train_set"]), str(row["evaluation_set"]))),
     )
 
 

@@ -4,8 +4,9 @@ What is compared is what both have under the same names: training set, reward ty
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import conclusions
@@ -20,8 +21,7 @@ from trainers.errors import SpecError, nearest
 from trainers.specs import clean_name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The page that was written, its table of accuracies and its conclusions."""
 
     file: Path
