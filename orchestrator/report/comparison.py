@@ -132,7 +132,7 @@ class Mean:
 
         return [[*map(value, seeds.values())] for seeds in self.cells.values()]
 
-    @cached_property
+    @property
     def by_model(self) -> list[float]:
         return [float(np.mean(of_model)) for of_model in self.values]
 
@@ -233,9 +233,6 @@ class Analysis:
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
-        self._of: dict[tuple[str, str], list[TrialResult]] = {}
-        for result in results:
-            self._of.setdefault((result.record.train_set, result.record.model), []).append(result)
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
@@ -335,9 +332,10 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
-    def of(self, scope: Scope, model: str) -> Sequence[TrialResult]:
+    def of(self, scope: Scope, model: str) -> list[TrialResult]:
         """Return the trials of a model on the scope's training set."""
-        return self._of.get((scope.train_set, model), ())
+        place = scope.train_set, model
+        return [item for item in self.results if (item.record.train_set, item.record.model) == place]
 
     def cells(
         self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"

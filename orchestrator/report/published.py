@@ -89,4 +89,4 @@ def spec_difference(results: Sequence[TrialResult]) -> Table:
 
 
 def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -420,12 +420,10 @@ class ScoredTrials:
 
 def scored(store: Store, sweep: str) -> ScoredTrials:
     """Return the sweep's complete trials. Raises SpecError if there is none."""
-    name = given_name("--sweep", sweep)
-    if name not in declared_sweeps(store):
-        known = ", ".join(declared_sweeps(store)) or "none"
-        raise SpecError(
-            f"--sweep {sweep}: {store.root} knows no sweep of that name (it knows {known}); run it first."
-        )
+    name, known = given_name("--sweep", sweep), declared_sweeps(store)
+    if name not in known:
+        said = f"knows no sweep of that name (it knows {', '.join(known) or 'none'})"
+        raise SpecError(f"--sweep {sweep}: {store.root} {said}; run it first.")
     trials = read_declaration(name, store).trials
     # The key of a trial covers its parameters.
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))

@@ -199,6 +199,8 @@ def by_set(analysis: Analysis) -> Table:
         for label, models, means in _lines(analysis, scope, "accuracy"):
             for kind, accuracy in means.items():
                 found = {name: analysis.mean(scope, kind, name, models) for name in (*METRIC_TITLES, *plain)}
+                scores = [item.scores for item in accuracy.evaluations]
+                calibrated = calibration(np.concatenate([item.chosen - item.rejected for item in scores]))
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -207,7 +209,8 @@ def by_set(analysis: Analysis) -> Table:
                         "reward": reward_title(kind),
                         "trainings": accuracy.runs,
                         **_estimates({name: found[name] for name in METRIC_TITLES}),
-                        **_calibration(accuracy),
+                        "ece": calibrated.expected_error,
+                        "brier": calibrated.brier,
                         # A mean over fewer trainings than are named beside it would be taken for one over all.
                         **{
                             name: mean.value if (mean := found[name]) and mean.runs == accuracy.runs else None
@@ -227,13 +230,6 @@ def by_set(analysis: Analysis) -> Table:
         rows=rows,
         forms={"n": ".0f", "n_leak_free": ".0f"},
     )
-
-
-def _calibration(mean: Mean) -> dict[str, Value]:
-    found = calibration(
-        np.concatenate([item.scores.chosen - item.scores.rejected for item in mean.evaluations])
-    )
-    return {"ece": found.expected_error, "brier": found.brier}
 
 
 def suites(analysis: Analysis) -> Table:

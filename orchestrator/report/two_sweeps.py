@@ -38,9 +38,8 @@ def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
     known = declared_sweeps(store)
     if named in known:
         return read_declaration(named, store), store
-    hint = nearest(named, known) if known else "it knows none."
     raise SpecError(
-        f"--compare {named}: no folder with a sweep.json, and {store.root} knows no such sweep; {hint}"
+        f"--compare {named}: no such folder, and no such sweep in {store.root}; {nearest(named, known)}"
     )
 
 
@@ -66,11 +65,9 @@ def write_comparison(
     tables = list(statistics_tables(analysis))
     said: tuple[str, ...] = conclusions(analysis)
     if not analysis.differences():
-        said = (
-            f"{names[0]} and {names[1]} share no model and seed that learned in both and was evaluated on the same pairs.",
-        )
+        said = (f"{names[0]} and {names[1]} share no model and seed that learned in both on the same pairs.",)
     if left := sorted({name for _, _, name, _ in set.union(*placed) - sets}):
-        said = (*said, f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.")
+        said += (f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.",)
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(
