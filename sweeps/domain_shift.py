@@ -52,11 +52,7 @@ def _regression_table(rows: Rows) -> Table:
         "feature, the others held; – where a feature does not vary or follows from the others. Margins are in standard deviations of a set's rewards.",
         columns=f"train_set category baseline other outcome {' '.join(FEATURES)} explained pairs",
         titles={"outcome": "difference of", "explained": "R²"},
-        rows=[
-            {**row, **fitted.coefficients, "explained": fitted.explained, "pairs": fitted.pairs}
-            for row in rows
-            if (fitted := row["fitted"])
-        ],
+        rows=rows,
         forms=dict.fromkeys(FEATURES, "+.3f"),
     )
 

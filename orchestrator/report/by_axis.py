@@ -1,4 +1,4 @@
-"""Accuracy at each value of an axis and after each epoch, on evaluation sets and on held-out training pairs.
+"""Accuracy at each value of an axis and after each epoch, and which value is the best on held-out training pairs.
 
 A trial that does not read the axis is shown at every value.
 """
@@ -72,8 +72,12 @@ def _axis_table(analysis: Analysis, axis: str, at: Mapping[str, Analysis]) -> Ta
     return Table(
         name=f"by_{axis}",
         title=f"Accuracy by {axis}",
-        note="Means over the models that have every reward type at a value; differences at it. A value at which a training "
-        "diverged is over fewer.",
+        note=" ".join(
+            [
+                "Means over the models that have every reward type at a value; differences at it.",
+                *_best(axis, at),
+            ]
+        ),
         columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
         titles={
             axis: axis,
@@ -124,6 +128,30 @@ def _numbers(here: Analysis, scope: Scope, kind: str) -> dict[str, Value]:
         "held_out": float(np.mean(known)) if len(known) == len(trials) else None,
         "over": mean.over,
     }
+
+
+def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
+    """Say which value ranks the most held-out training pairs right, of those that have every model and seed."""
+    found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
+    for value, here in at.items():
+        for result in here.results:
+            record, accuracy = result.record, result.validation_accuracy
+            if axis in record.axes and accuracy is not None:
+                values = found.setdefault((record.train_set, record.reward), {})
+                values.setdefault(value, {})[record.model, record.seed] = accuracy
+    for (train_set, kind), values in found.items():
+        every = set().union(*values.values())
+        means = {
+            value: float(np.mean([*cells.values()]))
+            for value, cells in values.items()
+            if cells.keys() == every
+        }
+        if len(means) > 1:
+            best = [value for value, mean in means.items() if np.isclose(mean, max(means.values()))]
+            yield (
+                f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
+                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed)."
+            )
 
 
 def draw_axis(table: Table) -> "Figure | None":

@@ -467,30 +467,19 @@ def _margin(scores: PairScores) -> Floats:
     return statistics.scaled_margins(scores.chosen, scores.rejected)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Regression:
-    """A least-squares fit of one value per pair: its change by one standard deviation of each feature.
-
-    A feature that does not vary, or that others imply, has no coefficient. `explained` is R².
-    """
-
-    coefficients: dict[str, Estimate]
-    explained: float
-    pairs: int
-
-
 def regression(
     values_P: Floats, features: Mapping[str, Floats], units_P: NDArray[np.int64]
-) -> Regression | None:
-    """Fit an intercept and standardised features; None if there are no more pairs than terms.
+) -> dict[str, Estimate | float] | None:
+    """Fit an intercept and standardised features by least squares: the change of the value by one standard deviation of each.
 
-    Pairs of one unit (a pair and its rewritings) are not independent: the variance of the coefficients is clustered by units
+    Beside the coefficients stand R² as `explained`, and `pairs`. A feature that does not vary, or that others imply, has no
+    coefficient. None if there are no more pairs than terms. Pairs of one unit (a pair and its rewritings) are not independent: the variance of the coefficients is clustered by units
     (Liang and Zeger 1986), with a Student-t over the number of units less one.
     """
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
-        spread = float(feature_P.std())
-        column_P = (feature_P - feature_P.mean()) / spread if spread > 0 else np.zeros(len(feature_P))
+        scale = float(feature_P.std())
+        column_P = (feature_P - feature_P.mean()) / scale if scale > 0 else np.zeros(len(feature_P))
         if np.linalg.matrix_rank(np.stack([*terms.values(), column_P], axis=1)) == len(terms) + 1:
             terms[name] = column_P
     _, at_P = np.unique(units_P, return_inverse=True)
@@ -505,17 +494,9 @@ def regression(
     np.add.at(scores_UK, at_P, terms_PK * left_P[:, None])
     variance_KK = inverse_KK @ scores_UK.T @ scores_UK @ inverse_KK * units / (units - 1)
     total = float(((values_P - values_P.mean()) ** 2).sum())
-    return Regression(
-        coefficients={
-            name: replace(
-                statistics.unbounded_interval(
-                    float(value_K[at]),
-                    statistics.Spread(variance=float(variance_KK[at, at]), degrees=units - 1, trainings=0),
-                ),
-                p=None,
-            )
-            for at, name in enumerate(terms)
-        },
-        explained=1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0,
-        pairs=len(values_P),
-    )
+    found: dict[str, Estimate | float] = {}
+    for at, name in enumerate(terms):
+        spread = statistics.Spread(variance=float(variance_KK[at, at]), degrees=units - 1, trainings=0)
+        found[name] = replace(statistics.unbounded_interval(float(value_K[at]), spread), p=None)
+    explained = 1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0
+    return {**found, "explained": explained, "pairs": len(values_P)}

@@ -2,7 +2,6 @@
 could be fooling us.
 """
 
-import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 
@@ -59,15 +58,8 @@ def _answer(analysis: Analysis, known: Known) -> str:
 
 
 def _support(analysis: Analysis, known: Known) -> str:
-    """Give win-rates, what correction for comparisons leaves, and the amount of data."""
-    told, parts = _best(known), []
-    for other in dict.fromkeys(kind for _, kind in told):
-        won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
-        ahead, ties, behind = map(sum, zip(*won, strict=True))
-        parts.append(
-            f"{reward_title(analysis.baseline)} is ahead of {reward_title(other)} in {ahead} of {ahead + ties + behind} cells "
-            f"of model, seed and set, tied within a point in {ties} and behind in {behind}"
-        )
+    """Say what correction for comparisons leaves, and give the amount of data."""
+    parts = []
     apart = [place for place, item in known.items() if item.estimate.excludes_zero]
     if apart and len(known) > 1:
         left = sum(analysis.holm[place] < 0.05 for place in apart)
@@ -109,7 +101,7 @@ def _doubts(analysis: Analysis, known: Known) -> str:
 
 
 def _holes(analysis: Analysis) -> Iterator[str]:
-    """Say which trials are missing or did not learn, whether pairs are left out, and how many means are at chance."""
+    """Say which trials are missing or did not learn, and whether pairs are left out."""
     results = analysis.results
     if missing := sum(not result.complete for result in results):
         yield f"the sweep is incomplete, {missing} of {len(results)} trials are missing and not imputed"
@@ -118,10 +110,6 @@ def _holes(analysis: Analysis) -> Iterator[str]:
     if unlearned := [result for result in results if result.trained and not result.learned]:
         kinds = _listed(sorted({reward_title(result.record.reward) for result in unlearned}))
         yield f"{number_of(len(unlearned), 'trial')} ({kinds}) did not learn the training pairs, so no mean has them"
-    cells = itertools.product(analysis.categories(), analysis.rewards, analysis.models)
-    means = (analysis.mean(scope, kind, "accuracy", [model]) for scope, kind, model in cells)
-    if at_chance := sum(mean is not None and mean.at_chance for mean in means):
-        yield f"{at_chance} of the models' means are at chance in-distribution, as the remarks say"
 
 
 def _controls(analysis: Analysis, known: Known) -> Iterator[str]:

@@ -179,7 +179,7 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
         units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
         for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
             if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
-                rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})
+                rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, **fitted})
     return rows
 
 

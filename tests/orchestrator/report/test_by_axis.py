@@ -74,6 +74,12 @@ def test_an_axis_has_a_row_for_each_value(store: Store, declared: Declaration):
     held_out = dict(zip(KINDS, (None, 0.5, 0.75, 0.7), strict=True))
     results = [replace(item, validation_accuracy=held_out[item.record.reward]) for item in results]
     (table,) = axis_tables(Analysis(results))
+    best = "Best by held-out pairs, trained on ultrafeedback: IM-RM epochs=2 at lr 0.0001 (0.750; mean over 1 of model and seed)."
+    assert best in table.note
+    # A value that lacks a model and seed is never named.
+    other = replace(results[1], record=replace(results[1].record, model="other", key="other"))
+    (lacking,) = axis_tables(Analysis([*results, other]))
+    assert "Best by" not in lacking.note
     assert [row.get("held_out") for row in table.rows][3:6] == [None, 0.5, 0.75]
     assert [row["over"] for row in table.rows][3:5] == [
         "no trial that counts",

@@ -135,22 +135,20 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     units = np.arange(PAIRS)
     found = regression(values, features, units)
     assert found is not None
-    assert list(found.coefficients) == ["intercept", "length", "other"]
-    assert found.coefficients["length"].low < 0.2 * length.std() < found.coefficients["length"].high
-    assert found.coefficients["length"].excludes_zero
-    assert not found.coefficients["other"].excludes_zero
+    assert list(found) == ["intercept", "length", "other", "explained", "pairs"]
+    assert found["length"].low < 0.2 * length.std() < found["length"].high
+    assert found["length"].excludes_zero
+    assert not found["other"].excludes_zero
     exact = np.polyfit(length, values, 1)
     alone = regression(values, {"length": length}, units)
     assert alone is not None
-    assert alone.coefficients["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
-    assert alone.explained == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
+    assert alone["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
+    assert alone["explained"] == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
     # Every pair four times over is no more evidence than once.
     often = regression(np.tile(values, 4), {"length": np.tile(length, 4)}, np.tile(units, 4))
-    assert often.coefficients["length"].low == pytest.approx(alone.coefficients["length"].low)
+    assert often["length"].low == pytest.approx(alone["length"].low)
     homoscedastic = np.std(values - np.polyval(exact, length)) / np.sqrt(PAIRS)
-    assert alone.coefficients["length"].high - alone.coefficients["length"].value == pytest.approx(
-        1.966 * homoscedastic, rel=0.15
-    )
+    assert alone["length"].high - alone["length"].value == pytest.approx(1.966 * homoscedastic, rel=0.15)
 
 
 def test_a_sets_outcomes_are_of_the_cells_that_count_in_its_whole_category(store: Store):
