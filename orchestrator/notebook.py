@@ -201,12 +201,8 @@ class SweepResults:
                 if found is None:
                     continue
                 estimate = found.estimate
-                said = {
-                    "difference": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "p": estimate.p,
-                }
+                said = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
+                said["p"] = found.p_pairs if estimate.p is None else estimate.p
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
                 of_model = {"model": model} if model else {}
                 rows.append({**place, **of_model, **said, "over": found.over, **counts})

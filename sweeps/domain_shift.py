@@ -1,4 +1,4 @@
-"""Which pairs make the reward types differ under domain shift? Nothing is trained.
+"""Which pairs make the reward types differ under domain shift, and when to prefer which type? Nothing is trained.
 
 In the paper IM-RMs are ahead under domain shift, without an explanation. This regresses the lead of a sweep's first reward
 type over each other type, on each test pair over all models and seeds, on features of the pair: how much longer chosen is,
@@ -16,7 +16,7 @@ from orchestrator.cli.main import main
 from orchestrator.report import summary
 from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import CONTROLS, Analysis
-from orchestrator.report.conclusions import conclusions
+from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.results import TrialResult
 from orchestrator.report.studies import FEATURES, Findings, Study, differences
 from orchestrator.report.tables import Table
@@ -25,21 +25,21 @@ from trainers.errors import DataError
 
 
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
-    """Return controls, regressions, the conclusions, and the pairs themselves."""
+    """Return controls, regressions, the advice that follows, and the pairs themselves."""
     analysis = Analysis(results)
     pairs, regressions, lacking = differences(analysis, inputs.store)
     if not pairs:
         raise DataError(
             "no model and seed of this sweep has learned with two reward types; train both, or look at its report."
         )
-    answers, controls = conclusions(analysis), summary.differences(analysis, CONTROLS)
+    advice, controls = preference(analysis), summary.differences(analysis, CONTROLS)
     said = (
         [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
     )
     return Findings(
-        said=[*said, *answers],
+        said=[*said, f"{PREFERENCE}. {advice}"],
         tables=(controls, _regression_table(regressions)),
-        results={"conclusions": answers, "controls": controls.rows, "regressions": regressions},
+        results={"preference": advice, "controls": controls.rows, "regressions": regressions},
         rows={"pairs": pairs},
     )
 
@@ -52,12 +52,16 @@ def _regression_table(rows: Rows) -> Table:
         "feature, the others held; – where a feature does not vary or follows from the others. Margins are in standard deviations of a set's rewards.",
         columns=f"train_set category baseline other outcome {' '.join(FEATURES)} explained pairs",
         titles={"outcome": "difference of", "explained": "R²"},
-        rows=rows,
+        rows=[
+            {**row, **fitted.coefficients, "explained": fitted.explained, "pairs": fitted.pairs}
+            for row in rows
+            if (fitted := row["fitted"])
+        ],
         forms=dict.fromkeys(FEATURES, "+.3f"),
     )
 
 
-# 7: ends with the report's conclusions; a difference has one p.
-EXPERIMENT = analyses_of(Study(name="domain_shift", version=7, find=find))
+# 6: intervals of coefficients by a variance clustered by pairs, not by a bootstrap; controls as in the report.
+EXPERIMENT = analyses_of(Study(name="domain_shift", version=6, find=find))
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

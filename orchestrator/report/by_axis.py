@@ -41,43 +41,42 @@ def _is_number(value: str) -> bool:
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
     """Yield a table for each axis, and for epochs: accuracies and differences by training set, category, reward type and value."""
-    records = [result.record for result in analysis.results]
-    for axis, values in axes_of(records).items():
-        first = next(reward_without(item, axis) for item in records if item.reward == analysis.baseline)
-        at = {value: Analysis([*at_value(analysis.results, axis, value)], first) for value in values}
-        yield _axis_table(analysis, axis, at)
-    epochs = sorted({one.epoch or 0 for item in analysis.results for one in item.record.evaluations})
-    if len(epochs) > 1:
-        after = {str(epoch): [_after(item, epoch) for item in analysis.results] for epoch in epochs}
-        at_epoch = {epoch: Analysis(here, analysis.baseline) for epoch, here in after.items()}
-        yield _axis_table(analysis, "epoch", at_epoch)
+    for axis, values in axes_of([result.record for result in analysis.results]).items():
+        yield _axis_table(
+            analysis, axis, {value: Analysis([*at_value(analysis.results, axis, value)]) for value in values}
+        )
+    kept = [item for item in analysis.results if len({one.epoch for one in item.record.evaluations}) > 1]
+    epochs = sorted({one.epoch or 0 for item in kept for one in item.record.evaluations})
+    if epochs:
+        first = analysis.baseline if any(item.record.reward == analysis.baseline for item in kept) else None
+        after = {str(epoch): [_after(item, epoch) for item in kept] for epoch in epochs}
+        at_epoch = {epoch: Analysis(here, first) for epoch, here in after.items()}
+        yield _axis_table(Analysis(kept, first), "epoch", at_epoch)
 
 
 def _axis_table(analysis: Analysis, axis: str, at: Mapping[str, Analysis]) -> Table:
-    kinds = list(dict.fromkeys(kind for here in at.values() for kind in here.rewards))
+    records = [result.record for result in analysis.results]
+    first = [reward_without(record, axis) for record in records if record.reward == analysis.baseline]
+    kinds = [*dict.fromkeys([*first, *(kind for here in at.values() for kind in here.rewards)])]
     rows: list[dict[str, Value]] = [
         {
             "train_set": scope.train_set,
             "category": scope.category,
             "reward": reward_title(kind),
             axis: value,
-            **_numbers(here, scope, kind),
+            **_numbers(here, scope, kind, kinds[0]),
         }
         for scope in analysis.categories()
         for kind in kinds
         for value, here in at.items()
-        if any(kind == result.record.reward for result in here.results)
+        if kind in here.rewards
     ]
     held_out = ["held_out"] if any(row.get("held_out") is not None for row in rows) else []
+    note = "Means over the models that have every reward type at a value; differences at it."
     return Table(
         name=f"by_{axis}",
         title=f"Accuracy by {axis}",
-        note=" ".join(
-            [
-                "Means over the models that have every reward type at a value; differences at it.",
-                *_best(axis, at),
-            ]
-        ),
+        note=" ".join([note, *_best(axis, at)]),
         columns=" ".join(("train_set category reward", axis, "accuracy difference", *held_out, "over")),
         titles={
             axis: axis,
@@ -115,23 +114,24 @@ def reward_without(record: TrialRecord, *axes: str) -> str:
     return plain + "".join(text for name, text in named.items() if name not in axes)
 
 
-def _numbers(here: Analysis, scope: Scope, kind: str) -> dict[str, Value]:
-    mean = here.mean(scope, kind, "accuracy")
+def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:
+    mean = here.mean_of_models(scope, kind, "accuracy")
     if mean is None:
         return {"over": "no trial that counts"}
-    gap = here.difference(scope, "accuracy", other=kind) if kind != here.baseline else None
-    trials = [trial for seeds in mean.cells.values() for (trial,) in seeds.values()]
-    known = [trial.validation_accuracy for trial in trials if trial.validation_accuracy is not None]
+    gap = here.difference(scope, "accuracy", baseline=baseline, other=kind) if kind != baseline else None
+    trials = (trial for seeds in mean.cells.values() for (trial,) in seeds.values())
+    found = [trial.validation_accuracy for trial in trials]
+    known = [accuracy for accuracy in found if accuracy is not None]
     return {
         "accuracy": mean.estimate,
         "difference": gap.estimate if gap else None,
-        "held_out": float(np.mean(known)) if len(known) == len(trials) else None,
+        "held_out": float(np.mean(known)) if len(known) == len(found) else None,
         "over": mean.over,
     }
 
 
 def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
-    """Say which value ranks the most held-out training pairs right, of those that have every model and seed."""
+    """Say which value ranks the most held-out training pairs right; one that lacks a model and seed, as where it diverged, is never named."""
     found: dict[tuple[str, str], dict[str, dict[tuple[str, int], float]]] = {}
     for value, here in at.items():
         for result in here.results:
@@ -148,9 +148,12 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
         }
         if len(means) > 1:
             best = [value for value, mean in means.items() if np.isclose(mean, max(means.values()))]
+            without = [value for value in at if value not in means]
+            incomplete = f"; not complete at {', '.join(without)}" if without else ""
             yield (
                 f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
-                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed)."
+                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed"
+                f"{incomplete})."
             )
 
 

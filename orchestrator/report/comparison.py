@@ -11,23 +11,21 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.report import statistics
 from orchestrator.report.results import EvaluationResult, TrialResult
-from orchestrator.report.statistics import Calibration, Estimate, Floats
+from orchestrator.report.statistics import Calibration, Estimate, Floats, WinRate
 from orchestrator.report.tables import number_of, reward_title
 from orchestrator.store.records import CATEGORIES, Category
+from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
 
 # With this many models or more, an interval covers other models too.
 MODELS_NEEDED = 4
-# Accuracies that are this close are a tie.
-TIE = 0.01
 # Numbers in memory at once while single pairs are left out: 32 MB.
 _BLOCK = 4_000_000
 LENGTH_CONTROLLED, LEAK_FREE = "accuracy_length_controlled", "accuracy_leak_free"
@@ -50,21 +48,13 @@ class Scope:
         return replace(self, sets=(name,), dataset=name)
 
 
-class WinRate(NamedTuple):
-    """Cells of model, seed and set in which the first of two types is ahead, tied within `TIE`, or behind."""
-
-    ahead: int
-    ties: int
-    behind: int
-
-
 def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
     """Whether a trial has the metric of all the scope's sets, after its last epoch."""
     return set(scope.sets) <= {item.dataset for item in result.final if metric in item.metrics}
 
 
 def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> float:
-    return float(np.mean([_item(trial, name).metrics[metric] for name in scope.sets]))
+    return float(np.mean([_metric(trial, name, metric) for name in scope.sets]))
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
@@ -78,9 +68,15 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
-    """Return what each pair adds to a metric of an evaluation, [P]. Raises KeyError for a metric that is not made of pairs."""
+    """Return what each pair adds to a metric of an evaluation, [P]. Raises SpecError for a metric that is not a mean over pairs."""
     scores, value = item.scores, item.metrics[metric]
     right_P, pairs = _right(scores), len(scores.index)
+    means: dict[str, Floats] = {
+        "accuracy": right_P,
+        "loss": np.logaddexp(0.0, scores.rejected - scores.chosen),
+    }
+    if metric in means:
+        return means[metric] / pairs
     if metric == LEAK_FREE and item.leaked is not None:
         unseen_P = ~item.leaked
         return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
@@ -93,8 +89,8 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
         return statistics.jackknifed(value, np.concatenate([part for part in found if part is not None]))
     if metric == "abs_margin":
         return statistics.jackknifed(value, statistics.margin_without_each(scores.chosen, scores.rejected))
-    loss_P = np.logaddexp(0.0, scores.rejected - scores.chosen)
-    return {"accuracy": right_P, "loss": loss_P}[metric] / pairs
+    intervals = ", ".join((*means, LENGTH_CONTROLLED, LEAK_FREE, "abs_margin"))
+    raise SpecError(f"{metric} has no interval, as it is not made of pairs; give one of {intervals}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,13 +122,18 @@ class Mean:
 
     @cached_property
     def values(self) -> list[list[float]]:
-        def value(cell: tuple[TrialResult, ...]) -> float:
-            signed = zip(self.signs, cell, strict=True)
-            return sum(sign * over_sets(trial, self.scope, self.metric) for sign, trial in signed)
+        return [
+            [
+                sum(
+                    sign * over_sets(trial, self.scope, self.metric)
+                    for sign, trial in zip(self.signs, cell, strict=True)
+                )
+                for cell in seeds.values()
+            ]
+            for seeds in self.cells.values()
+        ]
 
-        return [[*map(value, seeds.values())] for seeds in self.cells.values()]
-
-    @property
+    @cached_property
     def by_model(self) -> list[float]:
         return [float(np.mean(of_model)) for of_model in self.values]
 
@@ -151,23 +152,25 @@ class Mean:
     @cached_property
     def pairs(self) -> int:
         """The pairs of the largest set."""
-        return max(len(item.scores.index) for item in self.evaluations)
+        return max(len(item.scores.index) for item in self._evaluations)
 
     @cached_property
     def prompts(self) -> int:
         """The prompts of the set that has most; of a set that is no suite each pair counts as one."""
-        return max(len(np.unique(item.scores.units)) for item in self.evaluations)
+        return max(len(np.unique(item.scores.units)) for item in self._evaluations)
 
     @property
-    def evaluations(self) -> Iterator[EvaluationResult]:
+    def _evaluations(self) -> Iterator[EvaluationResult]:
         trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-        return (_item(trial, name) for trial in trials for name in self.scope.sets)
+        return (item for trial in trials for item in _items(trial, self.scope))
 
     @property
     def at_chance(self) -> bool:
         """Whether this is an in-distribution accuracy that is no better than chance."""
-        here = (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
-        return here and self.value <= chance_bound(self.pairs)
+        return (
+            (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
+            and self.value <= chance_bound(self.pairs)
+        )  # fmt: skip
 
     @property
     def over_models(self) -> bool:
@@ -177,13 +180,18 @@ class Mean:
     @property
     def over(self) -> str:
         """Say what the interval covers: `6 models, 3 seeds, 200 pairs`."""
-        models, seeds = number_of(len(self.cells), "model"), number_of(self.seeds, "seed")
-        pairs = number_of(self.pairs, "pair")
+        models, seeds, pairs = (
+            number_of(number, noun)
+            for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
+        )
         if self.prompts < self.pairs:
             pairs += f" of {number_of(self.prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
-        return f"{seeds}, {pairs} of {'this model' if len(self.cells) == 1 else f'these {models}'}"
+        own = "this model" if len(self.cells) == 1 else f"these {models}"
+        if self.spread.trainings:
+            return f"{seeds}, {pairs} of {own}"
+        return f"{pairs} of one training of {own}"
 
     @cached_property
     def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
@@ -222,25 +230,39 @@ class Mean:
             found = statistics.bounded_interval(self.value, self.spread, self.prompts, floor=floor)
         else:
             found = statistics.unbounded_interval(self.value, self.spread)
-        return replace(found, std=self.std, p=found.p if len(self.signs) > 1 else None)
+        told = len(self.signs) > 1 and self.spread.trainings > 0
+        return replace(found, std=self.std, p=found.p if told else None)
+
+    @cached_property
+    def p_pairs(self) -> float:
+        """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
+        by_model, _ = self.columns
+        mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
+        return statistics.permutation_p(np.round(mean_U, 12))
 
 
 class Analysis:
     """Computes means and differences of a sweep's results, which must be on the pairs that all models have.
 
     Differences are `baseline` − each of `others`, the other reward types. The default baseline is the sweep's first type.
+    Raises KeyError if the sweep has no such type.
     """
 
     def __init__(self, results: Sequence[TrialResult], baseline: str | None = None) -> None:
         self.results = results
+        self._of: dict[tuple[str, str], list[TrialResult]] = {}
+        for result in results:
+            self._of.setdefault((result.record.train_set, result.record.model), []).append(result)
         self.groups = pair_groups(results)
         # Tables, figures and sentences ask for the same numbers.
         self._known = cache(self._over_models)
         self._added: dict[tuple[str, str, str], Floats] = {}
         self.train_sets = _unique(result.record.train_set for result in results)
         self.models = _unique(result.record.model for result in results)
-        found = [result.record.reward for result in results]
-        self.rewards = _unique([baseline, *found] if baseline else found)
+        found = _unique(result.record.reward for result in results)
+        if baseline is not None and baseline not in found:
+            raise KeyError(baseline)
+        self.rewards = _unique([*([baseline] if baseline else []), *found])
         self.baseline, self.others = (self.rewards or [""])[0], self.rewards[1:]
 
     def title(self, other: str) -> str:
@@ -260,10 +282,14 @@ class Analysis:
     def single_sets(self) -> Iterator[Scope]:
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
-    def mean(
+    def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
+        """Return the mean over the seeds of one model; None where none counts."""
+        return self._known(scope, metric, (model,), (reward,))
+
+    def mean_of_models(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
-        """Return the mean over the complete models, or over `models`; None where no trial of them counts."""
+        """Return the mean over the complete models, or over `models`; None where there is none."""
         asked = self.complete_models(scope) if models is None else models
         return self._known(scope, metric, tuple(asked), (reward,))
 
@@ -285,21 +311,21 @@ class Analysis:
         asked = tuple(self.models if models is None else models)
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
-    def differences(self) -> dict[tuple[Scope, str], Mean]:
-        """Return the difference of accuracy from each other type in each category except training pairs."""
+    def differences(self, metric: str = "accuracy") -> dict[tuple[Scope, str], Mean]:
+        """Return the difference from each other type in each category except training pairs."""
         return {
             (scope, other): found
             for scope in self.categories()
             for other in self.others
             if scope.category != "training pairs"
-            and (found := self.difference(scope, "accuracy", other=other)) is not None
+            and (found := self.difference(scope, metric, other=other)) is not None
         }
 
     @cached_property
     def holm(self) -> dict[tuple[Scope, str], float]:
-        """Return the p of each of `differences`, corrected for their number."""
+        """Return the p of each of `differences`, corrected for their number; where there is one training of each type, `p_pairs`."""
         found = self.differences()
-        plain = [1.0 if item.estimate.p is None else item.estimate.p for item in found.values()]
+        plain = [item.p_pairs if item.estimate.p is None else item.estimate.p for item in found.values()]
         return dict(zip(found, statistics.holm(plain), strict=True))
 
     def control(
@@ -332,10 +358,9 @@ class Analysis:
             self._added[place] = added_by_pairs(item, metric)
         return self._added[place]
 
-    def of(self, scope: Scope, model: str) -> list[TrialResult]:
+    def of(self, scope: Scope, model: str) -> Sequence[TrialResult]:
         """Return the trials of a model on the scope's training set."""
-        place = scope.train_set, model
-        return [item for item in self.results if (item.record.train_set, item.record.model) == place]
+        return self._of.get((scope.train_set, model), ())
 
     def cells(
         self, scope: Scope, model: str, kinds: Sequence[str], metric: str = "accuracy"
@@ -349,31 +374,38 @@ class Analysis:
         }
 
     def complete_models(self, scope: Scope) -> list[str]:
-        """Return the models with results of every reward type that some model has results of."""
-        found = {
-            model: {kind for kind in self.rewards if self.cells(scope, model, (kind,))}
-            for model in self.models
+        """Return the models with results of every reward type declared for them; types without any results do not count."""
+        declared = {
+            (item.record.model, item.record.reward)
+            for item in self.results
+            if item.record.train_set == scope.train_set
         }
-        every = set().union(*found.values())
-        return [model for model, kinds in found.items() if kinds and kinds == every]
+        counts = {(model, kind) for model, kind in declared if self.cells(scope, model, (kind,))}
+        known = {kind for _, kind in counts}
+        lacking = {model for model, kind in declared - counts if kind in known}
+        whole = {model for model, _ in counts} - lacking
+        return [model for model in self.models if model in whole]
 
-    def win_rate(self, scope: Scope, other: str) -> WinRate:
+    def compared(self, scope: Scope, other: str) -> list[TrialResult]:
+        return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
+
+    def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
         """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
+        if not self.others:
+            return statistics.win_rate([])
         gaps = [
-            _item(first, name).metrics["accuracy"] - _item(second, name).metrics["accuracy"]
+            _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
             for name in scope.sets
-            for first, second in self.cells_of(scope.alone(name), (self.baseline, other))
+            for first, second in self.cells_of(scope.alone(name), (self.baseline, other or self.others[0]))
         ]
-        # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
-        ahead, behind = (sum(sign * gap > TIE + 1e-9 for gap in gaps) for sign in (1, -1))
-        return WinRate(ahead=ahead, ties=len(gaps) - ahead - behind, behind=behind)
+        return statistics.win_rate(gaps)
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
         found = [
             _margin(item.scores) if scaled else item.scores.chosen - item.scores.rejected
             for (trial,) in self.cells_of(scope, (reward,))
-            for item in (_item(trial, name) for name in scope.sets)
+            for item in _items(trial, scope)
         ]
         return np.concatenate(found) if found else np.zeros(0)
 
@@ -387,8 +419,16 @@ class Analysis:
         return (cell for model in self.models for cell in self.cells(scope, model, kinds).values())
 
 
+def _items(trial: TrialResult, scope: Scope) -> list[EvaluationResult]:
+    return [_item(trial, name) for name in scope.sets]
+
+
 def _item(trial: TrialResult, dataset: str) -> EvaluationResult:
     return next(item for item in trial.final if item.dataset == dataset)
+
+
+def _metric(trial: TrialResult, dataset: str, metric: str) -> float:
+    return _item(trial, dataset).metrics[metric]
 
 
 def _unique(values: Iterable[str]) -> list[str]:
@@ -414,6 +454,19 @@ class SetOutcomes:
     margin: Mapping[str, Floats]
     longer: Floats
     leaked: NDArray[np.bool_] | None
+    cells: int
+
+    @property
+    def gap(self) -> Floats:
+        """The first type's share ranked right minus the second's."""
+        first, second, *_ = self.right.values()
+        return first - second
+
+    @property
+    def margin_gap(self) -> Floats:
+        """The first type's scaled margin minus the second's."""
+        first, second, *_ = self.margin.values()
+        return first - second
 
 
 def set_outcomes(analysis: Analysis, kinds: Sequence[str]) -> list[SetOutcomes]:
@@ -432,30 +485,38 @@ def _outcomes(
     by_model: Sequence[Mapping[int, tuple[TrialResult, ...]]],
     kinds: Sequence[str],
 ) -> SetOutcomes:
-    def mean(side: int, value: Callable[[PairScores], Floats]) -> Floats:
-        """Average over the seeds of a type, then over models, in the order of the pairs' rows."""
-        found = []
-        for seeds in by_model:
-            scores = [_item(cell[side], dataset).scores for cell in seeds.values()]
-            found.append(np.mean([value(one)[np.argsort(one.index)] for one in scores], axis=0))
-        average: Floats = np.mean(found, axis=0)
-        return average
+    sides = [
+        [[_item(cell[side], dataset) for cell in seeds.values()] for seeds in by_model]
+        for side in range(len(kinds))
+    ]
+    every = [item for side in sides for items in side for item in items]
 
-    trials = [trial for seeds in by_model for cell in seeds.values() for trial in cell]
-    every = [_item(trial, dataset) for trial in trials]
+    def mean(side: Sequence[Sequence[EvaluationResult]], value: Callable[[PairScores], Floats]) -> Floats:
+        """Average over seeds, then over models, in the order of the pairs' rows."""
+        found: Floats = np.mean(
+            [
+                np.mean([value(item.scores)[np.argsort(item.scores.index)] for item in items], axis=0)
+                for items in side
+            ],
+            axis=0,
+        )
+        return found
+
     leaked = [item.scores.index[item.leaked] for item in every if item.leaked is not None]
     index = np.sort(every[0].scores.index)
+    first = next(iter(by_model[0].values()))[0]
     return SetOutcomes(
         train_set=scope.train_set,
         dataset=dataset,
         category=scope.category,
-        train_digest=trials[0].record.train_digest,
+        train_digest=first.record.train_digest,
         dataset_digest=every[0].dataset_digest,
         index=index,
-        right={kind: mean(side, _right) for side, kind in enumerate(kinds)},
-        margin={kind: mean(side, _margin) for side, kind in enumerate(kinds)},
-        longer=mean(0, lambda scores: scores.longer.astype(np.float64)),
+        right={kind: mean(side, _right) for kind, side in zip(kinds, sides, strict=True)},
+        margin={kind: mean(side, _margin) for kind, side in zip(kinds, sides, strict=True)},
+        longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
         leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
+        cells=sum(map(len, by_model)),
     )
 
 
@@ -467,19 +528,30 @@ def _margin(scores: PairScores) -> Floats:
     return statistics.scaled_margins(scores.chosen, scores.rejected)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regression:
+    """A least-squares fit of one value per pair: its change by one standard deviation of each feature.
+
+    A feature that does not vary, or that others imply, has no coefficient. `explained` is R².
+    """
+
+    coefficients: dict[str, Estimate]
+    explained: float
+    pairs: int
+
+
 def regression(
     values_P: Floats, features: Mapping[str, Floats], units_P: NDArray[np.int64]
-) -> dict[str, Estimate | float] | None:
-    """Fit an intercept and standardised features by least squares: the change of the value by one standard deviation of each.
+) -> Regression | None:
+    """Fit an intercept and standardised features; None if there are no more pairs than terms.
 
-    Beside the coefficients stand R² as `explained`, and `pairs`. A feature that does not vary, or that others imply, has no
-    coefficient. None if there are no more pairs than terms. Pairs of one unit (a pair and its rewritings) are not independent: the variance of the coefficients is clustered by units
+    Pairs of one unit (a pair and its rewritings) are not independent: the variance of the coefficients is clustered by units
     (Liang and Zeger 1986), with a Student-t over the number of units less one.
     """
     terms = {"intercept": np.ones(len(values_P))}
     for name, feature_P in features.items():
-        scale = float(feature_P.std())
-        column_P = (feature_P - feature_P.mean()) / scale if scale > 0 else np.zeros(len(feature_P))
+        spread = float(feature_P.std())
+        column_P = (feature_P - feature_P.mean()) / spread if spread > 0 else np.zeros(len(feature_P))
         if np.linalg.matrix_rank(np.stack([*terms.values(), column_P], axis=1)) == len(terms) + 1:
             terms[name] = column_P
     _, at_P = np.unique(units_P, return_inverse=True)
@@ -494,9 +566,17 @@ def regression(
     np.add.at(scores_UK, at_P, terms_PK * left_P[:, None])
     variance_KK = inverse_KK @ scores_UK.T @ scores_UK @ inverse_KK * units / (units - 1)
     total = float(((values_P - values_P.mean()) ** 2).sum())
-    found: dict[str, Estimate | float] = {}
-    for at, name in enumerate(terms):
-        spread = statistics.Spread(variance=float(variance_KK[at, at]), degrees=units - 1, trainings=0)
-        found[name] = replace(statistics.unbounded_interval(float(value_K[at]), spread), p=None)
-    explained = 1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0
-    return {**found, "explained": explained, "pairs": len(values_P)}
+    return Regression(
+        coefficients={
+            name: replace(
+                statistics.unbounded_interval(
+                    float(value_K[at]),
+                    statistics.Spread(variance=float(variance_KK[at, at]), degrees=units - 1, trainings=0),
+                ),
+                p=None,
+            )
+            for at, name in enumerate(terms)
+        },
+        explained=1.0 - float((left_P**2).sum()) / total if total > 0 else 0.0,
+        pairs=len(values_P),
+    )

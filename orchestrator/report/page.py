@@ -23,7 +23,7 @@ from orchestrator.report.analysis_files import as_markdown, as_parquet
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axis_tables
 from orchestrator.report.comparison import Analysis
-from orchestrator.report.conclusions import conclusions
+from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
@@ -278,7 +278,7 @@ def _page(
         title=sweep,
         lead=f"{complete} of {len(results)} trials complete: {', '.join(analysis.models)}; "
         f"trained on {', '.join(analysis.train_sets)}.",
-        conclusions=conclusions(analysis),
+        conclusions=conclusions(analysis, audit),
         warning=warning(results, analysis.results),
         command=command,
         figures=figures,
@@ -299,6 +299,7 @@ def _page(
                 ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
+            Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
         ),
     )
 

@@ -154,21 +154,27 @@ def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
 
 
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
-    """Return the trials with their scores, as they are if they have them; what was scored again meanwhile counts as missing."""
+    """Return the trials with the scores of their evaluations; trials that have them are returned as they are."""
     # Seeds, models and reward types share splits.
     leaked = functools.cache(functools.partial(leaked_rows, store))
-    store.fetch_ahead("evaluate", [item.key for state in states for item in state.evaluations], SCORES)
-    results = []
-    for state in states:
-        if not isinstance(state, TrialResult):
-            scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
-            known = {**_fields(state), "evaluations": tuple(item for item in scored if item)}
-            state = TrialResult(**known)
-        results.append(state)
-    return results
+    unread = [
+        item.key for state in states if not isinstance(state, TrialResult) for item in state.evaluations
+    ]
+    store.fetch_ahead("evaluate", unread, SCORES)
+    return [
+        state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
+    ]
 
 
 Leaked = Callable[[str, str], NDArray[np.int64] | None]
+
+
+def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult:
+    scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
+    if None in scored:
+        # Another driver has scored it again since its state was read.
+        return _with_scores(trial_states([state.record], store)[0], store, leaked)
+    return TrialResult(**{**_fields(state), "evaluations": tuple(item for item in scored if item)})
 
 
 def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], int]) -> TrialState:
@@ -325,12 +331,18 @@ def _checkpointed(folder: Location) -> tuple[list[dict[str, Any]], int]:
         try:
             marker = json.loads(file.read_text())
             step, total = int(marker["step"]), int(marker["total"])
-            rows = [{**dict.fromkeys(CURVES, math.nan), **row} for row in marker["log"]]
+            rows = [_curve_row(row) for row in marker["log"]]
         # A running training removes and replaces its markers.
         except (OSError, ValueError, KeyError, TypeError):
             continue
         best = max(best, (step, rows, total), key=lambda item: item[0])
     return best[1], best[2]
+
+
+def _curve_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a log row's values for a curve. Raises KeyError, ValueError or TypeError for anything else."""
+    values = {name: float(row.get(name, math.nan)) for name in CURVES}
+    return {"step": int(row["step"]), "time": float(row["time"]), **values}
 
 
 def by_seeds(results: Sequence[TrialResult]) -> list[list[TrialResult]]:
@@ -347,24 +359,24 @@ def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
 
     A set without a common pair is left out of all results.
     """
-
-    def place(result: TrialResult, item: EvaluationRecord) -> tuple[str, str, str]:
-        return result.record.train_set, item.dataset, item.dataset_digest
-
+    placed = [
+        [(item, (result.record.train_set, item.dataset, item.dataset_digest)) for item in result.evaluations]
+        for result in results
+    ]
     common: dict[tuple[str, str, str], NDArray[np.int64]] = {}
-    for result in results:
-        for item in result.evaluations:
-            rows = item.scores.index
-            common[place(result, item)] = np.intersect1d(common.get(place(result, item), rows), rows)
+    for item, place in (found for items in placed for found in items):
+        common[place] = np.intersect1d(common.get(place, item.scores.index), item.scores.index)
     shared = []
-    for result in results:
-        wanted = tuple(
-            item for item in result.record.evaluations if len(common.get(place(result, item), (0,)))
+    for result, items in zip(results, placed, strict=True):
+        if all(len(common[place]) == len(item.scores.index) for item, place in items):
+            shared.append(result)
+            continue
+        nothing = {item.dataset for item, place in items if not len(common[place])}
+        wanted = tuple(item for item in result.record.evaluations if item.dataset not in nothing)
+        evaluations = tuple(_on(item, common[place]) for item, place in items if len(common[place]))
+        shared.append(
+            replace(result, record=replace(result.record, evaluations=wanted), evaluations=evaluations)
         )
-        found = [(item, common[place(result, item)]) for item in result.evaluations]
-        evaluations = tuple(_on(item, rows) for item, rows in found if len(rows))
-        record = replace(result.record, evaluations=wanted)
-        shared.append(replace(result, record=record, evaluations=evaluations))
     return shared
 
 
@@ -381,33 +393,33 @@ def _on(item: EvaluationResult, rows: NDArray[np.int64]) -> EvaluationResult:
 
 
 def left_out_lines(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> list[str]:
-    """Say for each set how many pairs each model lacks for length, and on how many pairs models are compared.
+    """Say for each set how many pairs each model lacks, and on how many pairs models are compared.
 
     `compared` are the results on common pairs. Sets of which every model has every pair are not mentioned.
     """
-    # By set: what was left out of how many pairs, with the models; and the pairs on which those are compared.
-    sets: dict[str, tuple[dict[str, None], set[int]]] = {}
+    # By set: the pairs that a model has, those left out for length, and those on which models are compared; and whose these are.
+    sets: dict[str, dict[tuple[int, int, int], dict[str, None]]] = {}
     for result, shared in zip(results, compared, strict=True):
-        trained_on, model = f"trained on {result.record.train_set}", result.record.model
+        trained_on = f"trained on {result.record.train_set}"
         common = {item.dataset: len(item.scores.index) for item in shared.evaluations}
-        uses = (
-            [(trained_on, result.train_pairs, result.train_left_out, result.train_pairs)]
-            if result.trained
-            else []
-        )
+        own = (result.train_pairs, result.train_left_out, result.train_pairs)
+        uses = {trained_on: own} if result.trained else {}
         for item in result.evaluations:
-            place = f"{trained_on}, evaluated on {item.dataset}"
-            uses.append((place, len(item.scores.index), item.left_out, common.get(item.dataset, 0)))
-        for place, pairs, left_out, on in uses:
-            counts, compared_on = sets.setdefault(place, ({}, set()))
-            counts[f"{left_out} of {pairs + left_out} pairs for {model}"] = None
-            compared_on |= {on} if on != pairs else set()
-    return [
-        f"left out for length, {place}: {', '.join(counts)}"
-        + (f"; compared on the {min(on)} pairs that all have" if on else "")
-        for place, (counts, on) in sets.items()
-        if on or not all(count.startswith("0 of ") for count in counts)
-    ]
+            use = (len(item.scores.index), item.left_out, common.get(item.dataset, 0))
+            uses[f"{trained_on}, evaluated on {item.dataset}"] = use
+        for place, use in uses.items():
+            sets.setdefault(place, {}).setdefault(use, {})[result.record.model] = None
+    lines = []
+    for place, of_set in sets.items():
+        if any(left_out or pairs != shared for pairs, left_out, shared in of_set):
+            models = {use: " and ".join(names) for use, names in of_set.items()}
+            counts = [f"{use[1]} of {use[0] + use[1]} pairs for {names}" for use, names in models.items()]
+            line = f"left out for length, {place}: {', '.join(counts)}"
+            if any(pairs != shared for pairs, _, shared in of_set):
+                having = ", ".join(f"{names} has {use[0]}" for use, names in models.items())
+                line += f"; compared on the {min(use[2] for use in of_set)} pairs that all have ({having})"
+            lines.append(line)
+    return lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -434,15 +446,17 @@ def scored(store: Store, sweep: str) -> ScoredTrials:
 
 def results_of(parameters: ScoredTrials, store: Store) -> tuple[list[TrialResult], str]:
     """Return the trials with their scores on the pairs that all of them have, and sentences about the data."""
-    models = dict.fromkeys(trial.model for trial in parameters.trials)
-    said = [f"{len(parameters.trials)} trials of {', '.join(models)}."]
+    models, seeds = (
+        sorted({str(getattr(trial, name)) for trial in parameters.trials}) for name in ("model", "seed")
+    )
+    said = [f"{len(parameters.trials)} trials: {', '.join(models)}; seeds {', '.join(seeds)}."]
     if parameters.missing:
         said.append(f"Missing: {parameters.missing} trials; they are not imputed.")
     results = sweep_results(Declaration(sweep="", trials=parameters.trials), store)
-    for item in results:
-        if not item.complete:
-            why = "; ".join(item.faults) or "missing"
-            raise StorageError(f"{item.record.name}: {why}. Run its sweep again, and then this command.")
+    if lacking := [
+        f"{item.record.name}: {'; '.join(item.faults) or 'missing'}" for item in results if not item.complete
+    ]:
+        raise StorageError(f"{'; '.join(lacking)}. Run its sweep again, and then this command.")
     compared = on_common_pairs(results)
     said += map(sentence, left_out_lines(results, compared))
     return compared, " ".join(said)

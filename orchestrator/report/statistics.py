@@ -1,4 +1,4 @@
-"""Statistics of per-pair rewards: intervals over models, seeds and pairs, calibration, tenths, best of n.
+"""Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration, best of n.
 
 Pure numpy; scipy is imported on use. docs/report.md explains each number.
 Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, C candidates of a prompt.
@@ -19,14 +19,17 @@ from trainers.evaluate.scores import PairScores
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
+PERMUTATIONS = 1999
+TIE = 0.01
 BINS = 10
+_NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A number, its 95 % interval, and the sample standard deviation over two or more seeds.
 
-    `p` of a difference is two-sided; it is below 0.05 if the interval excludes 0, and only then.
+    `p` is the two-sided p of no difference, if there are several trainings; it is below 0.05 if the interval excludes 0.
     """
 
     value: float
@@ -41,6 +44,24 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WinRate:
+    """Cells in which the first of two is ahead, tied within `TIE`, or behind."""
+
+    ahead: int
+    ties: int
+    behind: int
+
+    @property
+    def cells(self) -> int:
+        return self.ahead + self.ties + self.behind
+
+    @property
+    def share(self) -> float:
+        """Return the share of cells in which the first is ahead; 0 without cells."""
+        return self.ahead / self.cells if self.cells else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """How well σ(|margin|) predicts that a pair is ranked right. The curve has one point per bin; bins are equally large."""
 
@@ -48,6 +69,7 @@ class Calibration:
     accuracy: tuple[float, ...]
     expected_error: float
     brier: float
+    pairs: int
 
 
 def jackknifed(value: float, without_P: Floats) -> Floats:
@@ -200,6 +222,28 @@ def over_seeds(values_SU: Floats, less_SU: Floats | None = None, *, floor: int |
     return replace(found, p=None if floor == 0 else found.p, std=std)
 
 
+def permutation_p(differences: Floats, resamples: int = PERMUTATIONS) -> float:
+    """Return the two-sided p of a paired permutation test, which flips the signs of differences and compares their sum.
+
+    Exact if there are fewer than `resamples` flips. The smallest possible p of n units is 2/2ⁿ.
+    """
+    from scipy.stats import permutation_test
+
+    # A difference of zero has no sign to flip.
+    moved = differences[differences != 0]
+    if len(moved) < 2:
+        return 1.0
+    found = permutation_test(
+        (moved,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
 def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
     """Return Spearman's rank correlation; None for fewer than three pairs, or if one of the two does not vary."""
     from scipy.stats import spearmanr
@@ -207,6 +251,14 @@ def rank_correlation(first_P: Floats, second_P: Floats) -> float | None:
     if len(first_P) < 3 or np.ptp(first_P) == 0 or np.ptp(second_P) == 0:
         return None
     return float(spearmanr(first_P, second_P).statistic)
+
+
+def win_rate(differences: Sequence[float]) -> WinRate:
+    """Count the differences of accuracy above and below 0; those within one point (`TIE`) are ties."""
+    # Accuracies are sums of binary fractions: a difference of exactly one point may read 0.0100000000000001.
+    ahead = sum(value > TIE + 1e-9 for value in differences)
+    behind = sum(value < -TIE - 1e-9 for value in differences)
+    return WinRate(ahead=ahead, ties=len(differences) - ahead - behind, behind=behind)
 
 
 def calibration(margins_P: Floats) -> Calibration:
@@ -228,7 +280,13 @@ def calibration(margins_P: Floats) -> Calibration:
         accuracy=accuracy,
         expected_error=float(np.average(gaps, weights=[len(rows) for rows in filled])),
         brier=float(np.mean(np.exp(-np.logaddexp(0.0, margins_P)) ** 2)),
+        pairs=len(margins_P),
     )
+
+
+def half_width(pairs: int, accuracy: float = 0.75) -> float:
+    """Return half of the 95 % interval of an accuracy on so many pairs, by the normal approximation: 0.06 at 200 pairs."""
+    return _NORMAL_95 * float(np.sqrt(accuracy * (1.0 - accuracy) / pairs))
 
 
 def right(chosen_P: Floats, rejected_P: Floats) -> Floats:

@@ -151,15 +151,14 @@ def differences(
 
 def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
     """Yield each pair with both of its differences and its features."""
-    right, margin = list(item.right.values()), list(item.margin.values())
     for at, index in enumerate(item.index):
         yield {
             "train_set": item.train_set,
             "evaluation_set": item.dataset,
             "category": item.category,
             "index": int(index),
-            "gap": float(right[0][at] - right[1][at]),
-            "margin_gap": float(margin[0][at] - margin[1][at]),
+            "gap": float(item.gap[at]),
+            "margin_gap": float(item.margin_gap[at]),
             **{name: float(known[name][at]) if name in known else None for name in FEATURES},
         }
 
@@ -179,7 +178,7 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
         units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
         for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
             if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
-                rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, **fitted})
+                rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})
     return rows
 
 

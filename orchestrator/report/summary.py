@@ -17,8 +17,8 @@ from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Me
 from orchestrator.report.power import power_table
 from orchestrator.report.results import TrialResult, TrialState, by_seeds, on_common_pairs
 from orchestrator.report.scaling import scaling_table
-from orchestrator.report.statistics import LEVEL, calibration
-from orchestrator.report.tables import MEAN, Table, Value, reward_title
+from orchestrator.report.statistics import LEVEL
+from orchestrator.report.tables import MEAN, Table, Value, mean_label, number_of, reward_title
 from trainers.data.audit import FINDINGS, SETS, Audit, set_row
 from trainers.evaluate import metrics
 from trainers.specs import clean_name
@@ -41,6 +41,7 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     if analysis.others:
         yield differences(analysis)
         yield power_table(analysis)
+        yield win_rates(analysis)
     for metric in METRIC_TITLES:
         yield by_category(analysis, metric)
     yield by_set(analysis)
@@ -48,6 +49,7 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
         yield scaling
     if (found := suites(analysis)).rows:
         yield found
+    yield calibrations(analysis)
 
 
 def _place(scope: Scope) -> dict[str, Value]:
@@ -57,19 +59,19 @@ def _place(scope: Scope) -> dict[str, Value]:
 def _lines(
     analysis: Analysis, scope: Scope, metric: str
 ) -> Iterator[tuple[str, list[str] | None, dict[str, Mean]]]:
-    """Yield label, models and a metric's means by reward type: of each model with results, then of the complete models."""
+    """Yield label, models and a metric's means by reward type: of each model with results, then of several complete models."""
     known = [
         model for model in analysis.models if any(has(item, scope) for item in analysis.of(scope, model))
     ]
-    complete = analysis.complete_models(scope)
-    wanted = [(model, [model]) for model in known]
-    if len(known) > 1 and complete:
-        wanted.append((f"{MEAN} of {len(complete)}", complete))
-    for label, models in wanted:
-        found = {kind: analysis.mean(scope, kind, metric, models) for kind in analysis.rewards}
-        # A mean over fewer models than the line names would be taken for one over all.
-        means = {kind: mean for kind, mean in found.items() if mean and len(mean.models) == len(models)}
-        yield label, models if label in known else None, means
+    for model in known:
+        yield model, [model], _means(analysis, scope, metric, [model])
+    if len(known) > 1 and (means := _means(analysis, scope, metric, None)):
+        yield mean_label({kind: len(mean.models) for kind, mean in means.items()}), None, means
+
+
+def _means(analysis: Analysis, scope: Scope, metric: str, models: list[str] | None) -> dict[str, Mean]:
+    found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
+    return {kind: mean for kind, mean in found.items() if mean}
 
 
 def _estimates(found: Mapping[str, Mean | None]) -> dict[str, Value]:
@@ -123,7 +125,7 @@ def _remarks(
     means: Mapping[str, Mean],
     gaps: Sequence[Mean | None],
 ) -> Iterator[str]:
-    """Say which trials are not in a model's means, which means are at chance, and which differences are over other trials."""
+    """Say which trials are not in a model's means, which means are at chance, and which differences are over fewer."""
     for model, kind in itertools.product(models or (), analysis.rewards):
         asked = [
             item
@@ -139,9 +141,10 @@ def _remarks(
         if kind in means and means[kind].at_chance:
             yield f"{reward_title(kind)}: at chance"
     for other, gap in zip(analysis.others, gaps, strict=True):
-        both = (means[kind] for kind in (analysis.baseline, other) if kind in means)
-        if gap and any(mean.runs != gap.runs for mean in both):
-            yield f"{analysis.title(other)}: over {gap.over}"
+        both = [means[kind] for kind in (analysis.baseline, other) if kind in means]
+        over, *others = (mean.seeds if models else len(mean.models) for mean in (gap, *both)) if gap else (0,)
+        if any(count != over for count in others):
+            yield f"{analysis.title(other)}: over {number_of(over, 'seed' if models else 'model')}"
 
 
 def accuracy_table(accuracies: Table) -> Table:
@@ -161,7 +164,11 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
         found = {"accuracy": analysis.difference(scope, "accuracy", models, other=other)}
-        found |= {metric: analysis.control(scope, metric, models, other=other) for metric in beside}
+        for metric in beside:
+            if metric in CONTROLS:
+                found[metric] = analysis.control(scope, metric, models, other=other)
+            else:
+                found[metric] = analysis.difference(scope, metric, models, other=other)
         if plain := found["accuracy"]:
             rows.append(
                 {
@@ -171,7 +178,7 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
                     "over": plain.over,
                     "p": plain.estimate.p,
                     "p_holm": None if models else analysis.holm.get((scope, other)),
-                    **({} if models else analysis.win_rate(scope, other)._asdict()),
+                    "p_pairs": plain.p_pairs,
                     **_estimates(found),
                 }
             )
@@ -179,15 +186,37 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
         name="differences",
         title="Differences, paired by model, seed and pair",
         note=f"Above 0 in accuracy: {reward_title(analysis.baseline)} ranks more pairs right. p: of no difference, by the same "
-        "Student-t as the interval. Holm: p of the means, corrected for their number. Ahead, tied, behind: cells of model, seed "
-        "and set; within one point is a tie.",
-        columns=f"train_set category difference model accuracy over p p_holm ahead ties behind {' '.join(beside)}",
-        titles={"over": "interval and p over", "p_holm": "p, Holm"},
+        "Student-t as the interval; – if there is one training of each type. Holm: p of the means, corrected for their number "
+        "(from p (pairs) if there is no other). p (pairs): sign-flip permutation test over test pairs, for these trainings.",
+        columns=f"train_set category difference model accuracy over p p_holm p_pairs {' '.join(beside)}",
+        titles={"over": "interval and p over", "p_holm": "p, Holm", "p_pairs": "p (pairs)"},
         rows=rows,
         forms={
             **dict.fromkeys(("accuracy", *beside), "+.3f"),
-            **dict.fromkeys(("p", "p_holm"), ".2g"),
+            **dict.fromkeys(("p", "p_holm", "p_pairs"), ".2g"),
         },
+    )
+
+
+def win_rates(analysis: Analysis) -> Table:
+    scopes = (*analysis.categories(), *analysis.single_sets())
+    return Table(
+        name="win_rates",
+        title=f"Win-rate of {reward_title(analysis.baseline)}",
+        note="Cells of model, seed and evaluation set; within one point of accuracy is a tie.",
+        columns="train_set category evaluation_set other cells ahead ties behind share",
+        titles={"other": "over", "share": "share ahead"},
+        rows=[
+            {
+                **_place(scope),
+                "evaluation_set": scope.dataset or "all",
+                "other": reward_title(other),
+                **{name: getattr(found, name) for name in ("cells", "ahead", "ties", "behind", "share")},
+            }
+            for scope, other in itertools.product(scopes, analysis.others)
+            if (found := analysis.win_rate(scope, other)).cells
+        ],
+        forms={"share": ".0%"},
     )
 
 
@@ -198,9 +227,10 @@ def by_set(analysis: Analysis) -> Table:
     for scope in analysis.single_sets():
         for label, models, means in _lines(analysis, scope, "accuracy"):
             for kind, accuracy in means.items():
-                found = {name: analysis.mean(scope, kind, name, models) for name in (*METRIC_TITLES, *plain)}
-                scores = [item.scores for item in accuracy.evaluations]
-                calibrated = calibration(np.concatenate([item.chosen - item.rejected for item in scores]))
+                found = {
+                    name: analysis.mean_of_models(scope, kind, name, models)
+                    for name in (*METRIC_TITLES, *plain)
+                }
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -209,8 +239,6 @@ def by_set(analysis: Analysis) -> Table:
                         "reward": reward_title(kind),
                         "trainings": accuracy.runs,
                         **_estimates({name: found[name] for name in METRIC_TITLES}),
-                        "ece": calibrated.expected_error,
-                        "brier": calibrated.brier,
                         # A mean over fewer trainings than are named beside it would be taken for one over all.
                         **{
                             name: mean.value if (mean := found[name]) and mean.runs == accuracy.runs else None
@@ -222,11 +250,9 @@ def by_set(analysis: Analysis) -> Table:
         name="sets",
         title="Every evaluation set, without length and leaks too",
         note="Length-controlled: matched strata of the length difference; leak-free: pairs that the training split does "
-        "not hold; – if it was not measured; longer wins: the accuracy of length alone, in tokens: docs/audit.md. Calibration of "
-        "σ(margin) over the pairs of all trainings: ECE, |accuracy − confidence| over ten bins of equally many pairs; Brier, mean "
-        "(1 − σ(r⁺ − r⁻))², 0.25 for a coin.",
-        columns=f"train_set evaluation_set model reward accuracy {' '.join(plain)} trainings loss abs_margin ece brier",
-        titles={"n": "pairs", "n_leak_free": "leak-free pairs", "ece": "ECE", "brier": "Brier"},
+        "not hold; – if it was not measured; longer wins: the accuracy of length alone, in tokens. See docs/audit.md.",
+        columns=f"train_set evaluation_set model reward accuracy {' '.join(plain)} trainings loss abs_margin",
+        titles={"n": "pairs", "n_leak_free": "leak-free pairs"},
         rows=rows,
         forms={"n": ".0f", "n_leak_free": ".0f"},
     )
@@ -242,8 +268,12 @@ def suites(analysis: Analysis) -> Table:
         parts = [name for name in names if not name.startswith("suite/subset/")]
         for name in parts if len(parts) > 1 else names:
             for label, _, means in _lines(analysis, scope, name):
-                items = (item for mean in means.values() for item in mean.evaluations)
-                counted = sorted({round(item.metrics["suite/items"]) for item in items})
+                counted = {
+                    f"{over_sets(trial, scope, 'suite/items'):.0f}"
+                    for mean in means.values()
+                    for seeds in mean.cells.values()
+                    for (trial,) in seeds.values()
+                }
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -251,7 +281,7 @@ def suites(analysis: Analysis) -> Table:
                         "number": name.removeprefix("suite/"),
                         "model": label,
                         **{kind: mean.value for kind, mean in means.items()},
-                        "prompts": " / ".join(map(str, counted)),
+                        "prompts": " / ".join(sorted(counted, key=int)),
                     }
                 )
     return Table(
@@ -261,6 +291,30 @@ def suites(analysis: Analysis) -> Table:
         "limits, so models may be scored on different prompts: then there are several numbers. Every number: docs/suites.md.",
         columns=f"train_set suite number model {' '.join(analysis.rewards)} prompts",
         rows=rows,
+    )
+
+
+def calibrations(analysis: Analysis) -> Table:
+    scopes = (*analysis.categories(), *analysis.single_sets())
+    return Table(
+        name="calibration",
+        title="Calibration of σ(margin)",
+        note="Over the pairs of all models and seeds. ECE: |accuracy − confidence| over ten bins of equally many "
+        "pairs. Brier: mean (1 − σ(r⁺ − r⁻))², 0.25 for a coin.",
+        columns="train_set category evaluation_set reward ece brier scores",
+        titles={"ece": "ECE", "brier": "Brier"},
+        rows=[
+            {
+                **_place(scope),
+                "evaluation_set": scope.dataset or "all",
+                "reward": reward_title(kind),
+                "ece": found.expected_error,
+                "brier": found.brier,
+                "scores": found.pairs,
+            }
+            for scope, kind in itertools.product(scopes, analysis.rewards)
+            if (found := analysis.calibration(scope, kind)) is not None
+        ],
     )
 
 

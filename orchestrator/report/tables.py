@@ -52,6 +52,14 @@ def what_differs(names: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     }
 
 
+def mean_label(models: Mapping[str, int]) -> str:
+    """Label a mean over models: `mean of 3`, or the number of models of each reward type if these differ."""
+    counts = set(models.values())
+    if len(counts) == 1:
+        return f"{MEAN} of {counts.pop()}"
+    return f"{MEAN} of {', '.join(f'{count} {reward_title(kind)}' for kind, count in models.items())}"
+
+
 def number_of(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else f'{noun}s'}"
 

@@ -38,9 +38,8 @@ def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
     known = declared_sweeps(store)
     if named in known:
         return read_declaration(named, store), store
-    raise SpecError(
-        f"--compare {named}: no such folder, and no such sweep in {store.root}; {nearest(named, known)}"
-    )
+    hint = nearest(named, known) if known else "it knows none."
+    raise SpecError(f"--compare {named}: no such folder, and no such sweep in {store.root}; {hint}")
 
 
 def write_comparison(

@@ -66,7 +66,7 @@ def test_what_is_left_out_for_length_is_said_before_and_after(
         assert (
             "eft out for length, trained on data: 0 of 20 pairs for words, 10 of 20 pairs for letters" in text
         )
-        assert "compared on the 10 pairs that all have" in text
+        assert "compared on the 10 pairs that all have (words has 20, letters has 10)" in text
     found = {row["model"]: row for row in trial_rows(storage, "full_grid")}
     assert (found["letters"]["n"], found["letters"]["left_out"], found["words"]["n"]) == (10, 10, 20)
     assert json.loads(found["words"]["parameters"])["max_response_tokens"] == 40

@@ -1,4 +1,4 @@
-"""What the values of an axis come to; and the numbers of suites beside them."""
+"""What the values of an axis come to, and which is best on held-out pairs; and the numbers of suites beside them."""
 
 import json
 from dataclasses import replace
@@ -18,6 +18,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from tests.orchestrator.simulated import simulated_sweep
+from trainers.errors import SpecError
 
 KINDS = ("ex_rm", "im_rm_epochs=2_lr=1e-05", "im_rm_epochs=2_lr=0.0001", "im_rm_epochs=2_lr=2e-06")
 SETS = (("ultrafeedback", "in-distribution"), ("suite", "domain shift"))
@@ -49,7 +50,7 @@ def declared(store: Store) -> Declaration:
     return replace(found, trials=tuple(trials))
 
 
-def test_an_axis_has_a_row_for_each_value(store: Store, declared: Declaration):
+def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: Store, declared: Declaration):
     assert axes_of(declared.trials) == {"lr": ["2e-06", "1e-05", "0.0001"]}
     results = sweep_results(declared, store)
     (table,) = axis_tables(Analysis(results))
@@ -66,7 +67,7 @@ def test_an_axis_has_a_row_for_each_value(store: Store, declared: Declaration):
     whole = Analysis(results)
     (scope,) = [item for item in whole.categories() if item.category == "domain shift"]
     assert (
-        rows[4]["accuracy"] == whole.mean(scope, "im_rm_epochs=2_lr=1e-05", "accuracy", ["llama-64"]).estimate
+        rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_epochs=2_lr=1e-05", "accuracy").estimate
     )
     assert rows[4]["difference"].value == pytest.approx(rows[1]["accuracy"].value - rows[4]["accuracy"].value)
     assert "difference" not in rows[1] or rows[1]["difference"] is None
@@ -76,15 +77,13 @@ def test_an_axis_has_a_row_for_each_value(store: Store, declared: Declaration):
     (table,) = axis_tables(Analysis(results))
     best = "Best by held-out pairs, trained on ultrafeedback: IM-RM epochs=2 at lr 0.0001 (0.750; mean over 1 of model and seed)."
     assert best in table.note
-    # A value that lacks a model and seed is never named.
-    other = replace(results[1], record=replace(results[1].record, model="other", key="other"))
-    (lacking,) = axis_tables(Analysis([*results, other]))
-    assert "Best by" not in lacking.note
-    assert [row.get("held_out") for row in table.rows][3:6] == [None, 0.5, 0.75]
-    assert [row["over"] for row in table.rows][3:5] == [
-        "no trial that counts",
-        "1 seed, 60 pairs of this model",
+    diverged = [
+        replace(item, validation_accuracy=item.validation_accuracy if item.evaluations else None)
+        for item in results
     ]
+    (table,) = axis_tables(Analysis(diverged))
+    assert best.replace("seed).", "seed; not complete at 2e-06).") in table.note
+    assert [row.get("held_out") for row in table.rows][3:6] == [None, 0.5, 0.75]
     assert rendered("by_lr", "", "", lambda: draw_axis(table)) is not None
     words = replace(table, rows=[{**row, "lr": "cosine"} for row in table.rows])
     assert draw_axis(words) is None
@@ -114,6 +113,9 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
     assert [(row["number"], row["model"]) for row in table.rows] == [
         (number, "llama-64") for number in ("score", "section/chat")
     ]
+    (scope,) = [item for item in analysis.single_sets() if item.dataset == "suite"]
+    with pytest.raises(SpecError, match="suite/score has no interval"):
+        _ = analysis.difference(scope, "suite/score").estimate
     assert table.rows[0]["im_rm_epochs=2_lr=1e-05"] == 0.25
     assert table.rows[0]["prompts"] == "15"
     write_declaration(declared, store)
@@ -131,7 +133,7 @@ def test_the_report_holds_axes_and_suites(store: Store, declared: Declaration, c
         assert text in summary
     sets = parquet.read_table(folder / "tables" / "differences.parquet").to_pylist()
     assert {row["over"] for row in sets if row["category"] == "domain shift"} == {
-        "1 seed, 60 pairs of 15 prompts of this model"
+        "60 pairs of 15 prompts of one training of this model"
     }
 
 

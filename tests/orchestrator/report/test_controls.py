@@ -1,4 +1,4 @@
-"""Baseline − other pair by pair, on drawn scores whose answer is known: length alone, leaks, quality."""
+"""Baseline − other pair by pair, on drawn scores whose answer is known: length alone, leaks, quality; and what is advised."""
 
 import dataclasses
 from dataclasses import fields
@@ -14,7 +14,7 @@ from orchestrator.report.comparison import (
     regression,
     set_outcomes,
 )
-from orchestrator.report.conclusions import conclusions
+from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
@@ -79,7 +79,7 @@ def longer():
     return np.where(random.random(PAIRS) < 0.8, -1, 1) * random.integers(1, 60, PAIRS)
 
 
-def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths(longer):
+def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths_and_is_not_advised(longer):
     # The implicit type prefers what is shorter; the explicit one calls every pair a tie.
     analysis = analysis_of(np.full(PAIRS, 0.5), longer < 0, longer)
     found = controls_of(analysis)
@@ -87,20 +87,30 @@ def test_a_lead_that_is_length_alone_vanishes_at_matched_lengths(longer):
     assert found["plain"].high < -0.2
     assert found["length"].value == pytest.approx(0.0, abs=1e-12)
     assert not found["length"].excludes_zero
-    assert "length-controlled, EX-RM − IM-RM is" in conclusions(analysis)[2]
+    said = preference(analysis)
+    assert "prefer IM-RM" in said
+    assert "at matched lengths no lead can be told" in said
 
 
 def test_a_lead_of_quality_survives_matched_lengths(longer):
     random = np.random.default_rng(2)
     analysis = analysis_of(random.random(PAIRS) < 0.9, random.random(PAIRS) < 0.6, longer)
     assert controls_of(analysis)["length"].low > 0.1
+    assert "prefer EX-RM" in preference(analysis)
+    assert "at matched lengths EX-RM leads (+0." in preference(analysis)
 
 
-def test_what_cannot_be_told_has_no_number_and_unanimous_pairs_leave_some_width():
-    found = controls_of(analysis_of(np.zeros(40), np.ones(40), np.full(40, 3)))
-    assert (found["length"], found["leak_free"]) == (None, None)
+def test_unanimous_pairs_leave_an_interval_of_some_width():
+    found = controls_of(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
     assert (found["plain"].value, found["plain"].low) == (-1.0, -1.0)
     assert found["plain"].high == pytest.approx(-(0.025 ** (1 / 40)))
+
+
+def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
+    analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
+    found = controls_of(analysis)
+    assert (found["length"], found["leak_free"]) == (None, None)
+    assert "at matched lengths it cannot be told" in preference(analysis)
 
 
 def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
@@ -112,19 +122,37 @@ def test_a_lead_on_leaked_pairs_only_is_gone_without_them(longer):
     assert not found["leak_free"].excludes_zero
 
 
-def with_changes(result, **changes):
-    evaluations = tuple(dataclasses.replace(item, **changes) for item in result.evaluations)
-    return dataclasses.replace(result, evaluations=evaluations)
+def test_the_report_has_one_interval_of_a_difference(tmp_path):
+    """The sentences at its top and at its end, and the table, say the same."""
+    store = Store(tmp_path / "store")
+    analysis = Analysis(sweep_results(simulated_sweep(store, pairs=50), store))
+    for scope in analysis.categories():
+        found = analysis.difference(scope, "accuracy").estimate
+        said = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        assert said in preference(analysis)
+        (row,) = [
+            row
+            for row in differences(analysis).rows
+            if (row["category"], row["model"]) == (scope.category, "mean of 2")
+        ]
+        assert row["accuracy"] == found
+        assert said in conclusions(analysis)[0]
 
 
 def test_a_control_that_a_training_lacks_is_not_estimated(store: Store):
-    results = sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store)
-    told = [with_changes(item, metrics={**item.final[0].metrics, LEAK_FREE: 0.5}) for item in results]
-    known, part = Analysis(told), Analysis([*told[:-1], results[-1]])
+    results = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+
+    def told(result):
+        evaluations = tuple(
+            dataclasses.replace(item, metrics={**item.metrics, LEAK_FREE: 0.5}) for item in result.evaluations
+        )
+        return dataclasses.replace(result, evaluations=evaluations)
+
+    known = Analysis([told(result) for result in results])
+    part = Analysis([*map(told, results[:-1]), results[-1]])
     scope = next(known.categories())
     assert known.control(scope, LEAK_FREE).value == 0.0
     assert part.control(scope, LEAK_FREE) is None
-    assert "leak-free accuracy was not measured" in conclusions(part)[2]
 
 
 def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_nothing():
@@ -135,40 +163,62 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     units = np.arange(PAIRS)
     found = regression(values, features, units)
     assert found is not None
-    assert list(found) == ["intercept", "length", "other", "explained", "pairs"]
-    assert found["length"].low < 0.2 * length.std() < found["length"].high
-    assert found["length"].excludes_zero
-    assert not found["other"].excludes_zero
+    assert list(found.coefficients) == ["intercept", "length", "other"]
+    assert found.coefficients["length"].low < 0.2 * length.std() < found.coefficients["length"].high
+    assert found.coefficients["length"].excludes_zero
+    assert not found.coefficients["other"].excludes_zero
     exact = np.polyfit(length, values, 1)
     alone = regression(values, {"length": length}, units)
     assert alone is not None
-    assert alone["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
-    assert alone["explained"] == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
+    assert alone.coefficients["length"].value == pytest.approx(exact[0] * length.std(), abs=1e-12)
+    assert alone.explained == pytest.approx(np.corrcoef(length, values)[0, 1] ** 2, abs=1e-12)
     # Every pair four times over is no more evidence than once.
     often = regression(np.tile(values, 4), {"length": np.tile(length, 4)}, np.tile(units, 4))
-    assert often["length"].low == pytest.approx(alone["length"].low)
+    assert often.coefficients["length"].low == pytest.approx(alone.coefficients["length"].low)
     homoscedastic = np.std(values - np.polyval(exact, length)) / np.sqrt(PAIRS)
-    assert alone["length"].high - alone["length"].value == pytest.approx(1.966 * homoscedastic, rel=0.15)
+    assert alone.coefficients["length"].high - alone.coefficients["length"].value == pytest.approx(
+        1.966 * homoscedastic, rel=0.15
+    )
 
 
-def test_a_sets_outcomes_are_of_the_cells_that_count_in_its_whole_category(store: Store):
-    whole = sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store)
-    # The first trial, of llama-64, lacks a set of a category; leaks are known where every training knows them.
-    part = tuple(item for item in whole[0].evaluations if item.dataset != "rewardmath")
-    known = [
-        with_changes(item, leaked=np.arange(20) < 5)
-        for item in (dataclasses.replace(whole[0], evaluations=part), *whole[1:])
-    ]
-    found = {item.dataset: item for item in set_outcomes(Analysis(known), KINDS)}
-    alone = Analysis([item for item in known if item.record.model == "qwen2-64"])
-    expected = {item.dataset: item for item in set_outcomes(alone, KINDS)}
-    for name in ("rewardbench_math", "rewardmath"):
-        assert found[name].right["ex_rm"].tolist() == expected[name].right["ex_rm"].tolist()
-    both, one = (outcomes["ultrafeedback"].margin["ex_rm"].tolist() for outcomes in (found, expected))
-    assert both != one
-    assert {item.leaked.sum() for item in found.values()} == {5}
-    unknown = set_outcomes(Analysis([*known[:-1], with_changes(known[-1], leaked=None)]), KINDS)
-    assert {item.leaked for item in unknown} == {None}
+def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_counts(tmp_path):
+    store = Store(tmp_path / "store")
+    # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
+    declared = simulated_sweep(store, pairs=50, unlearned=1)
+    found = {item.dataset: item for item in set_outcomes(Analysis(sweep_results(declared, store)), KINDS)}
+    assert found["rewardmath"].cells == 5
+    assert len(found["rewardmath"].gap) == 50
+    advice = preference(Analysis(sweep_results(declared, store)))
+    assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
+    assert "under domain shift: prefer IM-RM" in advice
+
+
+def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
+    whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+    part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
+    found = set_outcomes(
+        Analysis([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]), KINDS
+    )
+    cells = {item.dataset: item.cells for item in found}
+    assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
+
+
+def test_leaks_are_known_where_every_training_knows_them(store: Store):
+    results = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
+
+    def told(result, leaked):
+        evaluations = tuple(dataclasses.replace(item, leaked=leaked) for item in result.evaluations)
+        return dataclasses.replace(result, evaluations=evaluations)
+
+    known = [told(result, np.arange(20) < 5) for result in results]
+    assert [item.leaked.sum() for item in set_outcomes(Analysis(known), KINDS)] == [5] * 7
+    assert {
+        item.leaked for item in set_outcomes(Analysis([*known[:-1], told(results[-1], None)]), KINDS)
+    } == {None}
+
+
+def test_nothing_is_advised_without_both_types():
+    assert preference(Analysis([])).startswith("Nothing can be advised")
 
 
 def test_overlap_is_dices_with_the_nearest_training_pair_side_by_side():

@@ -86,6 +86,18 @@ def coverage(name: str, models: int, effect: float, sweeps: int) -> float:
     return held / sweeps
 
 
+def test_the_worlds_are_ruled_by_what_they_are_named_after():
+    """Of the variance of a mean over six models, most is of models and seeds, or of pairs."""
+    random = np.random.default_rng(0)
+    for name, world in WORLDS.items():
+        drawn = sweep(world, 0.3, random.normal(scale=world.model, size=(2, 400)), random)
+        of_model = drawn.sum(axis=0)
+        seeds = float(of_model.var(axis=1, ddof=1).mean()) / SEEDS
+        models = float(of_model.mean(axis=1).var(ddof=1)) - seeds
+        pairs = float(drawn.mean(axis=(1, 2)).var(ddof=1)) * PAIRS * 6
+        assert max((models, "models"), (seeds, "seeds"), (pairs, "pairs"))[1] == name
+
+
 @pytest.mark.parametrize(
     ("sweeps", "least"),
     [(200, binom.ppf(0.001, 200, 0.93) / 200), pytest.param(2000, 0.93, marks=pytest.mark.slow)],

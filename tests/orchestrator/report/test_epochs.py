@@ -103,7 +103,10 @@ def test_an_epochs_mean_is_over_the_seeds_that_learned(store: Store):
             commit_scores(store, wanted.key, right=right)
     (found,) = axis_tables(Analysis(sweep_results(declaration(*items), store)))
     assert [(row["epoch"], row["accuracy"].value) for row in found.rows] == [("1", 0.4), ("2", 0.9)]
-    assert [row["over"].partition(",")[0] for row in found.rows] == ["2 seeds", "1 seed"]
+    assert [row["over"].partition(",")[0] for row in found.rows] == [
+        "2 seeds",
+        "10 pairs of one training of this model",
+    ]
     assert rendered("by_epoch", "", "", lambda: draw_axis(found)) is not None
     # How held-out pairs are ranked is known after the last epoch alone.
     results = [replace(item, validation_accuracy=0.75) for item in sweep_results(declaration(*items), store)]

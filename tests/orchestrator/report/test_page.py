@@ -103,7 +103,7 @@ def test_the_same_numbers_give_the_same_bytes(whole):
 def test_every_table_is_there_as_csv_and_parquet_with_the_same_rows(whole):
     folder = whole[2] / "tables"
     names = {file.stem for file in folder.glob("*.parquet")}
-    assert names >= {"differences", "accuracy_by_category", "sets", "holes"}
+    assert names >= {"differences", "win_rates", "accuracy_by_category", "sets", "calibration", "holes"}
     for name in names:
         table: Table = parquet.read_table(folder / f"{name}.parquet")
         rows = list(csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text())))
@@ -170,6 +170,14 @@ def test_the_summary_begins_with_the_conclusions(whole):
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")
     assert "Differences, paired by model, seed and pair" in summary
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_page_and_the_summary_end_with_what_to_prefer(store: Store):
+    folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
+    ending = (folder / "summary.md").read_text().rpartition("\n\n")[2]
+    assert ending.startswith("When to prefer which. Nothing can be advised: ")
+    assert (folder / "report.html").read_text().rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
 
 
 def test_a_report_of_the_same_results_is_not_written_again(whole):
@@ -273,7 +281,7 @@ def test_other_scores_under_the_same_keys_have_an_interval_of_their_own(store: S
     found = write_comparison(ours, store, *other_sweep(str(elsewhere.sweep_dir("demo")), store))
     alone = Analysis(sweep_results(theirs, elsewhere))
     for scope in alone.categories():
-        there = alone.mean(scope, "ex_rm", "accuracy", ["llama-64"]).estimate
+        there = alone.mean(scope, "llama-64", "ex_rm", "accuracy").estimate
         (row,) = [
             row
             for row in found.table.rows

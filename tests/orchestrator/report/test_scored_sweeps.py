@@ -54,12 +54,12 @@ def only(storage, file):
     return folder
 
 
-def test_domain_shift_reads_the_scores_and_computes_nothing_twice(storage, capsys):
+def test_domain_shift_reads_the_scores_and_ends_with_what_to_prefer(storage, capsys):
     trained = sorted(storage.glob("artifacts/train/*"))
     assert run_analysis(domain_shift, storage, "--sweep", "grid") == 0
     said = capsys.readouterr().out
-    assert "trained on ultrafeedback, EX-RM is ahead of IM-RM in-distribution" in said
-    assert "IM-RM is ahead of EX-RM under domain shift" in said
+    assert "When to prefer which. Trained on ultrafeedback, in-distribution: prefer EX-RM" in said
+    assert "under domain shift: prefer IM-RM" in said
     assert "Missing: 1 trials" in said
     assert "rewardbench_math after ultrafeedback lacks overlap with training, similarity, leaked" in said
     folder = only(storage, "regressions.parquet")

@@ -9,15 +9,22 @@ from orchestrator.report.statistics import (
     by_decile,
     calibration,
     crossed,
+    half_width,
     holm,
     jackknifed,
     margin_without_each,
     over_seeds,
+    permutation_p,
     unbounded_interval,
+    win_rate,
 )
 from trainers.evaluate import metrics
 
 RANDOM = np.random.default_rng(7)
+
+
+def test_two_hundred_pairs_leave_six_points():
+    assert half_width(200) == pytest.approx(0.060, abs=5e-4)
 
 
 def one_training(values):
@@ -135,6 +142,35 @@ def test_less_others_on_other_units_both_vary():
     assert found.high - found.low == pytest.approx(2 * 1.98 * error, rel=0.1)
 
 
+@pytest.mark.parametrize(("units", "p"), [(1, 1.0), (3, 0.25), (6, 2 / 64)])
+def test_few_units_give_the_exact_p(units: int, p: float):
+    assert permutation_p(np.full(units, 0.1)) == pytest.approx(p)
+
+
+def test_pairs_on_which_both_agree_change_no_p():
+    differences = np.array([1.0, 1.0, -1.0, 1.0, 0.5])
+    assert permutation_p(np.concatenate([differences, np.zeros(50)])) == permutation_p(differences)
+    assert permutation_p(np.zeros(10)) == 1.0
+
+
+def test_p_is_uniform_where_nothing_differs():
+    random = np.random.default_rng(3)
+    found = np.array([permutation_p(random.normal(size=30), resamples=199) for _ in range(300)])
+    for level in (0.1, 0.25, 0.5, 0.75):
+        assert np.mean(found <= level) == pytest.approx(level, abs=0.08)
+
+
+def test_p_is_small_where_something_does():
+    assert permutation_p(np.random.default_rng(0).normal(1.0, 1.0, size=60)) < 0.002
+
+
+def test_within_one_point_is_a_tie():
+    found = win_rate([0.02, 0.01, 0.76 - 0.75, -0.01, 0.0, -0.011])
+    assert (found.ahead, found.ties, found.behind, found.cells) == (1, 4, 1, 6)
+    assert found.share == pytest.approx(1 / 6)
+    assert win_rate([]).share == 0.0
+
+
 def test_a_calibrated_reward_has_no_calibration_error_and_one_that_is_too_sure_has():
     random = np.random.default_rng(5)
     size = np.abs(random.normal(0, 2, size=40_000))
@@ -143,6 +179,7 @@ def test_a_calibrated_reward_has_no_calibration_error_and_one_that_is_too_sure_h
     assert found.expected_error < 0.012
     assert found.confidence == pytest.approx(found.accuracy, abs=0.03)
     assert list(found.confidence) == sorted(found.confidence)
+    assert found.pairs == 40_000
     sure = calibration(np.tile([np.log(9.0), -np.log(9.0)], 500))
     assert sure.expected_error == pytest.approx(0.4, abs=0.02)
     assert sure.brier == pytest.approx((0.1**2 + 0.9**2) / 2)

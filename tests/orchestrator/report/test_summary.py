@@ -157,6 +157,23 @@ def test_a_trial_that_is_missing_enters_no_mean(
     assert not [view for view, text in found.items() if "0.5" in text]
 
 
+def test_a_reward_type_that_was_not_asked_for_has_no_number(store: Store, capsys: pytest.CaptureFixture[str]):
+    trials = [record(model=model, reward="im_rm") for model in ("llama-64", "qwen2-64")]
+    for trial in trials:
+        commit_trial(store, trial, 9, 9)
+    row = rows_of(store, declaration(*trials))["domain shift", "mean of 2"]
+    assert (row.get("ex_rm"), row["im_rm"].value, row.get("ex_rm_minus_im_rm")) == (None, 0.9, None)
+    assert not [view for view, text in shown(store, declaration(*trials), capsys).items() if "0.0" in text]
+
+
+def test_a_mean_over_fewer_models_says_so(store: Store):
+    declared = [("llama-64", "ex_rm"), ("qwen2-64", "ex_rm"), ("llama-64", "ex_rm_mean")]
+    trials = [record(model=model, reward=reward) for model, reward in declared]
+    for trial in trials:
+        commit_trial(store, trial, 10, 9)
+    assert ("domain shift", "mean of 2 EX-RM, 1 EX-RM mean") in rows_of(store, declaration(*trials))
+
+
 def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
     trials = [
         record(model=model, reward=kind, seed=seed)
@@ -171,7 +188,7 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
     rows = rows_of(store, declaration(*trials))
     alone, mean = (rows["domain shift", model] for model in ("llama-64", "mean of 2"))
     assert (alone["ex_rm_minus_im_rm"].value, alone["im_rm"].value) == pytest.approx((0.2, 0.8))
-    assert alone["remarks"] == "IM-RM: 1 missing; EX-RM − IM-RM: over 1 seed, 10 pairs of this model"
+    assert alone["remarks"] == "IM-RM: 1 missing; EX-RM − IM-RM: over 1 seed"
     assert (mean["ex_rm_minus_im_rm"].value, mean["ex_rm"].value) == pytest.approx((0.25, 0.8))
 
 
@@ -226,7 +243,7 @@ def test_a_declaration_is_read_as_it_was_written_and_an_unknown_one_is_refused(s
     assert read_declaration("demo", store) == declared
 
 
-def test_scores_that_another_driver_replaces_meanwhile_count_as_missing(store: Store):
+def test_scores_that_another_driver_replaces_meanwhile_are_read_with_their_own_manifest(store: Store):
     trial = record()
     commit_trial(store, trial, 9, 5)
     states = trial_states([trial], store)
@@ -234,7 +251,8 @@ def test_scores_that_another_driver_replaces_meanwhile_count_as_missing(store: S
     manifest = store.manifest("evaluate", first)
     assert manifest is not None
     store.discard("evaluate", first, manifest["attempt"])
+    assert [item.key for item in with_scores(states, store)[0].evaluations] == [trial.evaluations[1].key]
     commit_scores(store, first, right=2)
     (result,) = with_scores(states, store)
-    assert ([item.key for item in result.evaluations], result.complete) == ([trial.evaluations[1].key], False)
-    assert trial_result(trial, store).evaluations[0].metrics["accuracy"] == 0.2
+    assert result.evaluations[0].metrics["accuracy"] == 0.2
+    assert result.evaluations[0].attempt != states[0].evaluations[0].attempt
