@@ -22,10 +22,9 @@ from orchestrator.cli.session import PIPE_WIDTH, Session, open_session
 from orchestrator.cli.terminal import console_on
 from orchestrator.plan.outlook import Outlook
 from orchestrator.report.comparison import CONTROLS, Analysis
-from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, known_baseline, said_conclusions, write_full_report
 from orchestrator.report.results import TrialResult, all_scores, on_common_pairs, sweep_results, trial_rows
-from orchestrator.report.summary import statistics_tables
+from orchestrator.report.summary import ensemble_table, statistics_tables
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep

@@ -26,10 +26,9 @@ from orchestrator.cli.options import Gc, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, require_price, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
-from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
 from orchestrator.report.results import TrialState, trial_states, with_scores
-from orchestrator.report.summary import Written, accuracy_table
+from orchestrator.report.summary import Written, accuracy_table, ensemble_table
 from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
 from orchestrator.spec.redaction import shown_uri

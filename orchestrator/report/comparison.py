@@ -7,6 +7,7 @@ test pairs. `SetOutcomes` and `regression` relate the difference on each pair to
 Shapes: P pairs of a set, U different pairs of sets that share them, K trainings, K terms of a regression.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -45,17 +46,6 @@ class Scope:
 
     def alone(self, name: str) -> "Scope":
         return replace(self, sets=(name,), dataset=name)
-
-
-def category_scopes(results: Sequence[TrialResult]) -> Iterator[Scope]:
-    for train_set in _unique(result.record.train_set for result in results):
-        here = [result.record for result in results if result.record.train_set == train_set]
-        for category in CATEGORIES:
-            declared = (
-                item.dataset for record in here for item in record.evaluations if item.category == category
-            )
-            if sets := tuple(_unique(declared)):
-                yield Scope(train_set=train_set, category=category, sets=sets)
 
 
 def has(result: TrialResult, scope: Scope, metric: str = "accuracy") -> bool:
@@ -280,7 +270,14 @@ class Analysis:
         return f"{reward_title(self.baseline)} − {reward_title(other)}"
 
     def categories(self) -> Iterator[Scope]:
-        return category_scopes(self.results)
+        """Yield the evaluation sets of each training set and category."""
+        for train_set, category in itertools.product(self.train_sets, CATEGORIES):
+            here = (item.record for item in self.results if item.record.train_set == train_set)
+            sets = _unique(
+                item.dataset for record in here for item in record.evaluations if item.category == category
+            )
+            if sets:
+                yield Scope(train_set=train_set, category=category, sets=tuple(sets))
 
     def single_sets(self) -> Iterator[Scope]:
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)

@@ -46,7 +46,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 11
+VERSION = 12
 NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"

@@ -85,33 +85,19 @@ def power_table(analysis: Analysis) -> Table:
     """Return the half-width of each difference, the difference that the design detects, and the variances behind it."""
     rows: list[dict[str, Value]] = []
     for (scope, other), found in asked(analysis).items():
-        parts = components(*found.columns)
-        rows.append(
-            {
-                "train_set": scope.train_set,
-                "category": scope.category,
-                "difference": analysis.title(other),
-                "over": found.over,
-                "half_width": half_width(found),
-                "detectable": detectable(found),
-                **{
-                    name: None if (value := parts[name]) is None else value**0.5
-                    for name in ("models", "seeds", "pairs")
-                },
-            }
-        )
+        row: dict[str, Value] = {"train_set": scope.train_set, "category": scope.category}
+        row |= {"difference": analysis.title(other), "over": found.over}
+        row |= {"half_width": half_width(found), "detectable": detectable(found)}
+        for name, variance in components(*found.columns).items():
+            row[name] = None if variance is None else variance**0.5
+        rows.append(row)
     return Table(
         name="power",
         title="What this design can tell apart",
         note="Half-width of the 95 % interval, and the difference that a sweep of this design detects with 80 % power. Beside them the standard "
         "deviations of the difference over models, over seeds, and over test pairs. How many seeds and pairs it takes: docs/design.md.",
         columns="train_set category difference over half_width detectable models seeds pairs",
-        titles={
-            "half_width": "± half",
-            "detectable": "detected with 80 % power",
-            "models": "SD, models",
-            "seeds": "SD, seeds",
-            "pairs": "SD, pairs",
-        },
+        titles={"half_width": "± half", "detectable": "detected with 80 % power"}
+        | {name: f"SD, {name}" for name in ("models", "seeds", "pairs")},
         rows=sorted(rows, key=lambda row: CATEGORIES.index(row["category"])),
     )

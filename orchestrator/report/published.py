@@ -6,7 +6,7 @@ Marks: [C] read in the official code, [S] second-hand summary of the paper, [U] 
 from collections.abc import Iterable, Sequence
 
 from orchestrator.report.results import TrialResult
-from orchestrator.report.tables import NOTHING, Table, table_of
+from orchestrator.report.tables import Table, Value
 from orchestrator.spec import catalog
 
 # The types that the paper compares.
@@ -39,81 +39,54 @@ def number(train_set: str, sets: Iterable[str], reward: str, metric: str) -> flo
     return found[COMPARED.index(reward)] if found and reward in COMPARED else None
 
 
-# What the paper's official code has: title, name of a trial's parameter, value, mark.
-_SETTINGS = (
-    ("learning rate", "lr", "1e-06", "[C]"),
-    ("epochs", "epochs", "5", "[C]"),
-    ("effective batch, pairs", "effective_batch", "32", "[C]"),
-    ("weight decay", "weight_decay", "0", "[C]"),
-    ("β of im_rm", "beta", "0.01", "[C]"),
-    ("precision", "precision", "fp32, bf16 for the 8B", "[C]"),
-)
-_METHOD = (
-    ("last token of a micro-batch's longest row", "dropped by the padding trim", "kept"),
-    ("short last accumulation of an epoch", "weighted too low, or dropped", "every pair counts the same"),
-    ("date in Llama-3.2's chat template", "today's", "pinned"),
-    ("training runs", "unseeded", "seeded"),
-)
+# What the paper's official code has, by the name of a trial's parameter.
+_SETTINGS = {
+    "lr": "1e-06",
+    "epochs": "5",
+    "effective_batch": "32",
+    "weight_decay": "0",
+    "beta": "0.01",
+    "precision": "fp32, bf16 for the 8B",
+}
 
 
 def spec_difference(results: Sequence[TrialResult]) -> Table:
+    """Return the paper's settings beside those of the sweep's trials, and whether they are the same."""
     records, profile = [result.record for result in results], catalog.PAPER
-    here: tuple[tuple[str, str, str, Iterable[object]], ...] = (
-        ("models", _names(model.name for model in profile.models), "[U]", (r.model for r in records)),
-        ("reward types", "ex_rm, im_rm", "[C]", (r.reward for r in records)),
-        (
-            "training sets",
-            _names(item.name for item in profile.train_sets),
+    evaluated = (item.dataset for record in records for item in record.evaluations)
+    trained = (f"{item.train_pairs} {item.record.train_set}" for item in results if item.train_pairs)
+    scored = (len(item.scores.chosen) for result in results for item in result.final)
+    here: dict[str, tuple[Iterable[object], str, Iterable[object]]] = {
+        "models": ((model.name for model in profile.models), "[U]", (record.model for record in records)),
+        "reward types": (COMPARED, "[C]", (record.reward for record in records)),
+        "training sets": (
+            (item.name for item in profile.train_sets),
             "[C]",
-            (r.train_set for r in records),
+            (record.train_set for record in records),
         ),
-        (
-            "evaluation sets",
-            _names(item.name for item in profile.eval_sets),
-            "[C]",
-            (item.dataset for r in records for item in r.evaluations),
-        ),
-        ("seeds a cell", "3", "[U]", [len({r.seed for r in records})]),
-        (
-            "training pairs",
-            "2000 UltraFeedback, 1000 RewardMATH",
-            "[C]",
-            (f"{r.train_pairs} {r.record.train_set}" for r in results if r.train_pairs),
-        ),
-        (
-            "pairs of an evaluation set",
-            "200",
-            "[C]",
-            (len(item.scores.chosen) for r in results for item in r.final),
-        ),
-        *(
-            (title, said, mark, [r.parameters[name] for r in records if name in r.parameters])
-            for title, name, said, mark in _SETTINGS
-        ),
-    )
-    rows = [(title, said, mark, *_beside(said, values)) for title, said, mark, values in here]
-    rows += [(title, theirs, "[C]", ours, "no") for title, theirs, ours in _METHOD]
-    return table_of(
-        ("setting", "paper", "source", "here", "same"),
-        rows,
+        "evaluation sets": ((item.name for item in profile.eval_sets), "[C]", evaluated),
+        "seeds": (["3"], "[U]", [len({record.seed for record in records})]),
+        "training pairs": (["2000 ultrafeedback", "1000 rewardmath"], "[C]", trained),
+        "pairs of an evaluation set": (["200"], "[C]", scored),
+    }
+    for name, value in _SETTINGS.items():
+        declared = [record.parameters[name] for record in records if name in record.parameters]
+        here[name.replace("_", " ")] = ([value], "[C]", declared)
+    rows: list[dict[str, Value]] = []
+    for setting, (said, mark, values) in here.items():
+        # Order says nothing about a list of names.
+        theirs, ours = (sorted({_plain(value) for value in side}) for side in (said, values))
+        shown = {"paper": ", ".join(theirs), "source": mark, "here": ", ".join(ours) or None}
+        rows.append({"setting": setting, **shown, "same": theirs == ours if ours else None})
+    return Table(
         name="spec_difference",
         title="This sweep's spec beside the paper's",
         note="Marks: [C] read in the paper's official code, [U] unverified recall. Where several values stand here, "
         "trials differ.",
+        columns="setting paper source here same",
+        rows=rows,
     )
 
 
-def _beside(said: str, values: Iterable[object]) -> tuple[str, str]:
-    """Return the sweep's values, and whether they are the paper's."""
-    here = _names(values)
-    # Order says nothing about a list of names.
-    same = sorted(here.split(", ")) == sorted(said.split(", "))
-    return (here, "yes" if same else "no") if here else (NOTHING, NOTHING)
-
-
-def _names(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(_plain, values)))
-
-
 def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

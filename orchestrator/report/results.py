@@ -41,6 +41,9 @@ CURVE_POINTS = 100
 logger = logging.getLogger(__name__)
 
 SCORES = "scores.parquet"
+# The columns of trials.parquet that are a trial's parameters, and those that are metrics.
+_COLUMNS = ("model", "reward", "train_set", "seed", "lr", "epochs")
+_METRICS = (*metrics.METRICS, *metrics.CONTROLLED, SUITE_SCORE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,11 +277,10 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for result in results:
         record = result.record
-        said = ("model", "reward", "train_set", "seed", "lr", "epochs")
         spec = {
             "trial": record.name,
             "key": record.key,
-            **{name: record.parameters.get(name) for name in said},
+            **{name: record.parameters.get(name) for name in _COLUMNS},
             "parameters": json.dumps(record.parameters, sort_keys=True),
             "state": "complete" if result.complete else "missing",
             "learned": result.learned,
@@ -289,20 +291,9 @@ def trial_rows(results: Sequence[TrialResult]) -> list[dict[str, Any]]:
         for wanted in record.evaluations:
             found = done.get(wanted.key)
             values = found.metrics if found else {}
-            rows.append(
-                {
-                    **spec,
-                    "evaluation_set": wanted.dataset,
-                    "category": wanted.category,
-                    "epoch": wanted.epoch,
-                    "evaluated": found is not None,
-                    "left_out": found.left_out if found else None,
-                    **{
-                        name: values.get(name)
-                        for name in (*metrics.METRICS, *metrics.CONTROLLED, SUITE_SCORE)
-                    },
-                }
-            )
+            said = {"evaluation_set": wanted.dataset, "category": wanted.category, "epoch": wanted.epoch}
+            said |= {"evaluated": found is not None, "left_out": found.left_out if found else None}
+            rows.append({**spec, **said, **{name: values.get(name) for name in _METRICS}})
     return rows
 
 
@@ -441,12 +432,10 @@ class ScoredTrials:
 
 def scored(store: Store, sweep: str) -> ScoredTrials:
     """Return the sweep's complete trials. Raises SpecError if there is none."""
-    name = given_name("--sweep", sweep)
-    if name not in declared_sweeps(store):
-        known = ", ".join(declared_sweeps(store)) or "none"
-        raise SpecError(
-            f"--sweep {sweep}: {store.root} knows no sweep of that name (it knows {known}); run it first."
-        )
+    name, known = given_name("--sweep", sweep), declared_sweeps(store)
+    if name not in known:
+        said = f"knows no sweep of that name (it knows {', '.join(known) or 'none'})"
+        raise SpecError(f"--sweep {sweep}: {store.root} {said}; run it first.")
     trials = read_declaration(name, store).trials
     # The key of a trial covers its parameters.
     complete = tuple(replace(trial, parameters={}) for trial in trials if trial.whole(store))

@@ -10,19 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from orchestrator.report import published
 from orchestrator.report.comparison import CONTROLS, MODELS_NEEDED, Analysis, Mean, Scope, has, over_sets
 from orchestrator.report.power import power_table
-from orchestrator.report.results import TrialState
+from orchestrator.report.results import TrialResult, TrialState, by_seeds, on_common_pairs
 from orchestrator.report.scaling import scaling_table
 from orchestrator.report.statistics import LEVEL
-from orchestrator.report.tables import MEAN, Table, Value, mean_label, number_of, reward_title, table_of
+from orchestrator.report.tables import MEAN, Table, Value, mean_label, number_of, reward_title
 from trainers.data.audit import FINDINGS, SETS, Audit, set_row
+from trainers.evaluate import metrics
+from trainers.specs import clean_name
 
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "loss": "Loss, mean of −ln σ(r⁺ − r⁻)",
     "abs_margin": "Absolute margin, mean |r⁺ − r⁻| over the rewards' standard deviation",
+}
+# Columns of an ensemble.
+_ENSEMBLE = {
+    "accuracy": "accuracy of the mean",
+    "accuracy_alone": "of a seed alone",
+    "accuracy_spread": "± over seeds",
+    "margin_spread": "spread of margins",
 }
 
 
@@ -36,8 +47,8 @@ def statistics_tables(analysis: Analysis) -> Iterator[Table]:
     yield by_set(analysis)
     if (scaling := scaling_table(analysis)).rows:
         yield scaling
-    if any(item.scores.suite for result in analysis.results for item in result.final):
-        yield suites(analysis)
+    if (found := suites(analysis)).rows:
+        yield found
     yield calibrations(analysis)
 
 
@@ -138,12 +149,12 @@ def _remarks(
 
 def accuracy_table(accuracies: Table) -> Table:
     """Return the accuracies by category without their intervals and the paper's numbers, for which a terminal has no room."""
-    columns = [name for name in accuracies.names if not name.endswith("_paper")]
     return replace(
-        accuracies.without_intervals(),
+        accuracies,
         title="accuracy by category",
         note="Mean over a category's sets, then mean ± standard deviation over seeds.",
-        columns=" ".join(columns),
+        columns=" ".join(name for name in accuracies.names if not name.endswith("_paper")),
+        intervals=False,
     )
 
 
@@ -307,25 +318,54 @@ def calibrations(analysis: Analysis) -> Table:
     )
 
 
+def ensemble_table(results: Sequence[TrialResult]) -> Table:
+    """Return for each evaluation set the accuracy of the seeds' mean reward, beside the accuracy of single seeds.
+
+    Trials that did not learn are left out; a row needs two seeds.
+    """
+    rows: list[dict[str, Value]] = []
+    for trials in by_seeds([item for item in on_common_pairs(results) if item.learned]):
+        sets = [{item.dataset: item for item in trial.final} for trial in trials]
+        for name in sets[0]:
+            scores = [of_seed[name].scores for of_seed in sets if name in of_seed]
+            if len(scores) < 2:
+                continue
+            rewards = ([item.chosen for item in scores], [item.rejected for item in scores])
+            together, record = metrics.ensemble(*map(np.stack, rewards)), trials[0].record
+            numbers = together.summary
+            row: dict[str, Value] = {
+                "train_set": record.train_set,
+                "evaluation_set": name,
+                "model": record.model,
+                "reward": reward_title(record.reward),
+                "seeds": len(scores),
+                "accuracy": metrics.accuracy(together.chosen, together.rejected),
+            }
+            rows.append({**row, **{key: numbers[key] for key in _ENSEMBLE if key in numbers}})
+    return Table(
+        name="ensembles",
+        title="Ensembles of all seeds",
+        note="A seed's rewards enter the mean as they are; the spread of margins is their standard deviation over seeds.",
+        columns=" ".join(("train_set evaluation_set model reward seeds", *_ENSEMBLE)),
+        titles=_ENSEMBLE,
+        rows=sorted(rows, key=lambda row: (str(row["train_set"]), str(row["evaluation_set"]))),
+    )
+
+
 def audit_tables(audit: Audit) -> list[Table]:
     """Return the audited sets and the findings; without empty tables."""
-    found = (
-        table_of(
-            SETS,
-            [*map(set_row, audit.sets)],
-            name="audit_sets",
-            title="Sets",
-            note="Lengths in characters and words.",
-        ),
-        table_of(
-            FINDINGS,
-            audit.findings,
-            name="audit_findings",
-            title="Findings",
-            note="The worst first.",
-        ),
+    wanted = (
+        ("audit_sets", "Sets", "Lengths in characters and words.", SETS, [*map(set_row, audit.sets)]),
+        ("audit_findings", "Findings", "The worst first.", FINDINGS, audit.findings),
     )
-    return [item for item in found if item.rows]
+    tables = []
+    for name, title, note, header, found in wanted:
+        titles = {clean_name(text): text for text in header}
+        rows = [dict(zip(titles, row, strict=True)) for row in found]
+        tables.append(
+            Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=rows)
+        )
+    return [table for table in tables if table.rows]
 
 
 class Written(NamedTuple):

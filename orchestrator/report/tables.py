@@ -6,11 +6,10 @@ Also the names of reward types, means and trials in all tables, figures and sent
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
 
 from orchestrator.report.statistics import Estimate
-from trainers.specs import clean_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +26,8 @@ _TITLES = {
     "accuracy_length_controlled": "length-controlled",
     "accuracy_leak_free": "leak-free",
 }
-# A page breaks texts that are longer than a line; texts of several sentences get a wider column.
-_LINE, _LONG = 24, 60
+# A page breaks texts that are longer.
+_LINE = 24
 
 
 def reward_title(reward: str) -> str:
@@ -79,7 +78,7 @@ class Table:
     """Rows of values by column name; missing values are shown as –. `note` explains how the rows were computed.
 
     `columns` are the names, separated by spaces; `titles` and `forms` give the title of a column and the format of its
-    numbers if these are not the defaults.
+    numbers if these are not the defaults. People read estimates without their `intervals` where these are off.
     """
 
     name: str
@@ -89,6 +88,7 @@ class Table:
     rows: Sequence[Mapping[str, Value]]
     titles: Mapping[str, str] = field(default_factory=dict)
     forms: Mapping[str, str] = field(default_factory=dict)
+    intervals: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -97,57 +97,38 @@ class Table:
     def title_of(self, name: str) -> str:
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
-    def text(self, row: Mapping[str, Value], name: str, space: str = " ") -> str:
-        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval.
-
-        `space` stands between the parts of these two, so that they need not be broken there.
-        """
+    def text(self, row: Mapping[str, Value], name: str) -> str:
+        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval."""
         value, form = row.get(name), self.forms.get(name, ".3f")
         if value is None:
             return NOTHING
         if isinstance(value, Estimate):
-            around = space or " "
-            spread = "" if value.std is None else f"{around}±{around}{value.std:.3f}"
-            return f"{value.value:{form}}{spread} [{value.low:{form}},{space}{value.high:{form}}]"
+            text = f"{value.value:{form}}" + ("" if value.std is None else f" ± {value.std:.3f}")
+            return f"{text} [{value.low:{form}}, {value.high:{form}}]" if self.intervals else text
         if isinstance(value, float):
             return f"{value:{form}}"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
-    def texts(self, space: str = " ") -> list[tuple[str, ...]]:
-        return [tuple(self.text(row, name, space) for name in self.names) for row in self.rows]
+    def texts(self) -> list[tuple[str, ...]]:
+        return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
         """Return flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
         estimated = {
             name for name in self.names if any(isinstance(row.get(name), Estimate) for row in self.rows)
         }
-
-        def flat(name: str, value: Value) -> dict[str, Any]:
-            if name not in estimated:
-                return {name: value}
-            known = isinstance(value, Estimate)
-            parts = {"": "value", "_std": "std", "_low": "low", "_high": "high"}
-            return {
-                f"{name}{end}": getattr(value, attribute) if known else None
-                for end, attribute in parts.items()
-            }
-
-        return [
-            {key: item for name in self.names for key, item in flat(name, row.get(name)).items()}
-            for row in self.rows
-        ]
-
-    def without_intervals(self) -> "Table":
-        """Return the table with value ± standard deviation in the place of intervals, for a terminal."""
-
-        def short(name: str, value: Value) -> Value:
-            if not isinstance(value, Estimate):
-                return value
-            spread = "" if value.std is None else f" ± {value.std:.3f}"
-            return f"{value.value:{self.forms.get(name, '.3f')}}{spread}"
-
-        rows = [{name: short(name, value) for name, value in row.items()} for row in self.rows]
-        return replace(self, rows=rows)
+        parts = {"": "value", "_std": "std", "_low": "low", "_high": "high"}
+        records: list[dict[str, Any]] = []
+        for row in self.rows:
+            record: dict[str, Any] = {}
+            for name in self.names:
+                value = row.get(name)
+                if name in estimated:
+                    record |= {f"{name}{end}": getattr(value, part, None) for end, part in parts.items()}
+                else:
+                    record[name] = value
+            records.append(record)
+        return records
 
     @classmethod
     def of_json(cls, loaded: dict[str, Any]) -> "Table":
@@ -180,7 +161,7 @@ class Table:
         """Return the rows for a terminal: the first two columns become headings above the rows that share them."""
         from rich.table import Table as TerminalTable
 
-        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts(space="")
+        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts()
         titles = [*map(self.title_of, self.names)]
         heads = [" " * depth + title for depth, title in enumerate(titles[:3])]
         # A heading is never broken, however narrow the terminal is.
@@ -202,33 +183,18 @@ class Table:
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:
         """Yield for each row whether it is a mean over models, and the CSS class, sort key and text of its values."""
         classes = {name: self.css(name) for name in self.names}
-        for row, line in zip(self.rows, self.texts(space="\u00a0"), strict=True):
+        for row, line in zip(self.rows, self.texts(), strict=True):
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
-            plain = {
-                name: value.value if isinstance(value, Estimate) else value for name, value in row.items()
-            }
-            cells = zip(classes.items(), line, strict=True)
-            yield (
-                mean,
-                [
-                    (css, "" if plain.get(name) is None else str(plain[name]), text)
-                    for (name, css), text in cells
-                ],
-            )
+            cells = []
+            for (name, css), text in zip(classes.items(), line, strict=True):
+                value = row.get(name)
+                plain = value.value if isinstance(value, Estimate) else value
+                cells.append((css, "" if plain is None else str(plain), text))
+            yield mean, cells
 
     def css(self, name: str) -> str:
-        """Return the CSS class of a column: number, text (long), wide (longer), or none."""
+        """Return the CSS class of a column: number, text (longer than a line), or none."""
         values = [value for row in self.rows if (value := row.get(name)) is not None]
         if values and not any(isinstance(value, str | bool) for value in values):
             return "number"
-        longest = max((len(str(value)) for value in values), default=0)
-        return "wide" if longest > _LONG else "text" if longest > _LINE else ""
-
-
-def table_of(
-    header: Sequence[str], rows: Sequence[Sequence[Value]], *, name: str, title: str, note: str
-) -> Table:
-    """Return a table of rows that have titles but no column names."""
-    titles = {clean_name(title): title for title in header}
-    named = [dict(zip(titles, row, strict=True)) for row in rows]
-    return Table(name=name, title=title, note=note, columns=" ".join(titles), titles=titles, rows=named)
+        return "text" if any(len(str(value)) > _LINE for value in values) else ""

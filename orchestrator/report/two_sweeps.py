@@ -4,8 +4,9 @@ What is compared is what both have under the same names: training set, reward ty
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import conclusions
@@ -20,8 +21,7 @@ from trainers.errors import SpecError, nearest
 from trainers.specs import clean_name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class Comparison(NamedTuple):
     """The page that was written, its table of accuracies and its conclusions."""
 
     file: Path
@@ -39,9 +39,7 @@ def other_sweep(named: str, store: Store) -> tuple[Declaration, Store]:
     if named in known:
         return read_declaration(named, store), store
     hint = nearest(named, known) if known else "it knows none."
-    raise SpecError(
-        f"--compare {named}: no folder with a sweep.json, and {store.root} knows no such sweep; {hint}"
-    )
+    raise SpecError(f"--compare {named}: no such folder, and no such sweep in {store.root}; {hint}")
 
 
 def write_comparison(
@@ -66,11 +64,9 @@ def write_comparison(
     tables = list(statistics_tables(analysis))
     said: tuple[str, ...] = conclusions(analysis)
     if not analysis.differences():
-        said = (
-            f"{names[0]} and {names[1]} share no model and seed that learned in both and was evaluated on the same pairs.",
-        )
+        said = (f"{names[0]} and {names[1]} share no model and seed that learned in both on the same pairs.",)
     if left := sorted({name for _, _, name, _ in set.union(*placed) - sets}):
-        said = (*said, f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.")
+        said += (f"Not compared, since one sweep lacks it or has other pairs of it: {', '.join(left)}.",)
     command = report_command(read_state(declaration.sweep, store), declaration.sweep)
     folder = store.local_sweep_dir(declaration.sweep) / "report" / f"compare-{clean_name(names[1])}"
     page = Page(

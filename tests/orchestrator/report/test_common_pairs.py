@@ -9,9 +9,8 @@ from pyarrow import parquet
 from rich.console import Console
 
 from orchestrator.cli.terminal import say
-from orchestrator.report import page
+from orchestrator.report import two_sweeps
 from orchestrator.report.comparison import Analysis
-from orchestrator.report.page import write_full_report
 from orchestrator.report.results import (
     ScoredTrials,
     left_out_lines,
@@ -28,9 +27,9 @@ from tests.orchestrator.sweep_samples import (
     commit_prepared,
     commit_scores,
     commit_train,
-    commit_trial,
     declaration,
     record,
+    write_report,
 )
 
 SETS = (("tiny_world", "in-distribution"), ("hamiltonian", "domain shift"))
@@ -62,9 +61,10 @@ def declared(store: Store) -> Declaration:
     return declaration(*trials)
 
 
-def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, declared: Declaration):
-    with mock.patch.object(page, "every_figure", return_value=()):
-        written = write_full_report(declared, store)
+def test_models_are_compared_on_what_all_have_and_every_view_says_what_was_left_out(
+    store: Store, declared: Declaration
+):
+    written = write_report(declared, store)
     found = written.tables[0].records()
     rows = {row["model"]: row for row in found if row["category"] == "domain shift"}
     assert [rows[name]["ex_rm"] for name in ("llama-64", "qwen2-64", "mean of 2")] == [1.0] * 3
@@ -72,45 +72,28 @@ def test_models_are_compared_on_the_pairs_that_all_of_them_have(store: Store, de
     assert {(row["accuracy"], row["n"]) for row in table if row["evaluation_set"] == "hamiltonian"} == {
         (1.0, 10)
     }
-
-
-def test_what_a_trial_has_scored_stays_in_its_own_row(store: Store, declared: Declaration):
-    with mock.patch.object(page, "every_figure", return_value=()):
-        write_full_report(declared, store)
-    rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
-    found = {(row["model"], row["evaluation_set"]): row for row in rows}
-    llama, qwen = (found[model, "hamiltonian"] for model in ("llama-64", "qwen2-64"))
+    # What a trial has scored stays in its own row.
+    own = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    mine = {(row["model"], row["evaluation_set"]): row for row in own}
+    llama, qwen = (mine[model, "hamiltonian"] for model in ("llama-64", "qwen2-64"))
     assert (llama["accuracy"], llama["n"], llama["left_out"], llama["train_left_out"]) == (0.5, 20, 0, 0)
     assert (qwen["accuracy"], qwen["n"], qwen["left_out"], qwen["train_left_out"]) == (1.0, 10, 10, 10)
-
-
-def test_every_view_says_what_was_left_out(store: Store, declared: Declaration):
-    with mock.patch.object(page, "every_figure", return_value=()):
-        written = write_full_report(declared, store)
     terminal = io.StringIO()
     say(Console(width=60, file=terminal), *written.left_out)
-    views = {
-        "terminal": terminal.getvalue(),
-        "summary": (written.folder / "summary.md").read_text(),
-        "page": (written.folder / "report.html").read_text(),
-    }
-    for view, text in views.items():
+    summary, page = ((written.folder / name).read_text() for name in ("summary.md", "report.html"))
+    for text in (terminal.getvalue(), summary, page):
         assert (
             "eft out for length, trained on tiny_world: 0 of 20 pairs for llama-64, 10 of 20 pairs for qwen2-64"
             in text
-        ), view
-        assert "evaluated on hamiltonian" in text, view
-        assert "compared on the 10 pairs that all have (llama-64 has 20, qwen2-64 has 10)" in text, view
-        assert "evaluated on tiny_world" not in text, view
-        assert (
-            view == "terminal"
-            or "What could be fooling us: pairs over the length limits are left out" in text
         )
+        assert "evaluated on hamiltonian" in text
+        assert "compared on the 10 pairs that all have (llama-64 has 20, qwen2-64 has 10)" in text
+        assert "evaluated on tiny_world" not in text
+    assert "What could be fooling us: pairs over the length limits are left out" in summary
 
 
 def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, declared: Declaration):
-    parameters = ScoredTrials(trials=declared.trials, missing=0)
-    results, said = results_of(parameters, store)
+    results, said = results_of(ScoredTrials(trials=declared.trials, missing=0), store)
     found = [item for result in results for item in result.final]
     assert {(item.dataset, len(item.scores.index)) for item in found} == {
         ("tiny_world", 20),
@@ -119,31 +102,26 @@ def test_an_analysis_of_scores_is_of_the_common_pairs_and_says_so(store: Store, 
     assert "compared on the 10 pairs that all have" in said
 
 
-def test_what_all_models_lack_is_said(store: Store):
+def test_what_all_models_lack_is_said_and_where_nothing_is_lacking_nothing(store: Store):
     commit_prepared(store, "half", too_long=10)
-    trials = [record(model=model, seed=seed) for model in ("llama-64", "qwen2-64") for seed in (0, 1)]
-    other = [
-        dataclasses.replace(item, train_set="other", name=f"{item.name} of other", key=f"{item.key}-other")
-        for item in trials
-    ]
+    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
+    other = [dataclasses.replace(item, train_set="other", key=f"{item.key}-other") for item in trials]
     for trial in (*trials, *other):
         commit_train(store, trial.key, pairs=20)
-    for item in trials[0].evaluations[1:], trials[1].evaluations[1:], trials[2].evaluations[1:]:
-        commit_scores(store, item[0].key, right=9, prepared="half")
+    for trial in trials:
+        commit_scores(store, trial.evaluations[0].key, right=9)
+    results = sweep_results(declaration(*trials, *other), store)
+    compared = on_common_pairs(results)
+    assert compared == results
+    assert left_out_lines(results, compared) == []
+    for trial in trials:
+        commit_scores(store, trial.evaluations[1].key, right=9, prepared="half")
     results = sweep_results(declaration(*trials, *other), store)
     assert left_out_lines(results, on_common_pairs(results)) == [
-        f"left out for length, trained on {train_set}, evaluated on hamiltonian: 10 of 20 pairs for llama-64 and qwen2-64"
+        f"left out for length, trained on {train_set}, evaluated on hamiltonian: 10 of 20 pairs for "
+        "llama-64 and qwen2-64"
         for train_set in ("tiny_world", "other")
     ]
-
-
-def test_where_all_have_the_same_pairs_nothing_changes_and_nothing_is_said(store: Store):
-    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
-    for trial in trials:
-        commit_trial(store, trial, 9, 5)
-    results = sweep_results(declaration(*trials), store)
-    assert all(one is other for one, other in zip(on_common_pairs(results), results, strict=True))
-    assert left_out_lines(results, on_common_pairs(results)) == []
 
 
 def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Store):
@@ -165,7 +143,8 @@ def test_sweeps_are_compared_on_the_pairs_sets_and_models_that_both_have(store: 
     ours = simulated_sweep(store, seeds=(0,), sets=sets, pairs=40)
     few = simulated_sweep(store, name="few", seeds=(0,), sets=sets[:1], pairs=30, models=("llama-64",))
     write_declaration(few, store)
-    found = write_comparison(ours, store, *other_sweep("few", store))
+    with mock.patch.object(two_sweeps, "every_figure", return_value=()):
+        found = write_comparison(ours, store, *other_sweep("few", store))
     scores = next(item.scores for item in sweep_results(ours, store)[0].evaluations if item.dataset == "a")
     expected = float((scores.chosen > scores.rejected)[:30].mean())
     # One model in both: no mean of models.

@@ -21,6 +21,7 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
 from tests.orchestrator.simulated import simulated_sweep
 from tests.orchestrator.sweep_samples import record
+from trainers.data.texts import bag, nearest_overlap
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import PairScores
 
@@ -218,3 +219,10 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
 
 def test_nothing_is_advised_without_both_types():
     assert preference(Analysis([])).startswith("Nothing can be advised")
+
+
+def test_overlap_is_dices_with_the_nearest_training_pair_side_by_side():
+    trained = [bag("ab", "cd"), bag("ab", "xy"), bag("", ""), bag("m", "nnn")]
+    asked = [bag("ab", "cd"), bag("cd", "ab"), bag("abq", "x"), bag("z", "z"), bag("mmmm", "n")]
+    # Swapped sides share nothing; a, b and x of 4 + 4 tokens are shared with the second pair; a repeated token counts once.
+    assert nearest_overlap(asked, trained).tolist() == [1.0, 0.0, 0.75, 0.0, 1.0]

@@ -28,37 +28,23 @@ FAR = {
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
-    """A sweep of two sets, one of its trials missing."""
+    """A sweep of two sets, one of its trials missing, and two of persona's kind."""
     store = Store(tmp_path_factory.mktemp("grid") / "store")
-    write_declaration(
-        simulated_sweep(store, name="grid", seeds=(0, 1), sets=SETS, pairs=60, missing=1), store
-    )
-    write_declaration(
-        simulated_sweep(
-            store,
-            name="persona",
-            models=("llama-64",),
-            seeds=(0, 1),
-            train_sets=("persona",),
-            sets=PERSONA,
-            pairs=40,
-            strengths=FAR,
-        ),
-        store,
-    )
-    write_declaration(
-        simulated_sweep(
-            store,
-            name="world",
-            models=("small",),
-            seeds=(0,),
-            train_sets=("tiny_world",),
-            sets=(("tiny_world", "in-distribution"), ("tiny_world_paraphrase", "token-level shift")),
-            pairs=40,
-            strengths=FAR,
-        ),
-        store,
-    )
+    words = (("tiny_world", "in-distribution"), ("tiny_world_paraphrase", "token-level shift"))
+    far = {"pairs": 40, "strengths": FAR}
+    sweeps = {
+        "grid": {"seeds": (0, 1), "sets": SETS, "pairs": 60, "missing": 1},
+        "persona": {
+            "models": ["llama-64"],
+            "seeds": (0, 1),
+            "train_sets": ["persona"],
+            "sets": PERSONA,
+            **far,
+        },
+        "world": {"models": ["small"], "seeds": (0,), "train_sets": ["tiny_world"], "sets": words, **far},
+    }
+    for name, described in sweeps.items():
+        write_declaration(simulated_sweep(store, name=name, **described), store)
     return store.root
 
 
@@ -126,11 +112,13 @@ def test_accuracy_by_token_overlap_tells_the_type_that_follows_tokens(storage, t
     assert found == {"EX-RM": [1.0, 1.0], "IM-RM": [0.0, 1.0]}
 
 
-def test_token_overlap_of_a_model_that_the_sweep_has_not_is_wrong_usage(storage, capsys):
-    assert run_analysis(token_overlap, storage, "--sweep", "grid") == 2
-    assert "no complete trial of llama-64 on tiny_world" in capsys.readouterr().err
-
-
-def test_a_sweep_that_the_storage_does_not_know_is_wrong_usage(storage, capsys):
-    assert run_analysis(domain_shift, storage, "--sweep", "nosuch") == 2
-    assert "knows no sweep of that name (it knows " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("study", "sweep", "message"),
+    [
+        (token_overlap, "grid", "no complete trial of llama-64 on tiny_world"),
+        (domain_shift, "nosuch", "knows no sweep of that name (it knows "),
+    ],
+)
+def test_a_sweep_without_what_is_asked_for_is_wrong_usage(storage, capsys, study, sweep, message):
+    assert run_analysis(study, storage, "--sweep", sweep) == 2
+    assert message in capsys.readouterr().err

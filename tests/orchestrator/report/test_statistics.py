@@ -1,10 +1,12 @@
-"""Statistics with known answers: analytic cases, coverage of intervals, p-values under the null."""
+"""Statistics with known answers: analytic cases, and intervals and p against scipy's."""
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from orchestrator.report.statistics import (
     bounded_interval,
+    by_decile,
     calibration,
     crossed,
     half_width,
@@ -25,28 +27,25 @@ def test_two_hundred_pairs_leave_six_points():
     assert half_width(200) == pytest.approx(0.060, abs=5e-4)
 
 
-def test_what_pairs_add_to_a_margin_is_by_leaving_each_out():
+def one_training(values):
+    return crossed([values[:, None] / len(values)], np.zeros(len(values), dtype=int))
+
+
+def test_what_pairs_add_is_found_by_leaving_each_out():
     chosen, rejected = RANDOM.normal(0.4, 2.0, size=(2, 50)) + 1e4
     left_out = [
         metrics.absolute_margin(np.delete(chosen, place), np.delete(rejected, place)) for place in range(50)
     ]
     assert margin_without_each(chosen, rejected) == pytest.approx(left_out, rel=1e-7)
     assert margin_without_each(np.full(4, 0.1), np.full(4, 0.1)).tolist() == [0.0] * 4
-
-
-def test_of_a_mean_a_pair_adds_its_share():
-    values = RANDOM.normal(size=30)
-    without = (values.sum() - values) / 29
-    assert jackknifed(values.mean(), without) == pytest.approx(values / len(values))
-
-
-def one_training(values):
-    return crossed([values[:, None] / len(values)], np.zeros(len(values), dtype=int))
+    # Of a mean, each adds its share.
+    without = (chosen.sum() - chosen) / 49
+    assert jackknifed(chosen.mean(), without) == pytest.approx(chosen / 50)
 
 
 def test_the_interval_of_an_accuracy_is_the_binomial_one():
     found = bounded_interval(0.75, one_training(1.0 * (np.arange(400) < 300)), 400, floor=0)
-    assert found.high - found.low == pytest.approx(2 * half_width(400), rel=0.06)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.75 * 0.25 / 400), rel=0.06)
     assert (found.low + found.high) / 2 == pytest.approx(0.75, abs=0.005)
 
 
@@ -64,36 +63,28 @@ def test_the_variance_is_of_trainings_and_of_pairs_and_what_both_hold_counts_onc
 
 def test_trainings_that_happen_to_agree_leave_what_pairs_leave():
     """Without it, a variance near 0 with degrees of freedom below 1 gave an interval of ± 7."""
-    pair = RANDOM.normal(size=(100, 1))
     noise = RANDOM.normal(size=(100, 3))
     noise -= noise.mean(axis=0)
-    table = 0.3 * pair + 3 * noise
+    table = 0.3 * RANDOM.normal(size=(100, 1)) + 3 * noise
     alone = crossed([table.mean(axis=1, keepdims=True) / 100], np.zeros(100, dtype=int))
     found = crossed([table / 100], np.zeros(100, dtype=int))
     assert found.variance == pytest.approx(alone.variance)
     assert found.degrees > 50
 
 
-def test_models_that_are_fixed_add_only_how_their_seeds_differ():
-    seeds = np.tile([[0.1, 0.2, 0.3]], (20, 1)) / 20
-    far = crossed([seeds, seeds + 5 / 20], np.zeros(20, dtype=int))
+def test_models_that_are_fixed_add_only_how_their_seeds_differ_and_sets_of_other_pairs_are_strata():
+    seeds, alike = np.tile([[0.1, 0.2, 0.3]], (20, 1)) / 20, np.zeros(20, dtype=int)
+    far = crossed([seeds, seeds + 5 / 20], alike)
     assert far.variance == pytest.approx(0.01 / 3 / 2)
     assert (far.degrees, far.trainings) == (4, 4)
-    drawn = crossed(
-        [np.stack([seeds.mean(axis=1), seeds.mean(axis=1) + 5 / 20], axis=1)], np.zeros(20, dtype=int)
-    )
-    assert drawn.variance == pytest.approx(12.5 / 2)
-
-
-def test_sets_with_other_pairs_are_strata():
+    drawn = np.stack([seeds.mean(axis=1), seeds.mean(axis=1) + 5 / 20], axis=1)
+    assert crossed([drawn], alike).variance == pytest.approx(12.5 / 2)
     values = np.repeat([0.0, 1.0], 10)[:, None] / 20
     assert crossed([values], np.repeat([0, 1], 10)).variance == 0
-    assert crossed([values], np.zeros(20, dtype=int)).variance > 0
+    assert crossed([values], alike).variance > 0
 
 
-def test_without_bounds_it_is_student_s_interval():
-    from scipy.stats import ttest_1samp
-
+def test_without_bounds_it_is_students_interval():
     values = RANDOM.normal(0.5, 1.0, size=30)
     found, theirs = unbounded_interval(values.mean(), one_training(values)), ttest_1samp(values, 0.0)
     assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
@@ -136,8 +127,6 @@ def test_holm_corrects_the_smallest_most():
 
 
 def test_a_mean_over_seeds_varies_with_the_seeds_where_all_pairs_agree():
-    from scipy.stats import ttest_1samp
-
     seeds = [0.2, 0.4, 0.6]
     found = over_seeds(np.repeat(np.array(seeds)[:, None], 300, axis=1))
     low, high = ttest_1samp(seeds, 0.0).confidence_interval(0.95)
@@ -182,7 +171,7 @@ def test_within_one_point_is_a_tie():
     assert win_rate([]).share == 0.0
 
 
-def test_a_calibrated_reward_has_no_calibration_error():
+def test_a_calibrated_reward_has_no_calibration_error_and_one_that_is_too_sure_has():
     random = np.random.default_rng(5)
     size = np.abs(random.normal(0, 2, size=40_000))
     right = random.random(40_000) < 1 / (1 + np.exp(-size))
@@ -191,20 +180,22 @@ def test_a_calibrated_reward_has_no_calibration_error():
     assert found.confidence == pytest.approx(found.accuracy, abs=0.03)
     assert list(found.confidence) == sorted(found.confidence)
     assert found.pairs == 40_000
-
-
-def test_a_reward_that_is_too_sure_is_off_by_what_it_is_too_sure():
-    sure = np.log(9.0)
-    found = calibration(np.tile([sure, -sure], 500))
-    assert found.expected_error == pytest.approx(0.4, abs=0.02)
-    assert found.brier == pytest.approx((0.1**2 + 0.9**2) / 2)
-
-
-def test_brier_of_a_coin_and_of_an_oracle():
-    assert calibration(np.zeros(20)).brier == pytest.approx(0.25)
-    assert calibration(np.full(20, 800.0)).brier == 0.0
-    assert calibration(np.full(20, -800.0)).brier == 1.0
-
-
-def test_fewer_pairs_than_bins_are_a_bin_each():
+    sure = calibration(np.tile([np.log(9.0), -np.log(9.0)], 500))
+    assert sure.expected_error == pytest.approx(0.4, abs=0.02)
+    assert sure.brier == pytest.approx((0.1**2 + 0.9**2) / 2)
+    # A coin, an oracle and its opposite; and fewer pairs than bins.
+    briers = [calibration(np.full(20, margin)).brier for margin in (0.0, 800.0, -800.0)]
+    assert briers == pytest.approx([0.25, 0.0, 1.0])
     assert len(calibration(np.array([0.5, -0.5, 1.0])).accuracy) == 3
+
+
+def test_tenths_are_as_many_pairs_each_in_order_and_equal_values_stay_together():
+    values = np.random.default_rng(0).permutation(100) / 100
+    rows = by_decile(values, (values >= 0.5).astype(float))
+    assert [row["accuracy"].value for row in rows] == [0.0] * 5 + [1.0] * 5
+    assert [(row["decile"], row["pairs"]) for row in rows] == [(tenth, 10) for tenth in range(1, 11)]
+    assert (rows[3]["from"], rows[3]["to"]) == (0.3, 0.39)
+    assert rows[0]["accuracy"].high == pytest.approx(1 - 0.025 ** (1 / 10))
+    values = np.array([0.0] * 15 + [1.0] * 5)
+    assert [(row["decile"], row["pairs"]) for row in by_decile(values, values)] == [(1, 15), (8, 5)]
+    assert [row["decile"] for row in by_decile(np.ones(7), np.ones(7))] == [1]

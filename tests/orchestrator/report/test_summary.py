@@ -37,36 +37,29 @@ def rows_of(store: Store, declared: Declaration) -> dict[tuple[object, object], 
     return {(row["category"], row["model"]): row for row in rows}
 
 
-def test_a_result_is_read_from_the_scores(store: Store):
+def test_a_result_is_read_from_the_scores_and_complete_with_its_training_and_all_sets(store: Store):
     trial = record()
-    commit_trial(store, trial, 9, 5)
-    result = trial_result(trial, store)
-    assert result.complete
-    assert result.learned
+    untouched = trial_result(trial, store)
+    assert (untouched.trained, untouched.complete, untouched.learned, untouched.evaluations) == (
+        False,
+        False,
+        False,
+        (),
+    )
+    for item in trial.evaluations:
+        commit_scores(store, item.key, right=9)
+    assert not trial_result(trial, store).complete
+    other = record(seed=1)
+    commit_trial(store, other, 9)
+    assert (trial_result(other, store).trained, trial_result(other, store).complete) == (True, False)
+    commit_scores(store, other.evaluations[1].key, right=5)
+    result = trial_result(other, store)
+    assert (result.complete, result.learned) == (True, True)
     assert [(item.dataset, item.metrics["accuracy"], item.metrics["n"]) for item in result.evaluations] == [
         ("tiny_world", 0.9, 10),
         ("hamiltonian", 0.5, 10),
     ]
-
-
-def test_an_untouched_trial_is_neither_trained_nor_complete(store: Store):
-    result = trial_result(record(), store)
-    assert (result.trained, result.complete, result.learned, result.evaluations) == (False, False, False, ())
-
-
-def test_a_trial_without_one_of_its_sets_is_trained_but_not_complete(store: Store):
-    trial = record()
-    commit_trial(store, trial, 9)
-    result = trial_result(trial, store)
-    assert result.trained
-    assert not result.complete
-
-
-def test_scores_without_their_training_are_not_a_complete_trial(store: Store):
-    trial = record()
-    for item in trial.evaluations:
-        commit_scores(store, item.key, right=9)
-    assert not trial_result(trial, store).complete
+    assert result.category_accuracy() == {"in-distribution": 0.9, "domain shift": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -90,58 +83,29 @@ def test_scores_that_were_tampered_with_are_not_reported(store: Store):
     assert str(folder / "scores.parquet") in "".join(result.faults)
 
 
-def test_a_cell_is_mean_and_standard_deviation_over_seeds(store: Store):
-    trials = [record(seed=seed) for seed in range(3)]
-    for trial, right in zip(trials, (8, 9, 10), strict=True):
-        commit_trial(store, trial, right, 5)
-    row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
+def test_a_cell_is_the_mean_of_its_sets_and_then_of_the_seeds_that_learned(store: Store):
+    trials = [record(seed=seed, sets=TOKENS) for seed in range(4)]
+    for trial, right, accuracy in zip(trials, (8, 9, 10, 1), (1.0, 1.0, 1.0, 0.5), strict=True):
+        commit_trial(store, trial, right, 4, right, accuracy=accuracy)
+    rows = rows_of(store, declaration(*trials))
+    assert [*rows] == [("in-distribution", "llama-64"), ("token-level shift", "llama-64")]
+    row = rows["in-distribution", "llama-64"]
     assert (row["ex_rm"].value, row["ex_rm"].std) == pytest.approx((0.9, 0.1))
-    assert row["remarks"] is None
+    assert row["remarks"] == "EX-RM: 1 not learned (0.100)"
+    assert rows["token-level shift", "llama-64"]["ex_rm"].value == pytest.approx(0.65)
+    (alone,) = [
+        row for row in rows_of(store, declaration(trials[0])).values() if row["category"] == "in-distribution"
+    ]
+    assert (alone["ex_rm"].value, alone["ex_rm"].std, alone.get("ex_rm_minus_im_rm")) == (0.8, None, None)
 
 
-def test_one_seed_has_no_standard_deviation(store: Store):
-    commit_trial(store, record(), 9, 5)
-    row = rows_of(store, declaration(record()))["in-distribution", "llama-64"]
-    assert (row["ex_rm"].value, row["ex_rm"].std) == (0.9, None)
-
-
-def test_a_category_is_the_mean_of_its_sets(store: Store):
-    trial = record(sets=TOKENS)
-    commit_trial(store, trial, 10, 4, 8)
-    row = rows_of(store, declaration(trial))["token-level shift", "llama-64"]
-    assert row["ex_rm"].value == pytest.approx(0.6)
-
-
-def test_ex_minus_im_is_the_difference_of_the_means(store: Store):
-    trials = [record(reward=reward, seed=seed) for reward in ("ex_rm", "im_rm") for seed in (0, 1)]
-    for trial, right in zip(trials, (9, 10, 5, 6), strict=True):
-        commit_trial(store, trial, 10, right)
-    row = rows_of(store, declaration(*trials))["domain shift", "llama-64"]
-    assert row["ex_rm_minus_im_rm"].value == pytest.approx(0.4)
-
-
-def test_without_one_reward_type_there_is_no_difference(store: Store):
-    commit_trial(store, record(), 9, 5)
-    row = rows_of(store, declaration(record()))["domain shift", "llama-64"]
-    assert (row.get("im_rm"), row.get("ex_rm_minus_im_rm")) == (None, None)
-
-
-def test_a_cell_that_did_not_learn_is_shown_as_such_and_has_no_difference(store: Store):
+def test_a_type_that_did_not_learn_has_no_difference(store: Store):
     explicit, implicit = record(), record(reward="im_rm")
     commit_trial(store, explicit, 9, 9)
     commit_trial(store, implicit, 5, 4, accuracy=0.5)
     row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
     assert (row.get("im_rm"), row["ex_rm_minus_im_rm"]) == (None, None)
     assert row["remarks"] == "IM-RM: 1 not learned (0.400)"
-
-
-def test_a_seed_that_did_not_learn_is_kept_out_of_the_mean_and_counted(store: Store):
-    trials = [record(seed=seed) for seed in range(3)]
-    for trial, (right, accuracy) in zip(trials, ((8, 1.0), (10, 1.0), (1, 0.5)), strict=True):
-        commit_trial(store, trial, right, 5, accuracy=accuracy)
-    row = rows_of(store, declaration(*trials))["in-distribution", "llama-64"]
-    assert row["ex_rm"].value == pytest.approx(0.9)
-    assert row["remarks"] == "EX-RM: 1 not learned (0.100)"
 
 
 def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: Store):
@@ -202,6 +166,14 @@ def test_a_reward_type_that_was_not_asked_for_has_no_number(store: Store, capsys
     assert not [view for view, text in shown(store, declaration(*trials), capsys).items() if "0.0" in text]
 
 
+def test_a_mean_over_fewer_models_says_so(store: Store):
+    declared = [("llama-64", "ex_rm"), ("qwen2-64", "ex_rm"), ("llama-64", "ex_rm_mean")]
+    trials = [record(model=model, reward=reward) for model, reward in declared]
+    for trial in trials:
+        commit_trial(store, trial, 10, 9)
+    assert ("domain shift", "mean of 2 EX-RM, 1 EX-RM mean") in rows_of(store, declaration(*trials))
+
+
 def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
     trials = [
         record(model=model, reward=kind, seed=seed)
@@ -220,99 +192,37 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
     assert (mean["ex_rm_minus_im_rm"].value, mean["ex_rm"].value) == pytest.approx((0.25, 0.8))
 
 
-def test_a_mean_over_fewer_models_says_so(store: Store):
-    declared = [("llama-64", "ex_rm"), ("qwen2-64", "ex_rm"), ("llama-64", "ex_rm_mean")]
-    trials = [record(model=model, reward=reward) for model, reward in declared]
-    for trial in trials:
-        commit_trial(store, trial, 10, 9)
-    assert ("domain shift", "mean of 2 EX-RM, 1 EX-RM mean") in rows_of(store, declaration(*trials))
-
-
-def test_a_single_model_gets_no_mean_row(store: Store):
-    commit_trial(store, record(), 9, 5)
-    assert {model for _, model in rows_of(store, declaration(record()))} == {"llama-64"}
-
-
-def test_rows_stand_by_training_set_and_category(store: Store):
-    trials = [record(model=model) for model in ("llama-64", "qwen2-64")]
-    for trial in trials:
-        commit_trial(store, trial, 9, 5)
-    rows = list(rows_of(store, declaration(*trials)))
-    assert [category for category, _ in rows] == ["in-distribution"] * 3 + ["domain shift"] * 3
-    assert [model for _, model in rows[:3]] == ["llama-64", "qwen2-64", "mean of 2"]
-
-
-def test_a_complete_sweep_misses_nothing(store: Store):
-    commit_trial(store, record(), 9, 5)
-    folder, results, *_ = write_report(declaration(record()), store)
-    summary = (folder / "summary.md").read_text()
-    assert "1 of 1 trials complete" in summary
-    assert "What is missing" not in summary
-    assert all(result.complete for result in results)
-
-
-def test_an_incomplete_sweep_says_what_is_missing(store: Store):
+def test_a_report_says_what_is_missing(store: Store):
     done, half, untouched = record(), record(seed=1), record(seed=2)
-    commit_trial(store, done, 9, 5)
-    commit_trial(store, half, 9)
-    folder, *_ = write_report(declaration(done, half, untouched), store)
-    summary = (folder / "summary.md").read_text()
-    assert "1 of 3 trials complete" in summary
-    missing = summary.split("What is missing")[1]
-    assert half.name in missing
-    assert untouched.name in missing
-    assert done.name not in missing
-
-
-def test_a_sweep_of_which_nothing_is_there_yet_has_a_report(store: Store):
-    folder, _, tables, _ = write_report(declaration(record()), store)
-    assert tables[0].rows == []
-    assert "0 of 1 trials complete" in (folder / "summary.md").read_text()
-
-
-def trial_rows(store: Store, declared: Declaration) -> list[dict[str, object]]:
-    write_report(declared, store)
-    return parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
-
-
-def test_trials_parquet_has_one_row_per_trial_and_set(store: Store):
-    trials = [record(seed=seed, beta=0.5) for seed in range(2)]
-    for trial, right in zip(trials, (9, 8), strict=True):
-        commit_trial(store, trial, right, 5)
-    rows = trial_rows(store, declaration(*trials))
-    assert [(row["trial"], row["evaluation_set"], row["accuracy"]) for row in rows] == [
-        (trials[0].name, "tiny_world", 0.9),
-        (trials[0].name, "hamiltonian", 0.5),
-        (trials[1].name, "tiny_world", 0.8),
-        (trials[1].name, "hamiltonian", 0.5),
-    ]
-    assert {row["state"] for row in rows} == {"complete"}
-    assert [row["seed"] for row in rows] == [0, 0, 1, 1]
-    assert json.loads(rows[0]["parameters"])["beta"] == 0.5
-
-
-def test_trials_parquet_has_a_row_for_every_set_that_is_missing(store: Store):
-    done, half, untouched = record(), record(seed=1), record(seed=2)
+    empty = write_report(declaration(untouched), store)
+    assert empty.tables[0].rows == []
+    assert "0 of 1 trials complete" in (empty.folder / "summary.md").read_text()
     commit_trial(store, done, 9, 5)
     commit_trial(store, half, 8)
-    rows = trial_rows(store, declaration(done, half, untouched))
-    assert [(row["seed"], row["evaluation_set"], row["accuracy"]) for row in rows] == [
-        (0, "tiny_world", 0.9),
-        (0, "hamiltonian", 0.5),
-        (1, "tiny_world", 0.8),
-        (1, "hamiltonian", None),
-        (2, "tiny_world", None),
-        (2, "hamiltonian", None),
-    ]
+    summary = (write_report(declaration(done), store).folder / "summary.md").read_text()
+    assert "1 of 1 trials complete" in summary
+    assert "What is missing" not in summary
+    summary = (write_report(declaration(done, half, untouched), store).folder / "summary.md").read_text()
+    assert "1 of 3 trials complete" in summary
+    missing = summary.split("What is missing")[1]
+    assert [name.name in missing for name in (done, half, untouched)] == [False, True, True]
 
 
-def test_trials_parquet_keeps_its_metrics_when_the_first_trial_is_missing(store: Store):
-    untouched, done = record(), record(seed=1)
+def test_trials_parquet_has_one_row_per_trial_and_set_missing_ones_too(store: Store):
+    untouched, half, done = record(), record(seed=1), record(seed=2, beta=0.5)
+    commit_trial(store, half, 8)
     commit_trial(store, done, 9, 5)
-    accuracies = [
-        row["accuracy"] for row in trial_rows(store, declaration(untouched, done)) if row["seed"] == 1
+    write_report(declaration(untouched, half, done), store)
+    rows = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    assert [(row["seed"], row["evaluation_set"], row["accuracy"], row["state"]) for row in rows] == [
+        (0, "tiny_world", None, "missing"),
+        (0, "hamiltonian", None, "missing"),
+        (1, "tiny_world", 0.8, "missing"),
+        (1, "hamiltonian", None, "missing"),
+        (2, "tiny_world", 0.9, "complete"),
+        (2, "hamiltonian", 0.5, "complete"),
     ]
-    assert accuracies == [0.9, 0.5]
+    assert json.loads(rows[5]["parameters"])["beta"] == 0.5
 
 
 def test_a_report_written_again_is_the_same(store: Store):
@@ -325,23 +235,12 @@ def test_a_report_written_again_is_the_same(store: Store):
     assert sorted(file for file in folder.parent.rglob("*") if file.is_file()) == files
 
 
-def test_a_report_of_a_trial_whose_set_came_later_counts_the_new_set(store: Store):
-    trial = record()
-    commit_trial(store, trial, 9)
-    assert not trial_result(trial, store).complete
-    commit_scores(store, trial.evaluations[1].key, right=7)
-    assert trial_result(trial, store).category_accuracy() == {"in-distribution": 0.9, "domain shift": 0.7}
-
-
-def test_a_declaration_is_read_as_it_was_written(store: Store):
+def test_a_declaration_is_read_as_it_was_written_and_an_unknown_one_is_refused(store: Store):
+    with pytest.raises(SpecError, match=r"'demo'.*--name"):
+        read_declaration("demo", store)
     declared = declaration(record(beta=0.5), record(seed=1))
     write_declaration(declared, store)
     assert read_declaration("demo", store) == declared
-
-
-def test_an_unknown_sweep_is_refused_and_named(store: Store):
-    with pytest.raises(SpecError, match=r"'demo'.*--name"):
-        read_declaration("demo", store)
 
 
 def test_scores_that_another_driver_replaces_meanwhile_are_read_with_their_own_manifest(store: Store):

@@ -52,27 +52,24 @@ def test_people_read_an_interval_and_a_dash_for_what_is_not_there(tmp_path):
     assert (tmp_path / "some.parquet").is_file()
 
 
-def test_a_terminal_says_once_what_repeats():
-    out = io.StringIO()
-    Console(file=out, width=120).print(TABLE.terminal())
-    assert out.getvalue().count("a|b") == 1
-    assert "0.500 ± 0.125" in out.getvalue()
-
-
-def test_two_reward_types_fit_a_terminal_of_80_columns():
-    value = "0.889 ± 0.013"
-    row = {"train_set": "ultrafeedback", "category": "token-level shift", "model": "llama-3.2-1b"}
+def test_a_terminal_of_80_columns_says_once_what_repeats_and_no_intervals():
+    value = Estimate(value=0.889, low=0.8, high=0.9, std=0.013)
+    row = {"train_set": "ultrafeedback", "category": "token-level shift", "ex_rm": value, "im_rm": value}
     table = Table(
         name="",
         title="",
         columns="train_set category model ex_rm im_rm gap",
-        rows=[{**row, "ex_rm": value, "im_rm": value, "gap": "+0.233"}],
+        rows=[{**row, "model": name, "gap": 0.233} for name in ("llama-3.2-1b", "other")],
         titles={"gap": "EX-RM − IM-RM"},
+        forms={"gap": "+.3f"},
+        intervals=False,
     )
     out = io.StringIO()
     Console(file=out, width=80).print(table.terminal())
-    for text in ("ultrafeedback", "token-level shift", "llama-3.2-1b", f"{value} │ {value}", "EX-RM − IM-RM"):
+    said = "0.889 ± 0.013"
+    for text in ("token-level shift", "llama-3.2-1b", f"{said} │ {said}", "EX-RM − IM-RM", "+0.233"):
         assert text in out.getvalue()
+    assert out.getvalue().count("ultrafeedback") == 1
 
 
 def test_a_page_sorts_by_numbers_and_knows_means():
