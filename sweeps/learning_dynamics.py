@@ -66,7 +66,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 def _draw(found: Mapping[tuple[str, str], Rows], names: Sequence[str]) -> Any:
-    figure, axes = panels(1, 3, 5.0, 4.0)
+    figure, axes = panels(3, 3, 5.0, 4.0)
     for axis, kind in zip(axes, ("ex_rm", "im_rm"), strict=False):
         for name in names:
             predicted, measured = (

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from orchestrator.report.house_style import panels, points, rendered
+from orchestrator.report.house_style import rendered
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Attempt
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    pass
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -66,30 +65,3 @@ def write_summary(folder: Path, title: str, paragraphs: Iterable[str], tables: S
     for table in tables:
         (folder / f"{table.name}.parquet").write_bytes(table.parquet())
     (folder / "summary.md").write_text(as_markdown(title, paragraphs, tables))
-
-
-def draw_lines(
-    rows: Rows, panel: Sequence[str], at: str, value: str, *, columns: int, width: float, height: float
-) -> "tuple[Figure, dict[tuple[str, ...], Axes]]":
-    """Draw a panel for each value of the columns `panel`, in it a line of estimates for each reward type.
-
-    Returns the figure, which has no legend yet, and the axes by the value of their panel.
-    """
-
-    def place(row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(row[name] for name in panel)
-
-    places = list(dict.fromkeys(map(place, rows)))
-    kinds = list(dict.fromkeys(row["reward"] for row in rows))
-    figure, axes = panels(-(-len(places) // columns), columns, width, height)
-    found = dict(zip(places, axes, strict=False))
-    for axis in axes[len(places) :]:
-        axis.set_visible(False)
-    for here, axis in found.items():
-        for kind in kinds:
-            line = [row for row in rows if (place(row), row["reward"]) == (here, kind)]
-            points(axis, [row[at] for row in line], [row[value] for row in line], kind, kinds)
-        axis.set_title(" · ".join(here[-2:]))
-        axis.set_ylim(-0.05, 1.05)
-    axes[0].set_ylabel("accuracy")
-    return figure, found

@@ -14,9 +14,8 @@ from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import Store
 from trainers.data.records import Pair
 
-# Pairs that a page shows, and letters of each text.
-SHOWN = 200
-LETTERS = 1200
+# Pairs that a page shows.
+SHOWN = 60
 
 
 def pair_rows(analysis: Analysis, store: Store) -> list[dict[str, Any]]:
@@ -44,33 +43,21 @@ def _rows(item: SetOutcomes, texts: Sequence[Pair]) -> Iterator[dict[str, Any]]:
         }
 
 
-def shown(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dict[str, Any]]:
-    """Return at most SHOWN rows with texts, equally many of each set: those with the largest disagreement in either direction."""
-    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def shown_examples(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return at most SHOWN rows with texts, equally many of each set: from both ends of the first type's lead over the others."""
+
+    def lead(row: Mapping[str, Any]) -> tuple[float, float]:
+        """Margins break ties between pairs that equally many trainings rank right."""
+        right, margin = ([float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin"))
+        return right[0] - float(np.mean(right[1:] or 0.5)), margin[0] - float(np.mean(margin[1:] or 0.0))
+
+    sets: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["prompt"] is not None:
-            found = {**row, **_order(row, rewards)}
-            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(found)
-    each = SHOWN // max(1, len(sets))
-    chosen = []
+            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(row)
+    half = max(1, SHOWN // max(1, len(sets)) // 2)
+    chosen: list[Mapping[str, Any]] = []
     for items in sets.values():
-        items.sort(key=lambda row: row["disagreement"])
-        # Take both ends; where all types agree, these are the pairs with the largest margins.
-        ends = (
-            items if len(items) <= each else [*items[: each // 2], *items[len(items) - (each - each // 2) :]]
-        )
-        chosen += ends
-    for row in chosen:
-        for name in ("prompt", "chosen", "rejected"):
-            if len(row[name]) > LETTERS:
-                row[name] = f"{row[name][:LETTERS]} […]"
-    return sorted(chosen, key=lambda row: -row["disagreement"])
-
-
-def _order(row: Mapping[str, Any], rewards: Sequence[str]) -> dict[str, float]:
-    """Return the sort keys of the page: the lead of the first type over the others, and the mean absolute margin."""
-    right, margin = ([float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin"))
-    first = right[0] - float(np.mean(right[1:])) if len(rewards) > 1 else right[0] - 0.5
-    lead = margin[0] - float(np.mean(margin[1:])) if len(rewards) > 1 else margin[0]
-    # Margins break ties between pairs that equally many trainings rank right.
-    return {"disagreement": first + 1e-3 * float(np.tanh(lead)), "confidence": float(np.mean(np.abs(margin)))}
+        items.sort(key=lead)
+        chosen += items if len(items) <= 2 * half else [*items[:half], *items[len(items) - half :]]
+    return sorted(chosen, key=lead, reverse=True)

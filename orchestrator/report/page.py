@@ -18,12 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report import examples
 from orchestrator.report.analysis_files import as_markdown, as_parquet
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axis_tables
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
+from orchestrator.report.examples import pair_rows, shown_examples
 from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
@@ -46,7 +46,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
 # Raised by hand when the same results would give other pages.
-VERSION = 11
+VERSION = 12
 NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
@@ -94,7 +94,7 @@ def write_full_report(
     baseline: str | None = None,
     price: float | None = None,
 ) -> Written:
-    """Write the report, unless that of the same results is already there; where `anew`, in any case.
+    """Write the report, unless that of the same complete results is already there; where `anew`, in any case.
 
     The `baseline`, and the `price` in $ per GPU-hour, are kept until others are given. Raises SpecError where no trial has that
     reward type.
@@ -105,13 +105,13 @@ def write_full_report(
     baseline = known_baseline(declaration, folder, baseline)
     last = _note(folder)
     price = last.get("price") if price is None else price
-    key = _key(declaration, states, store, baseline, price)
-    files = (folder / SUMMARY, folder / HTML, trials)
-    if not anew and last.get("key") == key and all(file.is_file() for file in files):
+    key = _key(declaration, states, baseline, price)
+    there = all(file.is_file() for file in (folder / SUMMARY, folder / HTML, trials))
+    if not anew and there and last.get("key") == key and all(item.complete for item in states):
         return Written(folder, states, [*map(Table.of_json, last["tables"])], last["left_out"])
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
-    audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
+    audit, pairs = audit_sweep(declaration, store), pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
     brief = [item for item in page.tables if _is_brief(item.name)]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
@@ -212,35 +212,11 @@ def _template() -> Any:
 
 
 def _key(
-    declaration: Declaration,
-    states: Sequence[TrialState],
-    store: Store,
-    baseline: str | None,
-    price: float | None,
+    declaration: Declaration, states: Sequence[TrialState], baseline: str | None, price: float | None
 ) -> str:
-    """Return a hash of everything that the page depends on; no scores are read for it."""
-    noted = read_state(declaration.sweep, store)
-    evaluations = [item for trial in declaration.trials for item in trial.evaluations]
-    # The audit and what leaked are read from these, where they are there.
-    rows = {
-        *(trial.train_digest for trial in declaration.trials),
-        *(item.dataset_digest for item in evaluations),
-    }
-    tokens = {*(trial.prepared for trial in declaration.trials), *(item.prepared for item in evaluations)}
-    read = [("dataset", key) for key in sorted(rows)] + [("prepare", key) for key in sorted(tokens)]
-    parts = [
-        VERSION,
-        versions()["rmsweep"],
-        declaration.sweep,
-        baseline,
-        price,
-        [repr(item) for item in states],
-        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
-        [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
-        noted.command,
-        {key: note.message for key, note in noted.trials.items()},
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    """Return a hash of what the page of a complete sweep depends on; no scores are read for it."""
+    parts = [VERSION, versions()["rmsweep"], declaration.sweep, baseline, price, [*map(repr, states)]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _note(folder: Path) -> dict[str, Any]:
@@ -283,7 +259,7 @@ def _page(
         command=command,
         figures=figures,
         tables=tables,
-        examples=examples.shown(pairs, analysis.rewards),
+        examples=shown_examples(pairs, analysis.rewards),
         rewards=analysis.rewards,
         sections=(
             Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit)),
@@ -326,14 +302,24 @@ def report_command(state: SweepState, sweep: str) -> str:
 
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     """List the library versions and hardware of every training and evaluation, from their manifests."""
-    facts = itertools.chain.from_iterable(itertools.starmap(_facts, _manifests(results, store)))
-    counted = sorted(collections.Counter(facts).items())
+    facts = collections.Counter[tuple[str, str]]()
+    for stage, manifest in _manifests(results, store):
+        facts.update([*manifest["versions"].items(), (f"host ({stage})", manifest["host"])])
+        info = manifest["info"]
+        if laid := info.get("placement"):
+            said = f"{laid.get('world_size')} × {laid.get('device')}, ZeRO {laid.get('zero_stage')}"
+            facts["placement (train)", said] += 1
+        if "backend" in info:
+            facts["backend (train)", info["backend"]] += 1
     return Table(
         name="made_with",
         title="Versions and hardware",
         note="From the manifests of all trainings and evaluations; where several values stand, they differ.",
         columns="what value artifacts",
-        rows=[{"what": what, "value": value, "artifacts": count} for (what, value), count in counted],
+        rows=[
+            {"what": what, "value": value, "artifacts": count}
+            for (what, value), count in sorted(facts.items())
+        ],
     )
 
 
@@ -347,25 +333,21 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
             device = {"cuda": "GPU", "cpu": "CPU"}.get(laid.get("device"), device)
             spent.setdefault((stage, device), []).append((hours, hours * laid.get("world_size", 1)))
     rows: list[dict[str, Value]] = []
-    costs = []
+    cost = 0.0
     for (stage, device), found in spent.items():
         hours, device_hours = map(sum, zip(*found, strict=True))
+        paid = price * device_hours if price is not None and device == "GPU" else None
+        cost += paid or 0.0
         line: dict[str, Value] = {"stage": stage, "device": device, "artifacts": len(found)}
-        line |= {"hours": hours, "device_hours": device_hours}
-        if price is not None and device == "GPU":
-            line["cost"] = price * device_hours
-            costs.append(price * device_hours)
-        rows.append(line)
+        rows.append({**line, "hours": hours, "device_hours": device_hours, "cost": paid})
     note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
-    if price is not None and not costs:
-        note += " No stage has used a GPU, so there is no cost."
-    elif price is not None:
-        note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
+    if price is not None:
+        note += f" At $ {price:g} per GPU-hour, $ {cost:,.2f} in all; hours on a CPU cost nothing here."
     return Table(
         name="time",
         title="Time and cost",
         note=note,
-        columns=f"stage device artifacts hours device_hours{' cost' if costs else ''}",
+        columns=f"stage device artifacts hours device_hours{'' if price is None else ' cost'}",
         titles={"device_hours": "CPU- or GPU-hours", "cost": "cost, $"},
         rows=rows,
         forms={"hours": ".3f", "device_hours": ".3f", "cost": ",.2f"},
@@ -381,43 +363,24 @@ def _manifests(results: Sequence[TrialResult], store: Store) -> Iterator[tuple[s
                 yield stage, manifest
 
 
-def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from manifest["versions"].items()
-    yield f"host ({stage})", manifest["host"]
-    if laid := manifest["info"].get("placement"):
-        said = f"{laid.get('world_size')} × {laid.get('device')}, ZeRO {laid.get('zero_stage')}"
-        yield "placement (train)", said
-    if "backend" in manifest["info"]:
-        yield "backend (train)", manifest["info"]["backend"]
-
-
 def _trials_table(results: Sequence[TrialResult]) -> Table:
     return Table(
         name="trials",
         title="Trials",
         note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
         "says nothing about new pairs. Trials that did not learn enter no mean.",
-        columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb artifact",
-        titles={
-            "train_accuracy": "training accuracy",
-            "evaluations": "sets evaluated",
-            "artifact": "log and weights, in the storage",
-            "pairs_per_s": "pairs/s",
-            "peak_mem_gb": "peak memory, GB",
-        },
+        columns="model reward train_set seed state learned train_accuracy artifact",
+        titles={"train_accuracy": "training accuracy", "artifact": "log and weights, in the storage"},
         rows=[
             {
                 **{name: getattr(result.record, name) for name in ("model", "reward", "train_set", "seed")},
                 "state": "complete" if result.complete else "missing",
                 "learned": result.learned if result.trained else None,
                 "train_accuracy": result.train_accuracy,
-                "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
-                **{name: result.perf.get(name) for name in ("pairs_per_s", "peak_mem_gb")},
                 "artifact": f"artifacts/train/{result.record.key}" if result.trained else None,
             }
             for result in results
         ],
-        forms={"pairs_per_s": ".1f", "peak_mem_gb": ".2f"},
     )
 
 

@@ -242,12 +242,9 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
     places = list(dict.fromkeys((item.over, item.scope) for item in found))
     if not places:
         return None
-    columns = min(3, len(places))
-    figure, axes = panels(-(-len(places) // columns), columns, 3.2, 2.6)
+    figure, axes = panels(len(places), 3, 3.2, 2.6)
     kinds = list(dict.fromkeys(item.reward for item in found if item.reward))
-    for axis in axes[len(places) :]:
-        axis.set_visible(False)
-    for (over, scope), axis in zip(places, axes, strict=False):
+    for (over, scope), axis in zip(places, axes, strict=True):
         for item in (item for item in found if (item.over, item.scope) == (over, scope)):
             style = (
                 line_style(item.reward, kinds)
@@ -269,5 +266,5 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
             ylim=(-1.05 if any(v < 0 for i in found for v in i.values) else -0.05, 1.05),
         )
     axes[0].set_ylabel("accuracy")
-    legend(figure, axes[: len(places)])
+    legend(figure, axes)
     return figure

@@ -306,20 +306,3 @@ def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(stor
         expected = set(EVALUATION_METRICS[:kept]) - {"accuracy_leak_free"}
         assert told == {f"eval/set0/{name}" for name in expected}
         assert count * kept <= MOST_KEYS
-
-
-def test_a_page_without_the_audit_is_made_again_once_the_rows_are_there(
-    store: Store, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(full_report, "every_figure", lambda *_: ())
-    trial = trial_on(splits)
-    commit_length_reward(store, trial)
-    key = splits["test"].digest
-    manifest = store.root / "artifacts" / "dataset" / key / "manifest.json"
-    sound = manifest.read_bytes()
-    manifest.unlink()
-    folder = full_report.write_full_report(declaration(trial), store).folder
-    without = json.loads((folder / "audit.json").read_text())["sets"]
-    manifest.write_bytes(sound)
-    full_report.write_full_report(declaration(trial), store)
-    assert len(json.loads((folder / "audit.json").read_text())["sets"]) > len(without)
