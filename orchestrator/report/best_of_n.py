@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, draw_lines, legend
 from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
@@ -28,7 +27,7 @@ from orchestrator.report.statistics import (
     holm,
     over_seeds,
 )
-from orchestrator.report.studies import learned_cells, titled
+from orchestrator.report.studies import Rows, learned_cells, titled, write_analysis
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.declaration import trial_record

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.analysis_files import as_markdown, as_parquet
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axis_tables
 from orchestrator.report.comparison import Analysis
@@ -37,6 +36,7 @@ from orchestrator.report.results import (
     trial_states,
     with_scores,
 )
+from orchestrator.report.studies import as_markdown, as_parquet
 from orchestrator.report.summary import Written, accuracy_table, audit_tables, statistics_tables
 from orchestrator.report.tables import NOTHING, Table, Value, reward_title, sentence
 from orchestrator.store.artifacts import Store, versions
