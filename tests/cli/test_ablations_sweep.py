@@ -30,7 +30,17 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def storage(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablations") / "store"
-    words = ("--models", str(model), *SMALL, "--lr", "1e-3", "--only", "reward=*grm", "reward=?x_rm", "reward=im_rm")
+    words = (
+        "--models",
+        str(model),
+        *SMALL,
+        "--lr",
+        "1e-3",
+        "--only",
+        "reward=*grm",
+        "reward=?x_rm",
+        "reward=im_rm",
+    )
     assert run_sweep("ablations", ablations, PROFILES, folder, *words) == 0
     return folder
 
