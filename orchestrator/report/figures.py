@@ -1,10 +1,10 @@
-"""Every figure of a report: accuracies, their differences, and training.
+"""Every figure of a report: accuracies and their differences.
 
 Each function draws one matplotlib Figure from numbers, or returns None where there is nothing to draw.
 """
 
 import itertools
-import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,7 @@ from orchestrator.report.house_style import (
     panels,
     rendered,
     whiskers,
-    wrapped,
 )
-from orchestrator.report.scaling import draw_scaling
 from orchestrator.report.tables import MEAN, Table, reward_title
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 
 # The width of a page, in inches at which its letters are as tall as the page's.
 WIDE = 9.5
-# The rows of each training's log, by training set, model, reward type and seed.
-Curves = dict[tuple[str, str, str, int], list[dict[str, Any]]]
 
 
 def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None":
@@ -57,12 +53,16 @@ def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None
         for kind in rewards:
             _bars(axis, [(scope, found[scope, kind]) for scope in here], kind, rewards)
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_xticks(range(len(here)), [wrapped(scope.dataset or scope.category) for scope in here])
+        axis.set_xticks(range(len(here)), [_short(scope.dataset or scope.category) for scope in here])
         axis.set(ylim=(0, 1.18), yticks=np.linspace(0, 1, 6), ylabel="accuracy")
         axis.grid(axis="x", visible=False)
         axis.set_title(f"trained on {train_set} (dotted: chance)")
     legend(figure, axes)
     return figure
+
+
+def _short(name: str) -> str:
+    return textwrap.fill(name.replace("_", " "), 13)
 
 
 def _bars(
@@ -150,43 +150,16 @@ def _difference(analysis: Analysis, scope: Scope, name: str, other: str) -> Mean
     return analysis.difference(scope, "accuracy", None if name == MEAN else [name], other=other)
 
 
-def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
-    """Loss and accuracy by step, a line per training."""
-    known = {key: rows for key, rows in curves.items() if rows}
-    train_sets = list(dict.fromkeys(train_set for train_set, *_ in known))
-    if not train_sets:
-        return None
-    figure, axes = panels(2 * len(train_sets), 2, WIDE / 2, 2.2)
-    wanted = [(name, metric) for name in train_sets for metric in ("loss", "accuracy")]
-    for axis, (train_set, metric) in zip(axes, wanted, strict=True):
-        for (trained_on, _, kind, _), rows in known.items():
-            if trained_on == train_set:
-                drawn, values = look(kind, rewards), [row.get(metric, math.nan) for row in rows]
-                style: Any = {"color": drawn.colour, "linestyle": drawn.line, "label": reward_title(kind)}
-                axis.plot([row["step"] for row in rows], values, alpha=0.7, linewidth=1.0, **style)
-        axis.set(title=f"trained on {train_set}: {metric}", xlabel="optimiser step")
-    legend(figure, axes)
-    return figure
-
-
-def every_figure(analysis: Analysis, curves: Curves, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
+def every_figure(analysis: Analysis, by_axis: Sequence[Table] = ()) -> Iterator[DrawnFigure]:
     """Every figure for which there are numbers, in the report's order."""
     means = "Mean over models with its 95 % interval; each model beside it."
     paired = "Paired by seed and pair, with 95 % intervals; where one excludes 0, a type is ahead."
-    fitted = "Fitted lines with 95 % intervals; a point is a model."
-    bars, rewards = partial(accuracy_bars, analysis), analysis.rewards
+    bars = partial(accuracy_bars, analysis)
     wanted: tuple[tuple[str, str, str, Callable[[], Figure | None]], ...] = (
         ("accuracy_by_category", "Accuracy by category", means, lambda: bars(analysis.categories())),
         ("differences", "Differences by model", paired, lambda: _differences(analysis)),
         ("accuracy_by_set", "Accuracy by evaluation set", means, lambda: bars(analysis.single_sets())),
         *((item.name, item.title, item.note, partial(draw_axis, item)) for item in by_axis),
-        ("scaling", "Over size", fitted, lambda: draw_scaling(analysis)),
-        (
-            "training_curves",
-            "Training curves",
-            "On the training pairs.",
-            lambda: _training_curves(curves, rewards),
-        ),
     )
     for name, title, caption, draw in wanted:
         if drawn := rendered(name, title, caption, draw):

@@ -4,7 +4,6 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 """
 
 import io
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -177,9 +176,3 @@ def legend(figure: "Figure", axes: "Iterable[Axes]") -> None:
         loc="outside lower center",
         ncols=min(4, max(1, len(handles))),
     )
-
-
-def wrapped(name: str) -> str:
-    """A name in lines of at most 13 letters, broken at its spaces and underscores."""
-    spaced = name.replace("_", "_ ")
-    return textwrap.fill(spaced, 13, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")

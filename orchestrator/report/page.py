@@ -29,7 +29,6 @@ from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
-    curve_rows,
     left_out_lines,
     on_common_pairs,
     trial_rows,
@@ -242,12 +241,11 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    figures, records = [], [result.record for result in results]
-    curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
+    figures = []
     with bar("figures") as step:
-        for figure in every_figure(analysis, curves, by_axis):
+        for figure in every_figure(analysis, by_axis):
             figures.append(figure)
-            step(len(figures), 8)
+            step(len(figures), 3 + len(by_axis))
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
@@ -271,7 +269,6 @@ def _page(
                 tables=[
                     _time_table(results, store, price),
                     _made_with(results, store),
-                    _trials_table(results),
                 ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
@@ -361,27 +358,6 @@ def _manifests(results: Sequence[TrialResult], store: Store) -> Iterator[tuple[s
         for stage, key in (*keys, *(("evaluate", item.key) for item in result.evaluations)):
             if manifest := store.sound_manifest(stage, key):
                 yield stage, manifest
-
-
-def _trials_table(results: Sequence[TrialResult]) -> Table:
-    return Table(
-        name="trials",
-        title="Trials",
-        note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
-        "says nothing about new pairs. Trials that did not learn enter no mean.",
-        columns="model reward train_set seed state learned train_accuracy artifact",
-        titles={"train_accuracy": "training accuracy", "artifact": "log and weights, in the storage"},
-        rows=[
-            {
-                **{name: getattr(result.record, name) for name in ("model", "reward", "train_set", "seed")},
-                "state": "complete" if result.complete else "missing",
-                "learned": result.learned if result.trained else None,
-                "train_accuracy": result.train_accuracy,
-                "artifact": f"artifacts/train/{result.record.key}" if result.trained else None,
-            }
-            for result in results
-        ],
-    )
 
 
 def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:
