@@ -118,6 +118,7 @@ def test_the_page_leads_with_three_sentences_then_figures_then_tables_and_how_it
     made = ("python sweeps/full_grid.py report --name demo", "torch", "host (train)")
     assert all(text in shown for text in (*said, *made, "effective batch", "[S]"))
     assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
+    assert "There are no texts to show" in page
     assert page.count('<table class="sortable">') >= 8
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said[0]) < summary.index("| trained on |")
