@@ -42,11 +42,9 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         )
     regressions = by_features(pairs)
     advice, controls = preference(analysis), summary.differences(analysis, CONTROLS)
-    said = (
-        [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
-    )
+    unknown = f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."
     return Findings(
-        said=[*said, f"{PREFERENCE}. {advice}"],
+        said=[*([unknown] if lacking else []), f"{PREFERENCE}. {advice}"],
         tables=(controls, _regression_table(regressions)),
         results={"preference": advice, "controls": controls.rows, "regressions": regressions},
         rows={"pairs": pairs},

@@ -77,18 +77,14 @@ def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    gap, seen = row[CONTRAST], row["seen"].value
+    gap = row[CONTRAST]
     if gap.low > 0:
         answer = "new responses cost more than new prompts"
     elif gap.high < 0:
         answer = "new prompts cost more than new responses"
     else:
         answer = "new prompts and new responses cost the same, as far as can be told"
-    return (
-        f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}: {answer} ({interval(gap)}); "
-        f"new prompts alone change its accuracy by {row['new_prompts'].value - seen:+.3f}, "
-        f"new responses alone by {row['new_responses'].value - seen:+.3f}."
-    )
+    return f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}: {answer} ({interval(gap)})."
 
 
 def _table(rows: Rows) -> Table:

@@ -84,13 +84,8 @@ def by_nearness(outcomes: Sequence[SetOutcomes], near: Mapping[str, Nearness]) -
             # Cosines of equal states differ only by rounding.
             nearness_P, right_P = (np.round([row[side] for row in here], 9) for side in (measure, kind))
             deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
-            relations.append(
-                {
-                    **labels,
-                    "pairs": len(here),
-                    "correlation": rank_correlation(nearness_P, right_P),
-                }
-            )
+            correlation = rank_correlation(nearness_P, right_P)
+            relations.append({**labels, "pairs": len(here), "correlation": correlation})
     return pairs, deciles, relations
 
 

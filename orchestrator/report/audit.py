@@ -52,14 +52,10 @@ def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
     """Return the digests of the splits whose responses an evaluation set rewrites, if a trial declares that."""
     found: set[str] = set()
     for trial in declaration.trials:
-        if any(
-            (item.dataset, item.dataset_digest, item.category) == (name, digest, "token-level shift")
-            for item in trial.evaluations
-        ):
-            found.add(trial.train_digest)
-            found.update(
-                item.dataset_digest for item in trial.evaluations if item.category == "in-distribution"
-            )
+        sets = {(item.dataset, item.dataset_digest, item.category) for item in trial.evaluations}
+        if (name, digest, "token-level shift") in sets:
+            own = {item for _, item, category in sets if category == "in-distribution"}
+            found |= {trial.train_digest, *own}
     return sorted(found)
 
 

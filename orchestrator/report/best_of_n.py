@@ -357,19 +357,16 @@ def _score(inputs: AnalysisInputs) -> PairScores:
 def _first_to_turn(turns: Rows) -> list[str]:
     """Say which reward types' gold curves turn, the first to turn first, for each model and training set."""
     said = []
-    for place in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
-        here = [row for row in turns if (row["model"], row["train_set"]) == place]
-        turned = sorted((row for row in here if row["turns"]), key=lambda row: row["peak"])
+    for model, train_set in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
+        here = [row for row in turns if (row["model"], row["train_set"]) == (model, train_set)]
         parts = [
             f"{reward_title(row['reward'])} turns after n = {row['peak']} (KL ≤ {row['kl']:.2f}; "
-            f"{interval(row['change'])} from there to n = {row['last']}, "
-            f"p {'< 0.001' if row['p'] < 0.001 else '= ' + format(row['p'], '.3f')})"
-            for row in turned
+            f"{interval(row['change'])} from there to n = {row['last']}, p = {row['p']:.2g})"
+            if row["turns"]
+            else f"{reward_title(row['reward'])} is not seen to turn up to n = {row['last']}"
+            for row in sorted(here, key=lambda row: (not row["turns"], row["peak"]))
         ]
-        if stays := [reward_title(row["reward"]) for row in here if not row["turns"]]:
-            last, kl = here[0]["last"], best_of_n_kl(here[0]["last"])
-            parts.append(f"{' and '.join(stays)} not seen to turn up to n = {last} (KL ≤ {kl:.2f})")
-        said.append(f"Over-optimisation, {place[0]} trained on {place[1]}: {'; '.join(parts)}.")
+        said.append(f"Over-optimisation, {model} trained on {train_set}: {'; '.join(parts)}.")
     return said
 
 

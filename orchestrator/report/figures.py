@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.report import published
 from orchestrator.report.by_axis import draw_axis
 from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import (
@@ -35,7 +34,7 @@ WIDE = 9.5
 
 
 def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None":
-    """Bars by category or set and reward type, mean over models; each model as a dot, the paper's means as diamonds."""
+    """Bars by category or set and reward type, mean over models; each model as a dot."""
     scopes, rewards = list(scopes), analysis.rewards
     found = {
         (scope, kind): analysis.mean_of_models(scope, kind, "accuracy")
@@ -86,20 +85,12 @@ def _bars(
     )
     # A bar of 0 would look like one that is not there.
     axis.bar_label(drawn_bars, fmt="%.2f", fontsize=7.5, padding=2)
-    style: dict[str, Any] = {
-        "linestyle": "none",
-        "markerfacecolor": "white",
-        "markeredgecolor": "black",
-        "zorder": 4,
-    }
-    for at, (scope, mean) in bars.items():
+    for at, (_, mean) in bars.items():
         if len(mean.models) > 1:
             places = at + width * 0.3 * np.linspace(-1, 1, len(mean.models))
-            axis.plot(places, mean.by_model, marker="o", markersize=3, label="each model", **style)
-        theirs = published.number(scope.train_set, scope.sets, kind, "accuracy")
-        if theirs is not None and not scope.dataset:
-            label = f"the paper's mean, {published.SOURCE}"
-            axis.plot([at], [theirs], marker="D", markersize=5, label=label, **style)
+            axis.plot(
+                places, mean.by_model, "o", mfc="white", mec="black", ms=3, zorder=4, label="each model"
+            )
 
 
 def _beside(number: int, of: int, width: float) -> float:

@@ -18,11 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axis_tables
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import Analysis, SetOutcomes, set_outcomes
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
-from orchestrator.report.examples import pair_rows, shown_examples
 from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
 from orchestrator.report.published import spec_difference
@@ -38,9 +39,11 @@ from orchestrator.report.results import (
 from orchestrator.report.studies import as_markdown, as_parquet
 from orchestrator.report.summary import Written, accuracy_table, audit_tables, statistics_tables
 from orchestrator.report.tables import NOTHING, Table, Value, reward_title, sentence
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
+from trainers.data.records import Pair
 from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
@@ -50,6 +53,8 @@ NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
 PAIRS = "pairs.parquet"
+# Examples that a page shows.
+SHOWN = 60
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
@@ -266,10 +271,7 @@ def _page(
                 title="How it was made",
                 anchor="made",
                 lines=(*ran, ("This report", command)),
-                tables=[
-                    _time_table(results, store, price),
-                    _made_with(results, store),
-                ],
+                tables=[_time_table(results, store, price), _made_with(results, store)],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
             Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
@@ -277,14 +279,60 @@ def _page(
     )
 
 
+def pair_rows(analysis: Analysis, store: Store) -> list[dict[str, Any]]:
+    """Return one row per training set, evaluation set and pair; texts that the store lacks are None.
+
+    A margin is the mean over the models and seeds that have every type, in standard deviations of the set's rewards; `right` is
+    the share of these trainings that rank the pair right.
+    """
+    return [
+        row
+        for item in set_outcomes(analysis, analysis.rewards)
+        for row in _rows(item, pairs_of(store, item.dataset_digest))
+    ]
+
+
+def _rows(item: SetOutcomes, texts: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    for place, index in enumerate(item.index.tolist()):
+        pair = texts[index] if index < len(texts) else None
+        yield {
+            "train_set": item.train_set,
+            "evaluation_set": item.dataset,
+            "category": item.category,
+            "index": index,
+            "prompt": pair and "\n\n".join(f"{turn.role}: {turn.content}" for turn in pair.prompt),
+            "chosen": pair and pair.chosen,
+            "rejected": pair and pair.rejected,
+            **{f"{kind}_margin": float(margin_P[place]) for kind, margin_P in item.margin.items()},
+            **{f"{kind}_right": float(right_P[place]) for kind, right_P in item.right.items()},
+        }
+
+
+def shown_examples(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Return at most SHOWN rows with texts, equally many of each set: from both ends of the first type's lead over the others."""
+
+    def lead(row: Mapping[str, Any]) -> tuple[float, float]:
+        """Margins break ties between pairs that equally many trainings rank right."""
+        right, margin = ([float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin"))
+        return right[0] - float(np.mean(right[1:] or 0.5)), margin[0] - float(np.mean(margin[1:] or 0.0))
+
+    sets: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["prompt"] is not None:
+            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(row)
+    half = max(1, SHOWN // max(1, len(sets)) // 2)
+    chosen: list[Mapping[str, Any]] = []
+    for items in sets.values():
+        items.sort(key=lead)
+        chosen += items if len(items) <= 2 * half else [*items[:half], *items[len(items) - half :]]
+    return sorted(chosen, key=lead, reverse=True)
+
+
 def warning(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
     missing = sum(not result.complete for result in results)
-    said = (
-        [f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"] if missing else []
-    )
-    said += left_out_lines(results, compared)
-    return " ".join(map(sentence, said))
+    incomplete = f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"
+    return " ".join(map(sentence, [*([incomplete] if missing else []), *left_out_lines(results, compared)]))
 
 
 def report_command(state: SweepState, sweep: str) -> str:

@@ -6,8 +6,7 @@ from pyarrow import parquet
 from orchestrator.cli.main import Grid, main
 from orchestrator.report import page
 from orchestrator.report.comparison import Analysis
-from orchestrator.report.examples import SHOWN, pair_rows, shown_examples
-from orchestrator.report.page import write_full_report
+from orchestrator.report.page import SHOWN, pair_rows, shown_examples, write_full_report
 from orchestrator.report.results import sweep_results
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, write_declaration
