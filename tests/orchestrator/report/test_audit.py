@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -232,17 +231,6 @@ def test_what_models_read_is_audited_once_for_all_of_which_it_is_the_same(
     assert all((f"{what}" in text and "read by a, b" in text) == bool(severity) for text in said)
     errors = audit_errors(declaration(*trials), store)
     assert any("read by a, b" in line for line in errors) == (severity == "error")
-
-
-def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split]):
-    learned, not_learned = trial_on(splits), trial_on(splits, seed=1)
-    commit_length_reward(store, learned)
-    commit_train(store, not_learned.key, accuracy=0.5)
-    commit_rewards(store, not_learned.evaluations[0].key, np.zeros(PAIRS), [0] * PAIRS)
-    folder, *_ = write_report(declaration(learned, not_learned), store)
-    rows = parquet.read_table(folder / "tables" / "sets.parquet").to_pylist()
-    found = [(row["accuracy"], row["trainings"]) for row in rows if row["evaluation_set"] == "seen"]
-    assert found == [(0.75, 1)]
 
 
 def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(store: Store):

@@ -81,9 +81,12 @@ def test_a_gold_curve_that_falls_again_turns_and_one_that_rises_does_not(bounded
 @pytest.mark.parametrize(("prompts", "turns"), [(1, False), (4, False), (20, True)])
 def test_a_few_prompts_that_all_fall_are_no_turn(prompts: int, turns: bool):
     """Without any variance Student's t would call one prompt enough."""
-    found = turn([[of_prompt([1.0, 2.0, 3.0], [1.0, 1.0, 0.0])] * prompts] * 2, (1, 3))
+    seeds = [[of_prompt([1.0, 2.0, 3.0], [1.0, 1.0, 0.0])] * prompts] * 2
+    found = turn(seeds, (1, 3))
     assert found["change"].value < 0
     assert found["turns"] == turns
+    # Two falls are two tests (Holm).
+    assert turn(seeds, (1, 2, 3))["p"] == pytest.approx(min(1.0, 2 * found["p"]))
 
 
 def test_noise_seldom_looks_like_a_turn():
