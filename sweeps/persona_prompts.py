@@ -19,12 +19,10 @@ import numpy as np
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report.results import TrialResult
-from orchestrator.report.statistics import Floats, over_seeds, right
-from orchestrator.report.studies import Findings, Rows, Study, learned_cells, titled
+from orchestrator.report.statistics import over_seeds
+from orchestrator.report.studies import Findings, Rows, Study, learned_cells, right_by_prompt, titled
 from orchestrator.report.tables import Table, interval, reward_title
-from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalysisInputs
-from orchestrator.store.artifacts import Store
 from sweeps.persona import ON_TRAINING_PROMPTS
 from trainers.errors import DataError
 
@@ -63,17 +61,6 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
         tables=(_table(rows),),
         results={"cells": rows},
     )
-
-
-def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
-    """Return the accuracy on each prompt's pairs, [Q], in the order of the prompts' first pairs."""
-    result = next(item for item in trial.final if item.dataset == dataset)
-    pairs, scores = pairs_of(store, result.dataset_digest), result.scores
-    # Without the rows, every pair counts as a prompt of its own.
-    asked = [pairs[row].prompt if pairs else row for row in scores.index]
-    numbers: dict[Any, int] = {}
-    prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
-    return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
 
 
 def _sentence(row: dict[str, Any]) -> str:

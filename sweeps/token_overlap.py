@@ -8,26 +8,18 @@ python sweeps/token_overlap.py                                             full_
 python sweeps/token_overlap.py --sweep NAME --models NAME=PATH --train-set NAME --eval-sets NAME
 """
 
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from orchestrator.cli.analyses import SEEN, analyses_of_models, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.comparison import Analysis, SetOutcomes, set_outcomes
+from orchestrator.report.comparison import Analysis, set_outcomes
 from orchestrator.report.results import TrialResult
-from orchestrator.report.statistics import by_decile, rank_correlation
-from orchestrator.report.studies import Findings, Rows, Study, titled
+from orchestrator.report.studies import Findings, Rows, Study, by_nearness, titled
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
 
 MEASURES = {"overlap": "token overlap", "cosine": "cosine of hidden states"}
-TOGETHER = "together"
-# By row, the measures of a pair.
-Nearness = Mapping[int, Mapping[str, float]]
 CAUTION = (
     "Overlap within one set varies with everything else that makes a pair hard: a correlation is no cause."
 )
@@ -48,45 +40,13 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     near = nearness(
         model, inputs.pairs[SEEN], {item.dataset: inputs.pairs[item.dataset] for item in outcomes}
     )
-    pairs, deciles, relations = by_nearness(outcomes, near)
+    pairs, deciles, relations = by_nearness(outcomes, near, list(MEASURES))
     return Findings(
         said=[CAUTION],
         tables=_tables(relations, deciles),
         results={"deciles": deciles, "correlations": relations},
         rows={"pairs": pairs},
     )
-
-
-def by_nearness(outcomes: Sequence[SetOutcomes], near: Mapping[str, Nearness]) -> tuple[Rows, Rows, Rows]:
-    """Return the pairs, accuracy by tenths of each measure, and its rank correlation, for each set and all sets together.
-
-    `near` holds by set and row the measures of a pair; other pairs do not count. Raises DataError if there are none.
-    """
-    pairs: list[dict[str, Any]] = [
-        {"set": name, "index": index, **near[name][index]}
-        | {kind: float(right_P[at]) for kind, right_P in item.right.items()}
-        for item in outcomes
-        for name in [item.dataset]
-        for at, index in enumerate(item.index.tolist())
-        if index in near[name]
-    ]
-    if not pairs:
-        raise DataError(
-            "no pair that was scored is among those drawn here; give the sweep's --max-eval-pairs."
-        )
-    kinds = list(outcomes[0].right)
-    sets = list(dict.fromkeys(row["set"] for row in pairs))
-    deciles, relations = list[dict[str, Any]](), list[dict[str, Any]]()
-    for name in [*sets, *([TOGETHER] if len(sets) > 1 else [])]:
-        here = [row for row in pairs if name in (TOGETHER, row["set"])]
-        for measure, kind in itertools.product(MEASURES, kinds):
-            labels = {"set": name, "measure": measure, "reward": kind}
-            # Cosines of equal states differ only by rounding.
-            nearness_P, right_P = (np.round([row[side] for row in here], 9) for side in (measure, kind))
-            deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
-            correlation = rank_correlation(nearness_P, right_P)
-            relations.append({**labels, "pairs": len(here), "correlation": correlation})
-    return pairs, deciles, relations
 
 
 def _tables(relations: Rows, deciles: Rows) -> tuple[Table, Table]:

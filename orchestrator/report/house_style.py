@@ -112,14 +112,14 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
     return DrawnFigure(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
 
 
-def panels(count: int, columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+def panels(count: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":
     """A figure of `count` panels, `columns` at most in a row, `width` × `height` inches each."""
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
     for axis in axes[count:]:
         axis.set_visible(False)
     return figure, axes[:count]

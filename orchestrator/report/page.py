@@ -30,6 +30,7 @@ from orchestrator.report.published import spec_difference
 from orchestrator.report.results import (
     TrialResult,
     TrialState,
+    curve_rows,
     left_out_lines,
     on_common_pairs,
     trial_rows,
@@ -54,7 +55,7 @@ HTML = "report.html"
 SUMMARY = "summary.md"
 PAIRS = "pairs.parquet"
 # Examples that a page shows.
-SHOWN = 60
+SHOWN = 200
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
@@ -246,11 +247,12 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    figures = []
+    figures, records = [], [result.record for result in results]
+    curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
     with bar("figures") as step:
-        for figure in every_figure(analysis, by_axis):
+        for figure in every_figure(analysis, curves, by_axis):
             figures.append(figure)
-            step(len(figures), 3 + len(by_axis))
+            step(len(figures), 8 + len(by_axis))
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
@@ -271,7 +273,11 @@ def _page(
                 title="How it was made",
                 anchor="made",
                 lines=(*ran, ("This report", command)),
-                tables=[_time_table(results, store, price), _made_with(results, store)],
+                tables=[
+                    _time_table(results, store, price),
+                    _made_with(results, store),
+                    _trials_table(results),
+                ],
             ),
             Section(title="Holes", anchor="missing", tables=[holes_table(results, state)]),
             Section(title=PREFERENCE, anchor="prefer", text=preference(analysis)),
@@ -308,24 +314,30 @@ def _rows(item: SetOutcomes, texts: Sequence[Pair]) -> Iterator[dict[str, Any]]:
         }
 
 
-def shown_examples(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Return at most SHOWN rows with texts, equally many of each set: from both ends of the first type's lead over the others."""
+def shown_examples(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dict[str, Any]]:
+    """Return at most SHOWN rows with texts, equally many of each set, from both ends of the first type's lead over the others.
 
-    def lead(row: Mapping[str, Any]) -> tuple[float, float]:
-        """Margins break ties between pairs that equally many trainings rank right."""
-        right, margin = ([float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin"))
-        return right[0] - float(np.mean(right[1:] or 0.5)), margin[0] - float(np.mean(margin[1:] or 0.0))
-
-    sets: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    Each has the keys by which the page sorts: `disagreement`, that lead, and `confidence`, the mean absolute margin.
+    """
+    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["prompt"] is not None:
-            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(row)
-    half = max(1, SHOWN // max(1, len(sets)) // 2)
-    chosen: list[Mapping[str, Any]] = []
+            right, margin = (
+                [float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin")
+            )
+            lead = right[0] - float(np.mean(right[1:] or 0.5))
+            # Margins break ties between pairs that equally many trainings rank right.
+            lead += 1e-3 * float(np.tanh(margin[0] - float(np.mean(margin[1:] or 0.0))))
+            found = {**row, "disagreement": lead, "confidence": float(np.mean(np.abs(margin)))}
+            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(found)
+    each = SHOWN // max(1, len(sets))
+    chosen: list[dict[str, Any]] = []
     for items in sets.values():
-        items.sort(key=lead)
-        chosen += items if len(items) <= 2 * half else [*items[:half], *items[len(items) - half :]]
-    return sorted(chosen, key=lead, reverse=True)
+        items.sort(key=lambda row: row["disagreement"])
+        chosen += (
+            items if len(items) <= each else [*items[: each // 2], *items[len(items) + each // 2 - each :]]
+        )
+    return sorted(chosen, key=lambda row: -row["disagreement"])
 
 
 def warning(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> str:
@@ -406,6 +418,36 @@ def _manifests(results: Sequence[TrialResult], store: Store) -> Iterator[tuple[s
         for stage, key in (*keys, *(("evaluate", item.key) for item in result.evaluations)):
             if manifest := store.sound_manifest(stage, key):
                 yield stage, manifest
+
+
+def _trials_table(results: Sequence[TrialResult]) -> Table:
+    return Table(
+        name="trials",
+        title="Trials",
+        note="Learned: it fits its training pairs (the last epoch's accuracy on them lies two standard errors above ½), which "
+        "says nothing about new pairs. Trials that did not learn enter no mean.",
+        columns="model reward train_set seed state learned train_accuracy evaluations pairs_per_s peak_mem_gb artifact",
+        titles={
+            "train_accuracy": "training accuracy",
+            "evaluations": "sets evaluated",
+            "artifact": "log and weights, in the storage",
+            "pairs_per_s": "pairs/s",
+            "peak_mem_gb": "peak memory, GB",
+        },
+        rows=[
+            {
+                **{name: getattr(result.record, name) for name in ("model", "reward", "train_set", "seed")},
+                "state": "complete" if result.complete else "missing",
+                "learned": result.learned if result.trained else None,
+                "train_accuracy": result.train_accuracy,
+                "evaluations": f"{len(result.evaluations)}/{len(result.record.evaluations)}",
+                **{name: result.perf.get(name) for name in ("pairs_per_s", "peak_mem_gb")},
+                "artifact": f"artifacts/train/{result.record.key}" if result.trained else None,
+            }
+            for result in results
+        ],
+        forms={"pairs_per_s": ".1f", "peak_mem_gb": ".2f"},
+    )
 
 
 def holes_table(results: Sequence[TrialResult], state: SweepState) -> Table:

@@ -15,13 +15,14 @@ import numpy as np
 
 from orchestrator.report.by_axis import at_value, axes_of, reward_without
 from orchestrator.report.comparison import Analysis, Scope
+from orchestrator.report.house_style import GREY, legend, line_style, panels
 from orchestrator.report.statistics import Estimate, Floats, Spread, unbounded_interval
 from orchestrator.report.tables import Table, Value, reward_title
 from orchestrator.spec.models import architecture_of
 from trainers.specs import ModelSpec
 
 if TYPE_CHECKING:
-    pass
+    from matplotlib.figure import Figure
 
 PAIRS_AXIS = "train-pairs"
 # No line is fitted through fewer sizes, or over a shorter range.
@@ -114,6 +115,8 @@ class Sizes:
     over: str
     scope: Scope
     what: str
+    # Of an accuracy; "" for a difference.
+    reward: str
     sizes: tuple[float, ...]
     groups: tuple[str, ...]
     values: tuple[float, ...]
@@ -179,7 +182,10 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
                 found.append((size, group, mean.value))
         if found:
             sizes, groups, values = zip(*found, strict=True)
-            yield Sizes(over=over, scope=scope, what=what, sizes=sizes, groups=groups, values=values)
+            reward = "" if baseline else kind
+            yield Sizes(
+                over=over, scope=scope, what=what, reward=reward, sizes=sizes, groups=groups, values=values
+            )
 
 
 def scaling_table(analysis: Analysis) -> Table:
@@ -221,3 +227,37 @@ def scaling_table(analysis: Analysis) -> Table:
         rows=[*short.values(), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
+
+
+def draw_scaling(analysis: Analysis) -> "Figure | None":
+    """Draw values, fitted lines and intervals over size: a panel for each training set, category and kind of size."""
+    found = [item for item in scaled(analysis) if not item.too_short]
+    places = list(dict.fromkeys((item.over, item.scope) for item in found))
+    if not places:
+        return None
+    figure, axes = panels(len(places), 3, 3.2, 2.6)
+    kinds = list(dict.fromkeys(item.reward for item in found if item.reward))
+    for (over, scope), axis in zip(places, axes, strict=True):
+        for item in (item for item in found if (item.over, item.scope) == (over, scope)):
+            style = (
+                line_style(item.reward, kinds)
+                if item.reward
+                else {"color": GREY, "linestyle": ":", "marker": "x", "markersize": 4}
+            )
+            axis.plot(item.sizes, item.values, **{**style, "linestyle": "none"})
+            at = np.geomspace(min(item.sizes), max(item.sizes), 30)
+            axis.plot([], [], label=item.what, **style)
+            if line := item.line():
+                drawn = [line.at(float(x)) for x in np.log2(at)]
+                low, mean, high = zip(*((here.low, here.value, here.high) for here in drawn), strict=True)
+                axis.plot(at, mean, **{**style, "marker": None})
+                axis.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set(
+            xscale="log",
+            xlabel=over,
+            title=f"{scope.train_set} · {scope.category}",
+            ylim=(-1.05 if any(v < 0 for i in found for v in i.values) else -0.05, 1.05),
+        )
+    axes[0].set_ylabel("accuracy")
+    legend(figure, axes)
+    return figure

@@ -79,7 +79,7 @@ def write_comparison(
         conclusions=said,
         warning=warning(both, analysis.results),
         command=f"{command} --compare {other.sweep}",
-        figures=list(every_figure(analysis)),
+        figures=list(every_figure(analysis, {})),
         tables=tables,
     )
     write_page(folder, page, "compare.html")

@@ -43,11 +43,13 @@ def test_the_file_holds_every_pair_with_what_each_type_makes_of_it(store: Store,
     assert first["im_rm_right"] == sum(ranked) / 2
 
 
-def test_a_page_shows_sixty_from_both_ends_of_the_disagreement(store: Store, sweep: Declaration):
+def test_a_page_shows_at_most_two_hundred_from_both_ends_of_the_disagreement(
+    store: Store, sweep: Declaration
+):
     analysis = Analysis(sweep_results(sweep, store))
     rows = pair_rows(analysis, store)
     found = shown_examples(rows, analysis.rewards)
-    assert len(found) == SHOWN
+    assert len(found) == SHOWN == 200
     gaps = [row["ex_rm_right"] - row["im_rm_right"] for row in found]
     every = [row["ex_rm_right"] - row["im_rm_right"] for row in rows if row["prompt"] is not None]
     assert (gaps[0], gaps[-1]) == (max(every), min(every))
@@ -57,6 +59,13 @@ def test_a_page_shows_sixty_from_both_ends_of_the_disagreement(store: Store, swe
     assert max(map(len, text.split("<article")[1:-1])) < 3000
     assert "&lt;b&gt;question" in text
     assert "<b>question" not in text
+    for choice in (
+        "EX-RM right, IM-RM wrong",
+        "IM-RM right, EX-RM wrong",
+        "largest margins",
+        "<option>ultrafeedback<",
+    ):
+        assert choice in text
 
 
 def test_the_baseline_is_chosen_by_a_flag_and_kept(

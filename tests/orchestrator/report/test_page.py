@@ -27,7 +27,16 @@ from tests.orchestrator.simulated import REVERSED, ULTRAFEEDBACK, simulated_swee
 from tests.orchestrator.sweep_samples import commit_train
 from trainers.errors import SpecError
 
-FIGURES = {"accuracy_by_category", "accuracy_by_set", "differences"}
+FIGURES = {
+    "accuracy_by_category",
+    "accuracy_by_model",
+    "accuracy_by_set",
+    "differences",
+    "margins",
+    "reliability",
+    "training_curves",
+    "win_rates",
+}
 FEW = (ULTRAFEEDBACK[0], ULTRAFEEDBACK[4])
 SMALL = {"models": ("llama-64",), "seeds": (0, 1), "sets": FEW, "pairs": 30}
 MEGABYTE = 1_000_000
@@ -81,9 +90,14 @@ def test_types_stay_apart_in_grey():
 
 def test_the_same_numbers_give_the_same_bytes(whole):
     store, declared, folder = whole
-    again = next(figures.every_figure(Analysis(sweep_results(declared, store))))
-    assert again.png == (folder / "figures" / f"{again.name}.png").read_bytes()
-    assert again.svg == (folder / "figures" / f"{again.name}.svg").read_bytes()
+    analysis = Analysis(sweep_results(declared, store))
+    for name, draw in (
+        ("accuracy_by_category", lambda: figures.accuracy_bars(analysis, analysis.categories())),
+        ("reliability", lambda: figures.reliability(analysis)),
+    ):
+        again = house_style.rendered(name, "", "", draw)
+        assert again.png == (folder / "figures" / f"{name}.png").read_bytes()
+        assert again.svg == (folder / "figures" / f"{name}.svg").read_bytes()
 
 
 def test_every_table_is_there_as_csv_and_parquet_with_the_same_rows(whole):
@@ -115,11 +129,11 @@ def test_the_page_leads_with_three_sentences_then_figures_then_tables_and_how_it
     places = [page.index(mark) for mark in ('aria-label="Conclusion"', "<img", "<table", 'id="holes"')]
     assert places == sorted(places)
     shown = page.replace("&#39;", "'")
-    made = ("python sweeps/full_grid.py report --name demo", "torch", "host (train)")
+    made = ("python sweeps/full_grid.py report --name demo", "torch", "host (train)", "artifacts/train/demo-")
     assert all(text in shown for text in (*said, *made, "effective batch", "[S]"))
     assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
     assert "There are no texts to show" in page
-    assert page.count('<table class="sortable">') >= 8
+    assert page.count('<table class="sortable">') >= 9
     summary = (whole[2] / "summary.md").read_text()
     assert summary.index(said[0]) < summary.index("| trained on |")
     assert "Differences, paired by model, seed and pair" in summary
