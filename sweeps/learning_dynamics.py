@@ -8,12 +8,15 @@ python sweeps/learning_dynamics.py                                              
 python sweeps/learning_dynamics.py --models PATH --train-set persona=FILE.jsonl --max-eval-pairs 20 --max-train-pairs 2
 """
 
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.studies import write_analysis
+from orchestrator.report.house_style import GREY, panels
+from orchestrator.report.studies import Rows, write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
@@ -58,8 +61,30 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         rows=[{"reward": kind, "set": name, **results[kind][name]} for kind, name in found],
         forms={"relative_error": ".1e"},
     )
-    shown = [said, table.markdown()]
-    write_analysis(attempt, inputs.name, shown, results=results, rows={"changes": rows})
+    shown, figures = [said, table.markdown()], {"learning_dynamics": lambda: _draw(found, list(unseen))}
+    write_analysis(attempt, inputs.name, shown, results=results, rows={"changes": rows}, figures=figures)
+
+
+def _draw(found: Mapping[tuple[str, str], Rows], names: Sequence[str]) -> Any:
+    figure, axes = panels(3, 3, 5.0, 4.0)
+    for axis, kind in zip(axes, ("ex_rm", "im_rm"), strict=False):
+        for name in names:
+            predicted, measured = (
+                [row[what] for row in found[kind, name]] for what in ("predicted", "measured")
+            )
+            axis.scatter(predicted, measured, s=8, label=name)
+        axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8)
+        axis.set(xlabel="predicted change of r⁺ − r⁻", ylabel="measured", title=kind)
+        axis.legend()
+    for offset, part in ((-0.2, "token_matches"), (0.2, "other_tokens")):
+        places = [place + offset for place in range(len(names))]
+        means = [statistics.mean(row[part] for row in found["im_rm", name]) for name in names]
+        axes[2].bar(places, means, width=0.4, label=part.replace("_", " "))
+    axes[2].axhline(0, color=GREY, linewidth=0.8)
+    axes[2].set_xticks(range(len(names)), names, rotation=15)
+    axes[2].set(title="im_rm: mean predicted change by tokens")
+    axes[2].legend()
+    return figure
 
 
 # Raise the version when the analysis computes something else from the same parameters.

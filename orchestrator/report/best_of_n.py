@@ -26,6 +26,9 @@ from orchestrator.report.statistics import (
     candidates,
     holm,
     over_seeds,
+    rank_correlation,
+    share_within,
+    spreads,
 )
 from orchestrator.report.studies import Rows, learned_cells, titled, write_analysis
 from orchestrator.report.tables import Table, interval, reward_title
@@ -180,17 +183,26 @@ class BestOfCurve:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each n."""
-        return [
-            {
-                **self.labels,
+        rewards = [np.concatenate([item.reward for item in found]) for found in self.seeds]
+        rows = []
+        for n, values_SQ in self.quality.items():
+            kept = self._with(n)
+            picked_S = [np.mean([best_of(item.reward, item.reward, n) for item in found]) for found in kept]
+            scaled_S = [
+                (mean - all_C.mean()) / (all_C.std() or 1.0)
+                for mean, all_C in zip(picked_S, rewards, strict=True)
+            ]
+            row = {
                 "n": n,
                 "kl": best_of_n_kl(n) if self.sampled else None,
                 "prompts": values_SQ.shape[1],
                 "quality": self.estimate(values_SQ),
-                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in self._with(n)[0]])),
+                "proxy": float(np.mean(scaled_S)),
+                "chance": float(np.mean([item.quality.mean() for item in kept[0]])),
+                "best": float(np.mean([best_of(item.quality, item.quality, n) for item in kept[0]])),
             }
-            for n, values_SQ in self.quality.items()
-        ]
+            rows.append({**self.labels, **row})
+        return rows
 
     def turn(self) -> dict[str, Any]:
         """Return where the gold curve peaks, and its change from there to the largest n.
@@ -218,6 +230,19 @@ class BestOfCurve:
             "by_seed": " ".join(str(drawn[at]) for at in np.argmax(np.round(means_NS, 9), axis=0)),
         }
 
+    def variance(self) -> dict[str, Any]:
+        """Return the share of a reward's variance within prompts, and whether it picks well where it spreads them."""
+        spread_Q = np.mean([spreads(found) for found in self.seeds], axis=0)
+        picked_SQ = [
+            [best_of(item.reward, item.quality, len(item.reward)) for item in found] for found in self.seeds
+        ]
+        return {
+            **self.labels,
+            "candidates": float(np.mean([len(item.reward) for item in self.seeds[0]])),
+            "within": float(np.mean([share_within(found) for found in self.seeds])),
+            "spread_with_pick": rank_correlation(spread_Q, np.mean(picked_SQ, axis=0)),
+        }
+
 
 # By prompt and answer.
 Rewards = Mapping[tuple[Prompt, str], float]
@@ -243,7 +268,7 @@ def _complete(answers: Sequence[Answers], everyone: Sequence[Rewards]) -> list[A
 
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
-    """Write the curves and where they turn."""
+    """Write the curves, where they turn, and the variance of rewards within prompts."""
     asked, store = stage.parameters, inputs.store
     assert isinstance(asked, BestOfN)
     # A training that failed for good has no scores.
@@ -268,7 +293,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         f"{asked.answers.capitalize()}: {len(answers)} prompts, {drawn_answers} answers, {cut} of them cut; {len(kept)} prompts "
         f"whose answers all models could score. Gold: {judge}. {KL_SAID}",
     ]
-    curves = list[BestOfCurve]()
+    curves, margins = list[BestOfCurve](), list[float | None]()
     for labels, every in learned_cells(results):
         trials = [trial for trial in every if trial.record.name != asked.gold]
         for dataset in [item.dataset for item in trials[0].final] if trials else []:
@@ -294,6 +319,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
                 bounded=not sampled or bool(asked.verifier),
             )
             curves.append(curve)
+            margins.append(None if sampled else float(np.mean([item.metrics["abs_margin"] for item in here])))
     if not curves or not kept:
         raise DataError(
             "no trial of this sweep has learned and scored all answers to a prompt; look at its report, and at its "
@@ -301,12 +327,15 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         )
     rows = [row for curve in curves for row in curve.rows()]
     turns = [curve.turn() for curve in curves if curve.sampled]
+    variances = [
+        {**curve.variance(), "abs_margin": margin} for curve, margin in zip(curves, margins, strict=True)
+    ]
     write_analysis(
         attempt,
         inputs.name,
         [basis, *dict.fromkeys(said), *_first_to_turn(turns)],
-        (_turn_table(turns), _curve_table(rows)),
-        results={"name": stage.analysis, "turns": turns, "best_of": rows},
+        (_turn_table(turns), _curve_table(rows), _variance_table(variances)),
+        results={"name": stage.analysis, "turns": turns, "best_of": rows, "variance": variances},
         figures={NAME: lambda: _draw(rows, bounded=bool(asked.verifier))},
     )
 
@@ -357,16 +386,19 @@ def _score(inputs: AnalysisInputs) -> PairScores:
 def _first_to_turn(turns: Rows) -> list[str]:
     """Say which reward types' gold curves turn, the first to turn first, for each model and training set."""
     said = []
-    for model, train_set in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
-        here = [row for row in turns if (row["model"], row["train_set"]) == (model, train_set)]
+    for place in dict.fromkeys((row["model"], row["train_set"]) for row in turns):
+        here = [row for row in turns if (row["model"], row["train_set"]) == place]
+        turned = sorted((row for row in here if row["turns"]), key=lambda row: row["peak"])
         parts = [
             f"{reward_title(row['reward'])} turns after n = {row['peak']} (KL ≤ {row['kl']:.2f}; "
-            f"{interval(row['change'])} from there to n = {row['last']}, p = {row['p']:.2g})"
-            if row["turns"]
-            else f"{reward_title(row['reward'])} is not seen to turn up to n = {row['last']}"
-            for row in sorted(here, key=lambda row: (not row["turns"], row["peak"]))
+            f"{interval(row['change'])} from there to n = {row['last']}, "
+            f"p {'< 0.001' if row['p'] < 0.001 else '= ' + format(row['p'], '.3f')})"
+            for row in turned
         ]
-        said.append(f"Over-optimisation, {model} trained on {train_set}: {'; '.join(parts)}.")
+        if stays := [reward_title(row["reward"]) for row in here if not row["turns"]]:
+            last, kl = here[0]["last"], best_of_n_kl(here[0]["last"])
+            parts.append(f"{' and '.join(stays)} not seen to turn up to n = {last} (KL ≤ {kl:.2f})")
+        said.append(f"Over-optimisation, {place[0]} trained on {place[1]}: {'; '.join(parts)}.")
     return said
 
 
@@ -397,16 +429,38 @@ def _curve_table(rows: Rows) -> Table:
         title="Best of n by each reward",
         note="Expected quality of the pick over all draws of n of a prompt's candidates, mean over prompts and seeds ± standard "
         "deviation over seeds, 95 % intervals over prompts and seeds. The gold judges the answers of a policy; in an evaluation "
-        "set a chosen response has quality 1, a rejected one 0.",
-        columns="train_set evaluation_set model reward n kl prompts quality best",
+        "set a chosen response has quality 1, a rejected one 0. Beside it the pick's own reward, in standard deviations of all "
+        "rewards from their mean.",
+        columns="train_set evaluation_set model reward n kl prompts quality proxy chance best",
         titles={
             "evaluation_set": "candidates of",
             "reward": "chosen by",
             "kl": "KL ≤",
+            "proxy": "its reward",
+            "chance": "by chance",
             "best": "best possible",
         },
         rows=titled(rows),
-        forms={"kl": ".2f"},
+        forms={"kl": ".2f", "proxy": "+.2f"},
+    )
+
+
+def _variance_table(rows: Rows) -> Table:
+    return Table(
+        name="variance",
+        title="Reward margins and reward variance within a prompt",
+        note="The share of the variance of all candidates' rewards that lies within prompts, beside the absolute margin of the "
+        "report; and the rank correlation, over prompts, of a reward's spread with the quality of its best of all candidates, "
+        "– where one of them does not vary.",
+        columns="train_set evaluation_set model reward candidates within abs_margin spread_with_pick",
+        titles={
+            "evaluation_set": "candidates of",
+            "candidates": "candidates a prompt",
+            "within": "variance within prompts",
+            "spread_with_pick": "spread with quality of the pick",
+        },
+        rows=titled(rows),
+        forms={"candidates": ".1f", "spread_with_pick": "+.3f"},
     )
 
 

@@ -376,3 +376,17 @@ def best_of_n_kl(n: int) -> float:
     The two differ if answers repeat or their rewards tie (Beirami et al. 2024, arXiv 2401.01879).
     """
     return log(n) - (n - 1) / n
+
+
+def share_within(found: Sequence[PromptRewards]) -> float:
+    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 if rewards do not vary."""
+    everything = np.concatenate([item.reward for item in found])
+    total = float(everything.var() * len(everything))
+    within = sum(float(item.reward.var() * len(item.reward)) for item in found)
+    return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
+
+
+def spreads(found: Sequence[PromptRewards]) -> Floats:
+    """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
+    spread = float(np.concatenate([item.reward for item in found]).std())
+    return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

@@ -107,6 +107,8 @@ def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
     said = (folder / "summary.md").read_text()
     assert "RL is out of scope" in said
     assert "arXiv 2401.01879" in said
+    assert "Reward margins and reward variance" in said
+    assert (folder / "variance.parquet").is_file()
     assert (folder / "figures" / "best_of_n.png").stat().st_size > 1000
     sets = {row["evaluation_set"] for row in trial_rows(storage, "best_of_n")}
     assert sets == {"tiny_world_candidates"}

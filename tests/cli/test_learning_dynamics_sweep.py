@@ -41,6 +41,7 @@ def test_the_change_of_an_ex_rm_is_exact_and_the_parts_of_an_im_rms_add_up_to_it
             assert row["measured_all_weights"] != row["measured"]
     assert any(abs(row["predicted"]) > 1e-8 for row in rows if row["reward"] == "ex_rm")
     assert "| im_rm | tiny_world_paraphrase |" in (found["1e-3"] / "summary.md").read_text()
+    assert (found["1e-3"] / "figures" / "learning_dynamics.svg").stat().st_size > 1000
 
 
 def test_half_the_step_is_half_the_error_of_an_im_rm(found):

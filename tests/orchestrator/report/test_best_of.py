@@ -1,4 +1,4 @@
-"""Best of n against enumeration of every draw; candidates of a prompt from its pairs; where curves turn."""
+"""Best of n against enumeration of every draw; candidates of a prompt from its pairs; variance within prompts; where curves turn."""
 
 from itertools import combinations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.report.best_of_n import BestOfCurve
-from orchestrator.report.statistics import PromptRewards, best_of, candidates
+from orchestrator.report.statistics import PromptRewards, best_of, candidates, share_within
 from trainers.data.records import Pair, user_prompt
 from trainers.evaluate.scores import PairScores
 
@@ -42,6 +42,16 @@ def test_candidates_are_distinct_responses_and_quality_is_how_often_they_are_cho
     assert first.reward.tolist() == [3.0, 2.0, 1.0]
     assert first.quality.tolist() == [1.0, 0.5, 0.0]
     assert second.reward.tolist() == [7.0, 6.0]
+
+
+def test_variance_within_prompts_is_that_which_prompts_do_not_account_for():
+    def found(*rewards):
+        return [PromptRewards(reward=np.array(item), quality=np.zeros(len(item))) for item in rewards]
+
+    assert share_within(found([1.0, 2.0], [1.0, 2.0])) == pytest.approx(1.0)
+    assert share_within(found([1.0, 1.0], [2.0, 2.0])) == pytest.approx(0.0)
+    assert share_within(found([0.0, 2.0], [2.0, 4.0])) == pytest.approx(0.5)
+    assert share_within(found([5.0, 5.0], [5.0, 5.0])) == 0.0
 
 
 def drawn_seeds(pressed, prompts=30, answers=32, seeds=3):
