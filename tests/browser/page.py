@@ -86,6 +86,24 @@ def run_names(driver: webdriver.Chrome) -> list[str]:
     return list(driver.execute_script(script))
 
 
+def choose_run(driver: webdriver.Chrome, row: int) -> None:
+    """Tick the box of the run in this row."""
+    box = f'.ag-pinned-left-cols-container .ag-row[row-index="{row}"] input.ag-checkbox-input'
+    until(lambda: elements(driver, box), f"row {row}")
+    driver.execute_script("document.querySelector(arguments[0]).click()", box)
+    until(lambda: any(item.is_selected() for item in elements(driver, box)), f"tick in row {row}")
+
+
+def press(driver: webdriver.Chrome, label: str) -> None:
+    """Press the button that says `label`."""
+    script = """
+        const found = [...document.querySelectorAll('button')].find(
+            item => item.innerText.trim() === arguments[0] && !item.disabled)
+        found?.click()
+        return Boolean(found)"""
+    until(lambda: driver.execute_script(script, label), f"button {label}")
+
+
 def close_assistant(driver: webdriver.Chrome) -> None:
     """Close the panel that takes a quarter of the window."""
     script = "document.querySelector(\"[data-component-id='mlflow.assistant.chat_panel.close']\")?.click()"

@@ -1,4 +1,4 @@
-"""Two hundred runs in MLflow's page and in a real browser: listed, grouped, the report opened, no error.
+"""Two hundred runs in MLflow's page and in a real browser: listed, grouped, compared, the report opened, no error.
 
 Screenshots of what was seen are left in $RMSWEEP_SCREENSHOTS, or in the test's folder.
 """
@@ -30,11 +30,19 @@ from tests.orchestrator.simulated import ULTRAFEEDBACK, simulated_sweep
 pytestmark = pytest.mark.filterwarnings("default")
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIALS = 200
-MODELS = ("pythia-1b", "qwen2.5-1.5b", "llama-3.2-1b", "llama-3.2-3b", "gemma-2-2b", "llama-3.1-8b")
+MODELS = (
+    "pythia-1b",
+    "qwen2.5-1.5b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "gemma-2-2b",
+    "llama-3.1-8b",
+)
 # It stands in every picture.
 NAME = "simulated"
 # MLflow's page asks for so many at a time; the parent of runs that are shown comes on top.
 FIRST_PAGE = 100
+COMPARED = 20
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +90,22 @@ def addresses(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         server.wait()
 
 
-def test_runs_are_listed_under_their_sweep(
-    driver: webdriver.Chrome, addresses: dict[str, str], pictures: Path
+@pytest.fixture(scope="module")
+def address(addresses: dict[str, str]) -> str:
+    return addresses["runs"]
+
+
+def test_runs_are_listed_under_their_sweep_and_twenty_compared(
+    driver: webdriver.Chrome, address: str, pictures: Path
 ):
-    driver.get(addresses["runs"])
+    driver.get(address)
     # Opened by the address alone: the runs below the sweep's, with the columns that answer.
     # The sweep's run began before all others; MLflow shows it above the page of the newest ones.
     page.until(lambda: f"{FIRST_PAGE + 1} matching runs" in page.text(driver), "first page of runs")
     # The page draws those rows that are in view or near it.
     parent, *names = page.run_names(driver)
     assert parent == NAME
-    assert len(names) > 20
+    assert len(names) > COMPARED
     for name in names:
         assert re.fullmatch(r"[a-z0-9.-]+ · (ex|im)_rm · (ultrafeedback|rewardmath) · s\d", name), name
     page.close_assistant(driver)
@@ -100,6 +113,16 @@ def test_runs_are_listed_under_their_sweep(
     assert all(column in heads for column in ("category/in-d", "model", "reward")), heads
     page.require_no_trouble(driver)
     page.picture(driver, pictures / "mlflow_runs.png")
+    for row in range(1, COMPARED + 1):
+        page.choose_run(driver, row)
+    page.press(driver, "Compare")
+    page.until(lambda: f"Comparing {COMPARED} Runs" in page.text(driver), "comparison")
+    page.until(lambda: page.elements(driver, ".js-plotly-plot svg"), "plot of the comparison")
+    compared = page.text(driver)
+    for name in names[:COMPARED]:
+        assert name in compared
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_comparison.png")
 
 
 def test_charts_are_filled_with_the_means_of_each_reward_type(
@@ -121,12 +144,39 @@ def test_charts_are_filled_with_the_means_of_each_reward_type(
     page.picture(driver, pictures / "mlflow_charts.png")
 
 
+def test_a_filter_of_the_address_leaves_the_runs_of_one_reward_type(driver: webdriver.Chrome, address: str):
+    base = address.split("?")[0]
+    driver.get("about:blank")
+    driver.get(f"{base}?workflowType=machine_learning&searchFilter=params.reward+%3D+%22im_rm%22")
+    names = page.until(lambda: len(page.run_names(driver)) > COMPARED and page.run_names(driver), "runs")
+    # MLflow shows the parent, which has no parameters, for the sake of the order.
+    assert [name for name in names if " · im_rm · " not in name] in ([], [NAME])
+    page.require_no_trouble(driver)
+
+
+def test_a_trial_is_a_logged_model_with_its_evaluations(
+    driver: webdriver.Chrome, address: str, store: Store, pictures: Path
+):
+    uri = default_uri(store)
+    run = next(run for run in runs_of(uri, NAME) if run.data.tags["rmsweep.role"] == "trial")
+    model = MlflowClient(tracking_uri=uri).get_logged_model(run.outputs.model_outputs[0].model_id)
+    models = address.split("?")[0].replace("/runs", "/models")
+    driver.get("about:blank")
+    driver.get(f"{models}/{model.model_id}")
+    page.until(lambda: "eval/ultrafeedback/accuracy" in page.text(driver), "metrics of the model")
+    said = page.text(driver)
+    assert model.name in said
+    assert "train/loss" not in said
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_model.png")
+
+
 def test_the_report_opens_in_the_artifact_view_and_alone(
-    driver: webdriver.Chrome, addresses: dict[str, str], store: Store, pictures: Path
+    driver: webdriver.Chrome, address: str, store: Store, pictures: Path
 ):
     uri = default_uri(store)
     parent = next(run for run in runs_of(uri, NAME) if run.data.tags["rmsweep.role"] == "sweep")
-    runs = addresses["runs"].split("?")[0]
+    runs = address.split("?")[0]
     driver.get("about:blank")
     driver.get(f"{runs}/{parent.info.run_id}/artifacts/report/report.html")
     frame = page.until(lambda: page.elements(driver, "iframe"), "frame of the report")[0]
@@ -134,7 +184,9 @@ def test_the_report_opens_in_the_artifact_view_and_alone(
     heading = page.until(lambda: page.elements(driver, "h1"), "report")[0].text
     assert NAME in heading
     page.until(lambda: len(page.elements(driver, "table")) > 3, "tables of the report")
-    page.until(lambda: len(page.elements(driver, "figure img")) > 2, "figures of the report")
+    page.until(lambda: len(page.elements(driver, "figure svg, figure img")) > 3, "figures of the report")
+    assert len(page.elements(driver, "table")) > 3
+    assert len(page.elements(driver, "figure svg, figure img")) > 3
     driver.switch_to.default_content()
     page.require_no_trouble(driver)
     folder = Path(MlflowClient(tracking_uri=uri).download_artifacts(parent.info.run_id, "report"))

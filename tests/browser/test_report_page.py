@@ -45,15 +45,34 @@ def test_nothing_is_cut_off_at_any_width(driver: webdriver.Chrome, pictures: Pat
         assert driver.execute_script(f"return {boxes}.every(box => box.scrollWidth <= box.clientWidth)")
     wide = "[...document.querySelectorAll('figure')].map(item => item.querySelector('img').width - item.clientWidth)"
     assert all(gap >= 0 for gap in driver.execute_script(f"return {wide}"))
-    colours = [
-        driver.execute_script(f"return getComputedStyle(document.body).{name}")
+    ink, paper = (
+        sum(
+            map(
+                int,
+                re.findall(r"\d+", driver.execute_script(f"return getComputedStyle(document.body).{name}"))[
+                    :3
+                ],
+            )
+        )
         for name in ("color", "backgroundColor")
-    ]
-    ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+    )
     assert (ink < paper) == (scheme == "light")
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": False})
     (pictures / f"report_{width}_{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
     page.require_no_trouble(driver)
+
+
+def test_on_a_phone_the_first_column_stays_while_a_table_moves(driver: webdriver.Chrome):
+    look(driver, 390, "light")
+    moved = """
+        const box = document.getElementById('differences').parentElement.querySelector('#differences ~ .scroll')
+        const [first, second] = box.querySelectorAll('tbody td')
+        const before = [first, second].map(item => item.getBoundingClientRect().left)
+        box.scrollLeft = 60
+        const after = [first, second].map(item => item.getBoundingClientRect().left)
+        box.scrollLeft = 0
+        return before.map((left, number) => left - after[number])"""
+    assert driver.execute_script(moved) == [0, 60]
 
 
 def test_a_click_sorts_and_marks_the_column(driver: webdriver.Chrome):

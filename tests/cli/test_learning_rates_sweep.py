@@ -8,7 +8,7 @@ from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_declaration
 from sweeps import learning_rates
-from tests.sweep_runs import run_sweep
+from tests.sweep_runs import run_sweep, trial_rows
 from trainers.errors import DataError
 from trainers.evaluate.metrics import accuracy
 from trainers.evaluate.scoring import score_pairs
@@ -80,6 +80,12 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
         reward = RewardModule(model, RewardSpec(kind="ex_rm"))
         chosen, rejected = score_pairs(reward, validated, reference=None, report=lambda row: None)
     assert accuracy(chosen, rejected) == item["info"]["validation_accuracy"][-1]
+
+
+def test_the_report_has_a_row_for_each_rate_and_evaluation_set(storage):
+    found = {(row["reward"], row["evaluation_set"]) for row in trial_rows(storage, "learning_rates")}
+    rewards, sets = [f"ex_rm_lr={lr:g}" for lr in RATES], ["tiny_world", "tiny_world_paraphrase"]
+    assert found == {(reward, name) for reward in rewards for name in sets}
 
 
 def test_rates_of_one_reward_type_leave_the_multiples_to_the_other():

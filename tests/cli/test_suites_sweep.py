@@ -4,6 +4,7 @@ import json
 
 import pytest
 from mlflow import MlflowClient
+from pyarrow import parquet
 
 from orchestrator.spec import catalog
 from sweeps.full_grid import full_grid
@@ -53,6 +54,10 @@ def test_a_suite_is_evaluated_whole_nothing_is_trained_again_and_mlflow_has_its_
         for file in (storage / "artifacts" / "evaluate").glob("*/manifest.json")
         if (noted := json.loads(file.read_text()))["info"]["dataset"] == "rm_bench"
     ]
+    table = parquet.read_table(folder / "scores.parquet")
+    assert table["item"].to_pylist()[:3] == ["chat/0"] * 3
+    assert table["rejected"].to_pylist()[:3] == [0, 1, 2]
+    assert len({*table["chosen_reward"].to_pylist()}) > 2
     suite = read_pair_scores(folder / "scores.parquet").suite
     parts = [suite[f"suite/style/{style}"] for style in ("easy", "normal", "hard")]
     assert suite["suite/score"] == rows["rm_bench"]["suite/score"] == pytest.approx(sum(parts) / 3)
