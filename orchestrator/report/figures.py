@@ -113,7 +113,7 @@ def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None
 
 
 def _short(name: str) -> str:
-    return textwrap.fill(name.replace("_", " "), 13)
+    return textwrap.fill(name.replace("_", " "), 13, break_long_words=False, break_on_hyphens=False)
 
 
 def _bars(
