@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
 from orchestrator.report import summary
-from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import CONTROLS, Analysis
 from orchestrator.report.conclusions import PREFERENCE, preference
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import FEATURES, Findings, Study, differences
+from orchestrator.report.studies import FEATURES, Findings, Rows, Study, by_features, feature_rows
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError
@@ -27,17 +26,16 @@ from trainers.errors import DataError
 def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
     """Return controls, regressions, the advice that follows, and the pairs themselves."""
     analysis = Analysis(results)
-    pairs, regressions, lacking = differences(analysis, inputs.store)
+    pairs, lacking = feature_rows(analysis, inputs.store)
     if not pairs:
         raise DataError(
             "no model and seed of this sweep has learned with two reward types; train both, or look at its report."
         )
+    regressions = by_features(pairs)
     advice, controls = preference(analysis), summary.differences(analysis, CONTROLS)
-    said = (
-        [f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."] if lacking else []
-    )
+    unknown = f"Rows that are not in the store leave features unknown: {'; '.join(lacking)}."
     return Findings(
-        said=[*said, f"{PREFERENCE}. {advice}"],
+        said=[*([unknown] if lacking else []), f"{PREFERENCE}. {advice}"],
         tables=(controls, _regression_table(regressions)),
         results={"preference": advice, "controls": controls.rows, "regressions": regressions},
         rows={"pairs": pairs},

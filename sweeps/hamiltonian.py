@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.cli.main import Grid, main
-from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.studies import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec import catalog
 from orchestrator.spec.catalog import Profile

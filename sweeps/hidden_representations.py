@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.studies import write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt

@@ -15,8 +15,8 @@ from typing import Any
 
 from orchestrator.cli.analyses import SEEN, analyses_of_untrained, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.analysis_files import Rows, write_analysis
 from orchestrator.report.house_style import GREY, panels
+from orchestrator.report.studies import Rows, write_analysis
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
@@ -66,7 +66,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
 
 
 def _draw(found: Mapping[tuple[str, str], Rows], names: Sequence[str]) -> Any:
-    figure, axes = panels(1, 3, 5.0, 4.0)
+    figure, axes = panels(3, 3, 5.0, 4.0)
     for axis, kind in zip(axes, ("ex_rm", "im_rm"), strict=False):
         for name in names:
             predicted, measured = (

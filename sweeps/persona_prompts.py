@@ -18,10 +18,9 @@ import numpy as np
 
 from orchestrator.cli.analyses import analyses_of
 from orchestrator.cli.main import main
-from orchestrator.report.analysis_files import Rows
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import over_seeds
-from orchestrator.report.studies import Findings, Study, learned_cells, right_by_prompt, titled
+from orchestrator.report.studies import Findings, Rows, Study, learned_cells, right_by_prompt, titled
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.stages import AnalysisInputs
 from sweeps.persona import ON_TRAINING_PROMPTS
@@ -65,18 +64,14 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
 
 
 def _sentence(row: dict[str, Any]) -> str:
-    gap, seen = row[CONTRAST], row["seen"].value
+    gap = row[CONTRAST]
     if gap.low > 0:
         answer = "new responses cost more than new prompts"
     elif gap.high < 0:
         answer = "new prompts cost more than new responses"
     else:
         answer = "new prompts and new responses cost the same, as far as can be told"
-    return (
-        f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}: {answer} ({interval(gap)}); "
-        f"new prompts alone change its accuracy by {row['new_prompts'].value - seen:+.3f}, "
-        f"new responses alone by {row['new_responses'].value - seen:+.3f}."
-    )
+    return f"{row['model']}, {reward_title(row['reward'])}, {row['rewriting']}: {answer} ({interval(gap)})."
 
 
 def _table(rows: Rows) -> Table:

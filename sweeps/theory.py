@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from orchestrator.cli.analyses import Analyses, AnalysisOptions
 from orchestrator.cli.main import main
 from orchestrator.cli.session import Session
-from orchestrator.report.analysis_files import write_analysis
+from orchestrator.report.studies import write_analysis
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
 from orchestrator.store.artifacts import Attempt
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from orchestrator.cli.analyses import SEEN, analyses_of_models, load_untrained
 from orchestrator.cli.main import main
-from orchestrator.report.analysis_files import Rows
 from orchestrator.report.comparison import Analysis, set_outcomes
 from orchestrator.report.results import TrialResult
-from orchestrator.report.studies import Findings, Study, by_nearness, titled
+from orchestrator.report.studies import Findings, Rows, Study, by_nearness, titled
 from orchestrator.report.tables import Table
 from orchestrator.spec.stages import AnalysisInputs
 from trainers.errors import DataError

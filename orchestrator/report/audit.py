@@ -52,14 +52,10 @@ def _originals(declaration: Declaration, name: str, digest: str) -> list[str]:
     """Return the digests of the splits whose responses an evaluation set rewrites, if a trial declares that."""
     found: set[str] = set()
     for trial in declaration.trials:
-        if any(
-            (item.dataset, item.dataset_digest, item.category) == (name, digest, "token-level shift")
-            for item in trial.evaluations
-        ):
-            found.add(trial.train_digest)
-            found.update(
-                item.dataset_digest for item in trial.evaluations if item.category == "in-distribution"
-            )
+        sets = {(item.dataset, item.dataset_digest, item.category) for item in trial.evaluations}
+        if (name, digest, "token-level shift") in sets:
+            own = {item for _, item, category in sets if category == "in-distribution"}
+            found |= {trial.train_digest, *own}
     return sorted(found)
 
 
@@ -104,10 +100,8 @@ def overlap(store: Store, train: tuple[str, str], evaluated: tuple[str, str]) ->
     record = _kept(store, key, compute)
     if record is None:
         return None
-    own = {field.name: record[field.name] for field in dataclasses.fields(overlaps.Overlap)}
-    return overlaps.Overlap(
-        **{**own, "train": train[0], "evaluated": evaluated[0], "leaked": tuple(record["leaked"])}
-    )
+    named = {"train": train[0], "evaluated": evaluated[0], "leaked": tuple(record["leaked"])}
+    return overlaps.Overlap(**{**record, **named})
 
 
 def set_audit(
@@ -141,20 +135,17 @@ def _train_index(store: Store, digest: str) -> overlaps.IndexedPairs | None:
 
 
 def _kept(store: Store, key: str, compute: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the record of `key` from the store; else computed and then stored, unless it is None."""
+    """Return the record of `key` from the store; where it is not there or damaged, computed and stored, unless it is None."""
     file = store.root / "audits" / f"{key}.json"
-    record = _read(file.read_bytes()) if file.is_file() else None
-    if record is None and (computed := compute()) is not None:
-        # As it will be read.
-        record = json.loads(json.dumps(computed))
-        replace(file, json.dumps({**record, SEAL: seal(record)}, ensure_ascii=False))
-    return record
-
-
-def _read(content: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(content)
-    except ValueError:
+        record = json.loads(file.read_bytes())
+        if record.pop(SEAL) == seal(record):
+            return dict(record)
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        pass
+    if (computed := compute()) is None:
         return None
-    sound = isinstance(record, dict) and record.get(SEAL) == seal(record)
-    return record if sound else None
+    # As it will be read.
+    record = json.loads(json.dumps(computed))
+    replace(file, json.dumps({**record, SEAL: seal(record)}, ensure_ascii=False))
+    return dict(record)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.analysis_files import Rows, draw_lines, write_analysis
-from orchestrator.report.house_style import GREY, legend
+from orchestrator.report.house_style import GREY, draw_lines, legend
 from orchestrator.report.results import ScoredTrials, results_of
 from orchestrator.report.statistics import (
     Estimate,
@@ -31,7 +30,7 @@ from orchestrator.report.statistics import (
     share_within,
     spreads,
 )
-from orchestrator.report.studies import learned_cells, titled
+from orchestrator.report.studies import Rows, learned_cells, titled, write_analysis
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.declaration import trial_record
@@ -472,7 +471,7 @@ def _draw(rows: Rows, *, bounded: bool) -> Any:
     if not many:
         return None
     shown = [row for row in rows if place(row) in many]
-    figure, axes = draw_lines(shown, PLACE, "n", "quality", columns=len(many), width=3.4, height=2.8)
+    figure, axes = draw_lines(shown, PLACE, "n", "quality")
     for here, axis in axes.items():
         best = {row["n"]: row["best"] for row in shown if place(row) == here}
         axis.plot(list(best), list(best.values()), ":", color=GREY, label="best possible")

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.report.analysis_files import draw_lines
 from orchestrator.report.comparison import Analysis, Scope
-from orchestrator.report.house_style import legend
+from orchestrator.report.house_style import draw_lines, legend
 from orchestrator.report.results import TrialResult
 from orchestrator.report.tables import Table, Value, reward_title
 from orchestrator.spec.axes import in_a_name, shown
@@ -164,9 +163,7 @@ def draw_axis(table: Table) -> "Figure | None":
     if not all(map(_is_number, found)) or not any("accuracy" in row for row in table.rows):
         return None
     rows = [{**row, axis: float(str(row[axis]))} for row in table.rows if "accuracy" in row]
-    columns = len({row["category"] for row in rows})
-    place = ("train_set", "category")
-    figure, panels = draw_lines(rows, place, axis, "accuracy", columns=columns, width=3.2, height=2.4)
+    figure, panels = draw_lines(rows, ("train_set", "category"), axis, "accuracy")
     values = [*map(float, found)]
     for panel in panels.values():
         wide = min(values) > 0 and max(values) > 20 * min(values)

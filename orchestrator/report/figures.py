@@ -4,6 +4,7 @@ Each function draws one matplotlib Figure from numbers, or returns None where th
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,12 @@ from orchestrator.report.comparison import Analysis, Mean, Scope
 from orchestrator.report.house_style import (
     GREY,
     DrawnFigure,
-    dots,
     legend,
     line_style,
     look,
-    name_rows,
     panels,
     rendered,
     whiskers,
-    wrapped,
 )
 from orchestrator.report.scaling import draw_scaling
 from orchestrator.report.statistics import Calibration, Estimate, Floats
@@ -63,7 +61,8 @@ def _per_category(
         return None
     train_sets = list(dict.fromkeys(scope.train_set for scope in known))
     categories = [name for name in CATEGORIES if any(scope.category == name for scope in known)]
-    figure, axes = panels(len(train_sets), len(categories), max(3.1, WIDE / len(categories)), height, **more)
+    count, width = len(train_sets) * len(categories), max(3.1, WIDE / len(categories))
+    figure, axes = panels(count, len(categories), width, height, **more)
     for axis in axes:
         axis.set_visible(False)
         # Shared axes are labelled in the last row only, where there may be no panel.
@@ -105,12 +104,16 @@ def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None
         for kind in rewards:
             _bars(axis, [(scope, found[scope, kind]) for scope in here], kind, rewards)
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-        axis.set_xticks(range(len(here)), [wrapped(scope.dataset or scope.category) for scope in here])
+        axis.set_xticks(range(len(here)), [_short(scope.dataset or scope.category) for scope in here])
         axis.set(ylim=(0, 1.18), yticks=np.linspace(0, 1, 6), ylabel="accuracy")
         axis.grid(axis="x", visible=False)
         axis.set_title(f"trained on {train_set} (dotted: chance)")
     legend(figure, axes)
     return figure
+
+
+def _short(name: str) -> str:
+    return textwrap.fill(name.replace("_", " "), 13, break_long_words=False, break_on_hyphens=False)
 
 
 def _bars(
@@ -199,9 +202,10 @@ def _by_model(
         return {row: mean.estimate for row, mean in found.items() if mean is not None} or None
 
     def draw(axis: "Axes", kind: str, rows: dict[int, Estimate]) -> None:
-        style = {**line_style(kind, analysis.rewards), "linestyle": "none", "markersize": 5}
+        style = {**line_style(kind, analysis.rewards), "linestyle": "none", "elinewidth": 1.2, "capsize": 2.5}
         shift = _beside(kinds.index(kind), len(kinds), 0.3)
-        dots(axis, {row + shift: value for row, value in rows.items()}, **style, label=label(kind))
+        at, places = [value.value for value in rows.values()], [row + shift for row in rows]
+        axis.errorbar(at, places, xerr=whiskers([*rows.values()]), label=label(kind), **style)
         for row, value in rows.items():
             place: dict[str, Any] = {
                 "xytext": (0, 4),
@@ -212,7 +216,9 @@ def _by_model(
             axis.annotate(f"{value.value:{form}}", (value.value, row + shift), **place)
 
     def named(axis: "Axes") -> None:
-        name_rows(axis, names)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.grid(axis="y", visible=False)
         finish(axis)
 
     height = (0.2 + 0.14 * len(kinds)) * len(names) + 0.7
@@ -290,7 +296,7 @@ def _training_curves(curves: Curves, rewards: Sequence[str]) -> "Figure | None":
     train_sets = list(dict.fromkeys(train_set for train_set, *_ in known))
     if not train_sets:
         return None
-    figure, axes = panels(len(train_sets), 2, WIDE / 2, 2.2)
+    figure, axes = panels(2 * len(train_sets), 2, WIDE / 2, 2.2)
     wanted = [(name, metric) for name in train_sets for metric in ("loss", "accuracy")]
     for axis, (train_set, metric) in zip(axes, wanted, strict=True):
         for kind in rewards:

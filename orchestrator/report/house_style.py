@@ -4,7 +4,6 @@ No pyplot: no state is shared, and nothing opens a window. The same numbers give
 """
 
 import io
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,13 +92,14 @@ def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
 
 
 def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> DrawnFigure | None:
-    """Draw in the house style; None where there is nothing to draw. The caption says so where letters that the font lacks are boxes."""
+    """Draw in the house style; None where there is nothing to draw."""
     import matplotlib
 
     # Over matplotlib's defaults: a user's own matplotlibrc changes nothing.
     style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}
-    with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as told:
-        warnings.filterwarnings("always", "Glyph ")
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Letters that the font lacks are boxes.
+        warnings.filterwarnings("ignore", "Glyph ")
         figure = draw()
         if figure is None:
             return None
@@ -109,21 +109,20 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    others = [item for item in told if not str(item.message).startswith("Glyph ")]
-    for item in others:
-        warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-    if len(others) < len(told):
-        caption += " Letters that the font lacks are shown as boxes."
     return DrawnFigure(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
 
 
-def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":
-    """A figure of equal panels, `width` × `height` inches each."""
+def panels(count: int, columns: int, width: float, height: float, **more: Any) -> "tuple[Figure, list[Axes]]":
+    """A figure of `count` panels, `columns` at most in a row, `width` × `height` inches each."""
     from matplotlib.figure import Figure
 
+    columns = min(columns, count)
+    rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.35), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **more)
-    return figure, list(axes.flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, axes[:count]
 
 
 def whiskers(values: Sequence[Estimate]) -> Floats:
@@ -136,31 +135,33 @@ def whiskers(values: Sequence[Estimate]) -> Floats:
     )
 
 
-def dots(axis: "Axes", rows: Mapping[int, Estimate] | Mapping[float, Estimate], **style: Any) -> None:
-    """Estimates with their intervals, each in the row that it is given by."""
-    values = list(rows.values())
-    style = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2.5, "markersize": 5, **style}
-    axis.errorbar([value.value for value in values], list(rows), xerr=whiskers(values), **style)
+def draw_lines(
+    rows: Sequence[Mapping[str, Any]], panel: Sequence[str], at: str, value: str
+) -> "tuple[Figure, dict[tuple[str, ...], Axes]]":
+    """Draw a panel for each value of the columns `panel`, in it a line of estimates for each reward type.
 
+    Returns the figure, which has no legend yet, and the axes by the value of their panel.
+    """
 
-def name_rows(axis: "Axes", names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
+    def place(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(row[name] for name in panel)
 
-
-def points(
-    axis: "Axes",
-    at: Sequence[float],
-    values: Sequence[Estimate],
-    reward: str,
-    rewards: Sequence[str],
-    **more: Any,
-) -> None:
-    """A line through estimates of a reward type, each with its interval."""
-    style = {"label": reward_title(reward), **line_style(reward, rewards), **more}
-    axis.vlines(at, [item.low for item in values], [item.high for item in values], color=style["color"])
-    axis.plot(at, [item.value for item in values], **style)
+    places = list(dict.fromkeys(map(place, rows)))
+    kinds = list(dict.fromkeys(row["reward"] for row in rows))
+    figure, axes = panels(len(places), 3, 3.2, 2.6)
+    for axis, here in zip(axes, places, strict=True):
+        for kind in kinds:
+            line = [row for row in rows if (place(row), row["reward"]) == (here, kind)]
+            places_at, values = [row[at] for row in line], [row[value] for row in line]
+            style = line_style(kind, kinds)
+            axis.vlines(
+                places_at, [item.low for item in values], [item.high for item in values], color=style["color"]
+            )
+            axis.plot(places_at, [item.value for item in values], label=reward_title(kind), **style)
+        axis.set_title(" · ".join(here[-2:]))
+        axis.set_ylim(-0.05, 1.05)
+    axes[0].set_ylabel("accuracy")
+    return figure, dict(zip(places, axes, strict=True))
 
 
 def legend(figure: "Figure", axes: "Iterable[Axes]") -> None:
@@ -175,9 +176,3 @@ def legend(figure: "Figure", axes: "Iterable[Axes]") -> None:
         loc="outside lower center",
         ncols=min(4, max(1, len(handles))),
     )
-
-
-def wrapped(name: str) -> str:
-    """A name in lines of at most 13 letters, broken at its spaces and underscores."""
-    spaced = name.replace("_", "_ ")
-    return textwrap.fill(spaced, 13, break_long_words=False, break_on_hyphens=False).replace("_ ", "_")

@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report import examples
-from orchestrator.report.analysis_files import as_markdown, as_parquet
+import numpy as np
+
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.by_axis import axis_tables
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import Analysis, SetOutcomes, set_outcomes
 from orchestrator.report.conclusions import PREFERENCE, conclusions, preference
 from orchestrator.report.figures import every_figure
 from orchestrator.report.house_style import DrawnFigure
@@ -37,11 +37,14 @@ from orchestrator.report.results import (
     trial_states,
     with_scores,
 )
+from orchestrator.report.studies import as_markdown, as_parquet
 from orchestrator.report.summary import Written, accuracy_table, audit_tables, statistics_tables
 from orchestrator.report.tables import NOTHING, Table, Value, reward_title, sentence
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import Store, versions
 from orchestrator.store.records import Declaration, SweepState, TrialNote, read_state
 from trainers.data.audit import Audit
+from trainers.data.records import Pair
 from trainers.errors import SpecError
 from trainers.storage import replace, replace_bytes
 
@@ -51,6 +54,8 @@ NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
 PAIRS = "pairs.parquet"
+# Examples that a page shows.
+SHOWN = 200
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
@@ -94,7 +99,7 @@ def write_full_report(
     baseline: str | None = None,
     price: float | None = None,
 ) -> Written:
-    """Write the report, unless that of the same results is already there; where `anew`, in any case.
+    """Write the report, unless that of the same complete results is already there; where `anew`, in any case.
 
     The `baseline`, and the `price` in $ per GPU-hour, are kept until others are given. Raises SpecError where no trial has that
     reward type.
@@ -105,13 +110,13 @@ def write_full_report(
     baseline = known_baseline(declaration, folder, baseline)
     last = _note(folder)
     price = last.get("price") if price is None else price
-    key = _key(declaration, states, store, baseline, price)
-    files = (folder / SUMMARY, folder / HTML, trials)
-    if not anew and last.get("key") == key and all(file.is_file() for file in files):
+    key = _key(declaration, states, baseline, price)
+    there = all(file.is_file() for file in (folder / SUMMARY, folder / HTML, trials))
+    if not anew and there and last.get("key") == key and all(item.complete for item in states):
         return Written(folder, states, [*map(Table.of_json, last["tables"])], last["left_out"])
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
-    audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
+    audit, pairs = audit_sweep(declaration, store), pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
     brief = [item for item in page.tables if _is_brief(item.name)]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
@@ -212,35 +217,11 @@ def _template() -> Any:
 
 
 def _key(
-    declaration: Declaration,
-    states: Sequence[TrialState],
-    store: Store,
-    baseline: str | None,
-    price: float | None,
+    declaration: Declaration, states: Sequence[TrialState], baseline: str | None, price: float | None
 ) -> str:
-    """Return a hash of everything that the page depends on; no scores are read for it."""
-    noted = read_state(declaration.sweep, store)
-    evaluations = [item for trial in declaration.trials for item in trial.evaluations]
-    # The audit and what leaked are read from these, where they are there.
-    rows = {
-        *(trial.train_digest for trial in declaration.trials),
-        *(item.dataset_digest for item in evaluations),
-    }
-    tokens = {*(trial.prepared for trial in declaration.trials), *(item.prepared for item in evaluations)}
-    read = [("dataset", key) for key in sorted(rows)] + [("prepare", key) for key in sorted(tokens)]
-    parts = [
-        VERSION,
-        versions()["rmsweep"],
-        declaration.sweep,
-        baseline,
-        price,
-        [repr(item) for item in states],
-        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
-        [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
-        noted.command,
-        {key: note.message for key, note in noted.trials.items()},
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    """Return a hash of what the page of a complete sweep depends on; no scores are read for it."""
+    parts = [VERSION, versions()["rmsweep"], declaration.sweep, baseline, price, [*map(repr, states)]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _note(folder: Path) -> dict[str, Any]:
@@ -271,7 +252,7 @@ def _page(
     with bar("figures") as step:
         for figure in every_figure(analysis, curves, by_axis):
             figures.append(figure)
-            step(len(figures), 8)
+            step(len(figures), 8 + len(by_axis))
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(
@@ -283,7 +264,7 @@ def _page(
         command=command,
         figures=figures,
         tables=tables,
-        examples=examples.shown(pairs, analysis.rewards),
+        examples=shown_examples(pairs, analysis.rewards),
         rewards=analysis.rewards,
         sections=(
             Section(title="What could be fooling us", anchor="audit", tables=audit_tables(audit)),
@@ -304,14 +285,66 @@ def _page(
     )
 
 
+def pair_rows(analysis: Analysis, store: Store) -> list[dict[str, Any]]:
+    """Return one row per training set, evaluation set and pair; texts that the store lacks are None.
+
+    A margin is the mean over the models and seeds that have every type, in standard deviations of the set's rewards; `right` is
+    the share of these trainings that rank the pair right.
+    """
+    return [
+        row
+        for item in set_outcomes(analysis, analysis.rewards)
+        for row in _rows(item, pairs_of(store, item.dataset_digest))
+    ]
+
+
+def _rows(item: SetOutcomes, texts: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    for place, index in enumerate(item.index.tolist()):
+        pair = texts[index] if index < len(texts) else None
+        yield {
+            "train_set": item.train_set,
+            "evaluation_set": item.dataset,
+            "category": item.category,
+            "index": index,
+            "prompt": pair and "\n\n".join(f"{turn.role}: {turn.content}" for turn in pair.prompt),
+            "chosen": pair and pair.chosen,
+            "rejected": pair and pair.rejected,
+            **{f"{kind}_margin": float(margin_P[place]) for kind, margin_P in item.margin.items()},
+            **{f"{kind}_right": float(right_P[place]) for kind, right_P in item.right.items()},
+        }
+
+
+def shown_examples(rows: Sequence[Mapping[str, Any]], rewards: Sequence[str]) -> list[dict[str, Any]]:
+    """Return at most SHOWN rows with texts, equally many of each set, from both ends of the first type's lead over the others.
+
+    Each has the keys by which the page sorts: `disagreement`, that lead, and `confidence`, the mean absolute margin.
+    """
+    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["prompt"] is not None:
+            right, margin = (
+                [float(row[f"{kind}_{what}"]) for kind in rewards] for what in ("right", "margin")
+            )
+            lead = right[0] - float(np.mean(right[1:] or 0.5))
+            # Margins break ties between pairs that equally many trainings rank right.
+            lead += 1e-3 * float(np.tanh(margin[0] - float(np.mean(margin[1:] or 0.0))))
+            found = {**row, "disagreement": lead, "confidence": float(np.mean(np.abs(margin)))}
+            sets.setdefault((row["train_set"], row["evaluation_set"]), []).append(found)
+    each = SHOWN // max(1, len(sets))
+    chosen: list[dict[str, Any]] = []
+    for items in sets.values():
+        items.sort(key=lambda row: row["disagreement"])
+        chosen += (
+            items if len(items) <= each else [*items[: each // 2], *items[len(items) + each // 2 - each :]]
+        )
+    return sorted(chosen, key=lambda row: -row["disagreement"])
+
+
 def warning(results: Sequence[TrialResult], compared: Sequence[TrialResult]) -> str:
     """Say what the numbers lack: missing trials, and pairs over the length limits."""
     missing = sum(not result.complete for result in results)
-    said = (
-        [f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"] if missing else []
-    )
-    said += left_out_lines(results, compared)
-    return " ".join(map(sentence, said))
+    incomplete = f"incomplete: {missing} of {len(results)} trials are missing and are not imputed"
+    return " ".join(map(sentence, [*([incomplete] if missing else []), *left_out_lines(results, compared)]))
 
 
 def report_command(state: SweepState, sweep: str) -> str:
@@ -326,14 +359,24 @@ def report_command(state: SweepState, sweep: str) -> str:
 
 def _made_with(results: Sequence[TrialResult], store: Store) -> Table:
     """List the library versions and hardware of every training and evaluation, from their manifests."""
-    facts = itertools.chain.from_iterable(itertools.starmap(_facts, _manifests(results, store)))
-    counted = sorted(collections.Counter(facts).items())
+    facts = collections.Counter[tuple[str, str]]()
+    for stage, manifest in _manifests(results, store):
+        facts.update([*manifest["versions"].items(), (f"host ({stage})", manifest["host"])])
+        info = manifest["info"]
+        if laid := info.get("placement"):
+            said = f"{laid.get('world_size')} × {laid.get('device')}, ZeRO {laid.get('zero_stage')}"
+            facts["placement (train)", said] += 1
+        if "backend" in info:
+            facts["backend (train)", info["backend"]] += 1
     return Table(
         name="made_with",
         title="Versions and hardware",
         note="From the manifests of all trainings and evaluations; where several values stand, they differ.",
         columns="what value artifacts",
-        rows=[{"what": what, "value": value, "artifacts": count} for (what, value), count in counted],
+        rows=[
+            {"what": what, "value": value, "artifacts": count}
+            for (what, value), count in sorted(facts.items())
+        ],
     )
 
 
@@ -347,25 +390,21 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
             device = {"cuda": "GPU", "cpu": "CPU"}.get(laid.get("device"), device)
             spent.setdefault((stage, device), []).append((hours, hours * laid.get("world_size", 1)))
     rows: list[dict[str, Value]] = []
-    costs = []
+    cost = 0.0
     for (stage, device), found in spent.items():
         hours, device_hours = map(sum, zip(*found, strict=True))
+        paid = price * device_hours if price is not None and device == "GPU" else None
+        cost += paid or 0.0
         line: dict[str, Value] = {"stage": stage, "device": device, "artifacts": len(found)}
-        line |= {"hours": hours, "device_hours": device_hours}
-        if price is not None and device == "GPU":
-            line["cost"] = price * device_hours
-            costs.append(price * device_hours)
-        rows.append(line)
+        rows.append({**line, "hours": hours, "device_hours": device_hours, "cost": paid})
     note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
-    if price is not None and not costs:
-        note += " No stage has used a GPU, so there is no cost."
-    elif price is not None:
-        note += f" At $ {price:g} per GPU-hour, $ {sum(costs):,.2f} in all."
+    if price is not None:
+        note += f" At $ {price:g} per GPU-hour, $ {cost:,.2f} in all; hours on a CPU cost nothing here."
     return Table(
         name="time",
         title="Time and cost",
         note=note,
-        columns=f"stage device artifacts hours device_hours{' cost' if costs else ''}",
+        columns=f"stage device artifacts hours device_hours{'' if price is None else ' cost'}",
         titles={"device_hours": "CPU- or GPU-hours", "cost": "cost, $"},
         rows=rows,
         forms={"hours": ".3f", "device_hours": ".3f", "cost": ",.2f"},
@@ -379,16 +418,6 @@ def _manifests(results: Sequence[TrialResult], store: Store) -> Iterator[tuple[s
         for stage, key in (*keys, *(("evaluate", item.key) for item in result.evaluations)):
             if manifest := store.sound_manifest(stage, key):
                 yield stage, manifest
-
-
-def _facts(stage: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield from manifest["versions"].items()
-    yield f"host ({stage})", manifest["host"]
-    if laid := manifest["info"].get("placement"):
-        said = f"{laid.get('world_size')} × {laid.get('device')}, ZeRO {laid.get('zero_stage')}"
-        yield "placement (train)", said
-    if "backend" in manifest["info"]:
-        yield "backend (train)", manifest["info"]["backend"]
 
 
 def _trials_table(results: Sequence[TrialResult]) -> Table:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.report.by_axis import at_value, axes_of
+from orchestrator.report.by_axis import at_value, axes_of, reward_without
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import GREY, legend, line_style, panels
 from orchestrator.report.statistics import Estimate, Floats, Spread, unbounded_interval
@@ -115,6 +115,7 @@ class Sizes:
     over: str
     scope: Scope
     what: str
+    # Of an accuracy; "" for a difference.
     reward: str
     sizes: tuple[float, ...]
     groups: tuple[str, ...]
@@ -131,20 +132,8 @@ class Sizes:
             f"it takes {LEAST_SIZES} and {LEAST_FACTOR:g}"
         )
 
-    def row(self) -> dict[str, Value]:
-        """The columns of a table that say what was fitted."""
-        return {
-            "over": self.over,
-            "train_set": self.scope.train_set,
-            "sizes": len(set(self.sizes)),
-            "groups": len(set(self.groups)),
-            "factor": max(self.sizes) / min(self.sizes),
-        }
-
     def line(self) -> Line | None:
         """Return the fitted line."""
-        if self.too_short:
-            return None
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
 
 
@@ -173,11 +162,9 @@ def scaled(analysis: Analysis) -> Iterator[Sizes]:
     at = {value: Analysis([*at_value(analysis.results, PAIRS_AXIS, value)]) for value in values}
     points = [(model, float(value), here, model) for value, here in at.items() for model in here.models]
     if points:
-        # Reward types and sets of all values: the first may lack some.
-        of_baseline = [item for item in analysis.results if item.record.reward == analysis.baseline]
-        first = next(item for value in values for item in at_value(of_baseline, PAIRS_AXIS, value))
+        first = next(item.record for item in analysis.results if item.record.reward == analysis.baseline)
         results = [result for here in at.values() for result in here.results]
-        every = Analysis(results, baseline=first.record.reward)
+        every = Analysis(results, baseline=reward_without(first, PAIRS_AXIS))
         yield from _of(every, PAIRS_AXIS, points)
 
 
@@ -204,13 +191,19 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
 def scaling_table(analysis: Analysis) -> Table:
     """Return what a doubling of size adds to each number, and the line at its ends; ranges that are too short share a row."""
     rows: list[dict[str, Value]] = []
-    short: dict[tuple[str, str], Sizes] = {}
+    short: dict[tuple[str, str], dict[str, Value]] = {}
     for item in scaled(analysis):
+        row: dict[str, Value] = {
+            "over": item.over,
+            "train_set": item.scope.train_set,
+            "sizes": len(set(item.sizes)),
+            "groups": len(set(item.groups)),
+            "factor": max(item.sizes) / min(item.sizes),
+        }
         if item.too_short:
-            place = item.over, item.scope.train_set
-            short[place] = max(short.get(place, item), item, key=lambda item: len(set(item.sizes)))
+            short.setdefault((item.over, item.scope.train_set), {**row, "said": item.too_short})
             continue
-        row = {**item.row(), "category": item.scope.category, "number": item.what}
+        row |= {"category": item.scope.category, "number": item.what}
         if line := item.line():
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
@@ -231,7 +224,7 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": "largest / smallest",
             "said": "note",
         },
-        rows=[*({**item.row(), "said": item.too_short} for item in short.values()), *rows],
+        rows=[*short.values(), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
 
@@ -242,12 +235,9 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
     places = list(dict.fromkeys((item.over, item.scope) for item in found))
     if not places:
         return None
-    columns = min(3, len(places))
-    figure, axes = panels(-(-len(places) // columns), columns, 3.2, 2.6)
+    figure, axes = panels(len(places), 3, 3.2, 2.6)
     kinds = list(dict.fromkeys(item.reward for item in found if item.reward))
-    for axis in axes[len(places) :]:
-        axis.set_visible(False)
-    for (over, scope), axis in zip(places, axes, strict=False):
+    for (over, scope), axis in zip(places, axes, strict=True):
         for item in (item for item in found if (item.over, item.scope) == (over, scope)):
             style = (
                 line_style(item.reward, kinds)
@@ -269,5 +259,5 @@ def draw_scaling(analysis: Analysis) -> "Figure | None":
             ylim=(-1.05 if any(v < 0 for i in found for v in i.values) else -0.05, 1.05),
         )
     axes[0].set_ylabel("accuracy")
-    legend(figure, axes[: len(places)])
+    legend(figure, axes)
     return figure

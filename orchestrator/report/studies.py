@@ -1,37 +1,24 @@
-"""Studies of a finished sweep's scores: their common frame, and the computations of each.
+"""What every analysis is made of: its files, the frame of a study of a finished sweep's scores, and what each study computes.
 
-A study reads the complete trials of one sweep, on the pairs that all of them have, computes values of each pair or prompt,
-and shows them as tables. A file in sweeps/ defines its question and its presentation.
-Shapes: P pairs, S seeds, Q prompts.
+A study reads the complete trials of one sweep, on the pairs that all of them have, and shows what it finds as tables. A file in
+sweeps/ asks its question and shows the answer. An analysis is written as results.json, rows and tables as parquet,
+summary.md and figures. Shapes: P pairs, Q prompts.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
-from orchestrator.report.analysis_files import Rows, write_analysis
-from orchestrator.report.comparison import (
-    Analysis,
-    SetOutcomes,
-    regression,
-    set_outcomes,
-)
-from orchestrator.report.results import (
-    ScoredTrials,
-    TrialResult,
-    by_seeds,
-    results_of,
-    scored,
-)
-from orchestrator.report.statistics import (
-    Floats,
-    by_decile,
-    rank_correlation,
-    right,
-)
+from orchestrator.report.comparison import Analysis, SetOutcomes, regression, set_outcomes
+from orchestrator.report.house_style import rendered
+from orchestrator.report.results import ScoredTrials, TrialResult, by_seeds, results_of, scored
+from orchestrator.report.statistics import Floats, by_decile, rank_correlation, right
 from orchestrator.report.tables import Table, reward_title
 from orchestrator.spec.datasets import pairs_of
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs
@@ -39,6 +26,51 @@ from orchestrator.store.artifacts import Attempt, Store
 from orchestrator.store.records import read_declaration
 from trainers.data.texts import bag, nearest_overlap, similarity, words
 from trainers.errors import DataError, SpecError
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_analysis(
+    attempt: Attempt,
+    title: str,
+    paragraphs: Sequence[str],
+    tables: Sequence[Table] = (),
+    *,
+    results: Mapping[str, Any],
+    rows: Mapping[str, Rows] | None = None,
+    figures: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
+    """Write the findings of an analysis into its folder, and `results` into its manifest as well.
+
+    `results` may hold dataclasses, such as estimates. `rows` and `figures` are by file name; a figure's function returns None if
+    there is nothing to draw.
+    """
+    text = json.dumps(results, indent=1, ensure_ascii=False, default=asdict)
+    (attempt.directory / "results.json").write_text(text)
+    attempt.info.update(results=json.loads(text))
+    for name, found in (rows or {}).items():
+        (attempt.directory / f"{name}.parquet").write_bytes(as_parquet(found))
+    for table in tables:
+        (attempt.directory / f"{table.name}.parquet").write_bytes(table.parquet())
+    (attempt.directory / "summary.md").write_text(as_markdown(title, paragraphs, tables))
+    for name, draw in (figures or {}).items():
+        if drawn := rendered(name, name, "", draw):
+            (attempt.directory / "figures").mkdir(exist_ok=True)
+            (attempt.directory / "figures" / f"{name}.png").write_bytes(drawn.png)
+            (attempt.directory / "figures" / f"{name}.svg").write_bytes(drawn.svg)
+
+
+def as_parquet(rows: Rows) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def as_markdown(
+    title: str, paragraphs: Iterable[str], tables: Sequence[Table], ending: Iterable[str] = ()
+) -> str:
+    shown = (text for table in tables for text in (f"{table.title}. {table.note}", table.markdown()))
+    return "\n\n".join([f"# {title}", *paragraphs, *shown, *ending]) + "\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +137,41 @@ def scored_of(store: Store, sweep: str, model: str, train_set: str) -> tuple[Sco
 # Pair by pair: which features does the difference of two reward types correlate with?
 
 FEATURES = ("length_difference", "overlap_with_training", "similarity", "leaked")
-Features = Mapping[str, Floats]
 
 
-def pair_features(item: SetOutcomes, store: Store) -> Features:
+def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return each pair's differences, baseline − each other reward type, with its features; and which features are unknown."""
+    pairs = list[dict[str, Any]]()
+    features: dict[tuple[str, str], Mapping[str, Floats]] = {}
+    for other in analysis.others:
+        for item in set_outcomes(analysis, (analysis.baseline, other)):
+            place = item.train_set, item.dataset
+            known = features[place] = features.get(place) or pair_features(item, store)
+            right_P, other_right_P = item.right.values()
+            margin_P, other_margin_P = item.margin.values()
+            pairs += [
+                {
+                    "baseline": analysis.baseline,
+                    "other": other,
+                    "train_set": item.train_set,
+                    "evaluation_set": item.dataset,
+                    "category": item.category,
+                    "index": index,
+                    "gap": float(right_P[at] - other_right_P[at]),
+                    "margin_gap": float(margin_P[at] - other_margin_P[at]),
+                    **{name: float(known[name][at]) if name in known else None for name in FEATURES},
+                }
+                for at, index in enumerate(item.index.tolist())
+            ]
+    lacking = [
+        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
+        for (train_set, dataset), known in features.items()
+        if (missing := [name for name in FEATURES if name not in known])
+    ]
+    return pairs, lacking
+
+
+def pair_features(item: SetOutcomes, store: Store) -> Mapping[str, Floats]:
     """Return each feature of each pair, without those that need rows which the store lacks."""
     found = {"length_difference": item.longer}
     trained, texts = pairs_of(store, item.train_digest), pairs_of(store, item.dataset_digest)
@@ -125,51 +188,13 @@ def pair_features(item: SetOutcomes, store: Store) -> Features:
     return found
 
 
-def differences(
-    analysis: Analysis, store: Store
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """Return each pair's differences with its features, their regressions, and the unknown features.
-
-    Differences are baseline − each other reward type.
-    """
-    pairs = list[dict[str, Any]]()
-    features: dict[tuple[str, str], Features] = {}
-    for other in analysis.others:
-        names = {"baseline": analysis.baseline, "other": other}
-        for item in set_outcomes(analysis, tuple(names.values())):
-            place = item.train_set, item.dataset
-            if place not in features:
-                features[place] = pair_features(item, store)
-            pairs += [{**names, **row} for row in pair_rows(item, features[place])]
-    lacking = [
-        f"{dataset} after {train_set} lacks {', '.join(missing).replace('_', ' ')}"
-        for (train_set, dataset), known in features.items()
-        if (missing := [name for name in FEATURES if name not in known])
-    ]
-    return pairs, by_features(pairs), lacking
-
-
-def pair_rows(item: SetOutcomes, known: Features) -> Iterator[dict[str, Any]]:
-    """Yield each pair with both of its differences and its features."""
-    for at, index in enumerate(item.index):
-        yield {
-            "train_set": item.train_set,
-            "evaluation_set": item.dataset,
-            "category": item.category,
-            "index": int(index),
-            "gap": float(item.gap[at]),
-            "margin_gap": float(item.margin_gap[at]),
-            **{name: float(known[name][at]) if name in known else None for name in FEATURES},
-        }
-
-
 def by_features(pairs: Rows) -> list[dict[str, Any]]:
     """Regress both differences of each category's pairs on the features that all of its sets have, with an intercept per set."""
     import pandas as pd
 
     rows = []
     labels = ["baseline", "other", "train_set", "category"]
-    for place, group in pd.DataFrame(pairs).groupby(labels, sort=False) if pairs else ():
+    for place, group in pd.DataFrame(pairs).groupby(labels, sort=False):
         terms = {name: group[name].to_numpy(float) for name in FEATURES if group[name].notna().all()}
         _, *sets = group["evaluation_set"].unique()
         terms |= {f"set {name}": (group["evaluation_set"] == name).to_numpy(float) for name in sets}
@@ -185,6 +210,7 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
 # Pair by pair: how near is it to training?
 
 TOGETHER = "together"
+# By row, the measures of a pair.
 Nearness = Mapping[int, Mapping[str, float]]
 
 
@@ -217,13 +243,8 @@ def by_nearness(
             # Cosines of equal states differ only by rounding.
             nearness_P, right_P = (np.round([row[side] for row in here], 9) for side in (measure, kind))
             deciles += [{**labels, **row} for row in by_decile(nearness_P, right_P)]
-            relations.append(
-                {
-                    **labels,
-                    "pairs": len(here),
-                    "correlation": rank_correlation(nearness_P, right_P),
-                }
-            )
+            correlation = rank_correlation(nearness_P, right_P)
+            relations.append({**labels, "pairs": len(here), "correlation": correlation})
     return pairs, deciles, relations
 
 

@@ -17,20 +17,31 @@ from tests.sweep_runs import artifacts, run_analysis, trial_rows
 from trainers.evaluate.sampling import read_answers
 from trainers.evaluate.scores import read_pair_scores
 
-SETS = ("--train-sets", "tiny_world", "--eval-sets", "tiny_world_candidates")
 EX_RM = "small · ex_rm · tiny_world · s0"
-
-
-SMALL = ["--max-train-pairs", "16", "--max-eval-pairs", "8", "--seeds", "0", "--lr", "1e-3", "--epochs", "20"]
+SMALL = (
+    *("--train-sets", "tiny_world", "--eval-sets", "tiny_world_candidates", "--max-prompts", "5"),
+    *("--max-train-pairs", "16", "--max-eval-pairs", "8", "--seeds", "0", "--lr", "1e-3", "--epochs", "20"),
+    *("--profile", "laptop", "--backend", "inline"),
+)
 
 
 def run(
     storage: Path, model: Path, *words: str, name: str = "best_of_n", samples: int = 6, tokens: int = 3
 ) -> int:
-    common = ["--models", f"small={model}", *SETS, *SMALL, "--max-prompts", "5"]
-    common += ["--samples", str(samples), "--max-new-tokens", str(tokens)]
-    common += ["--profile", "laptop", "--backend", "inline", "--name", name]
+    common = ("--models", f"small={model}", *SMALL, "--samples", str(samples))
+    common = (*common, "--max-new-tokens", str(tokens), "--name", name)
     return run_analysis(best_of_n, storage, *words, *common, draws=False)
+
+
+@pytest.fixture
+def copy(storage, tmp_path) -> Path:
+    """A copy of the storage, to be changed."""
+    return shutil.copytree(storage, tmp_path / "store")
+
+
+def trials_of(storage: Path) -> dict[str, dict]:
+    declared = json.loads((storage / "sweeps/best_of_n/sweep.json").read_text())["trials"]
+    return {item["name"]: item for item in declared}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,7 @@ def the_sample(store: Store) -> str:
 
 def by_text(store: Store, sample: str, trial: str) -> dict:
     """The rewards that a trial gives to answers, by prompt and text."""
-    declared = json.loads((store.root / "sweeps/best_of_n/sweep.json").read_text())["trials"]
-    ((scored,),) = [item["answers"] for item in declared if item["name"] == trial]
+    (scored,) = trials_of(store.root)[trial]["answers"]
     scores = read_pair_scores(store.read("evaluate", scored) / "scores.parquet")
     known, pairs = {}, pairs_of(store, sample)
     for row, high, low in zip(scores.index, scores.chosen, scores.rejected, strict=True):
@@ -69,9 +79,7 @@ def by_text(store: Store, sample: str, trial: str) -> dict:
     return known
 
 
-def test_the_curve_is_that_of_every_subset_of_the_answers(storage, tiny_model, tmp_path):
-    copy = tmp_path / "store"
-    shutil.copytree(storage, copy)
+def test_the_curve_is_that_of_every_subset_of_the_answers(copy, tiny_model):
     store, key = Store(copy), the_sample(Store(copy))
     assert run(copy, tiny_model, "--gold", EX_RM, name="gold") == 0
     answers = read_answers(store.read("sample", key) / "answers.jsonl")
@@ -100,23 +108,21 @@ def test_the_report_has_the_curves_and_no_accuracy_of_answers(storage):
     assert "RL is out of scope" in said
     assert "arXiv 2401.01879" in said
     assert "Reward margins and reward variance" in said
+    assert (folder / "variance.parquet").is_file()
     assert (folder / "figures" / "best_of_n.png").stat().st_size > 1000
     sets = {row["evaluation_set"] for row in trial_rows(storage, "best_of_n")}
     assert sets == {"tiny_world_candidates"}
 
 
-@pytest.mark.parametrize("command", ["status", "report", "gc"])
-def test_what_reads_the_sweep_needs_none_of_its_flags(storage, command, capsys):
-    assert run_analysis(best_of_n, storage, command, draws=False) == 0
+def test_what_reads_the_sweep_needs_none_of_its_flags(storage, capsys):
+    for command in ("status", "report", "gc"):
+        assert run_analysis(best_of_n, storage, command, draws=False) == 0
     said = capsys.readouterr().out
     assert "artifacts/" not in said
-    if command == "report":
-        assert "Best of n by each reward" in said
+    assert "Best of n by each reward" in said
 
 
-def test_again_nothing_is_computed_and_what_was_lost_is_drawn_again_as_it_was(storage, tiny_model, tmp_path):
-    copy = tmp_path / "store"
-    shutil.copytree(storage, copy)
+def test_again_nothing_is_computed_and_what_was_lost_is_drawn_again_as_it_was(storage, copy, tiny_model):
     store = Store(copy)
     key = the_sample(store)
     before = {
@@ -134,26 +140,16 @@ def test_again_nothing_is_computed_and_what_was_lost_is_drawn_again_as_it_was(st
     assert not list((copy / "checkpoints").glob("*"))
 
 
-def test_a_lost_score_of_the_answers_is_a_hole_that_the_next_run_mends(storage, tiny_model, tmp_path, capsys):
-    copy = tmp_path / "store"
-    shutil.copytree(storage, copy)
-    declared = json.loads((copy / "sweeps/best_of_n/sweep.json").read_text())["trials"]
-    (scored,) = declared[0]["answers"]
+def test_a_lost_score_of_the_answers_is_a_hole_that_the_next_run_mends(copy, tiny_model):
+    (scored,) = trials_of(copy)[EX_RM]["answers"]
     shutil.rmtree(copy / "artifacts" / "evaluate" / scored)
-    results = open_sweep(copy, "best_of_n")
-    assert list(results.failed()) == [declared[0]["name"]]
+    assert list(open_sweep(copy, "best_of_n").failed()) == [EX_RM]
     assert run(copy, tiny_model) == 0
     assert open_sweep(copy, "best_of_n").failed() == {}
 
 
-def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(
-    storage, tiny_model, tmp_path
-):
-    copy = tmp_path / "store"
-    shutil.copytree(storage, copy)
-    declared = json.loads((copy / "sweeps/best_of_n/sweep.json").read_text())["trials"]
-    (key,) = [item["key"] for item in declared if item["name"] == EX_RM]
-    folder = Store(copy).read(WEIGHTS, key) / "model"
+def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(copy, tiny_model):
+    folder = Store(copy).read(WEIGHTS, trials_of(copy)[EX_RM]["key"]) / "model"
     assert run(copy, tiny_model, "--gold", f"gold={folder}", name="gold") == 0
     assert len(list(copy.glob("artifacts/sample/*"))) == 1
     rows = open_sweep(copy, "gold").best_of_n()
@@ -197,17 +193,13 @@ def test_a_real_model_answers_sums_and_both_its_reward_models_pick(smollm2, smol
     assert (found["quality"] <= found["best"] + 1e-9).all()
 
 
-def test_a_number_of_answers_among_which_there_is_no_best_is_refused(tiny_model, tmp_path, capsys):
-    assert run(tmp_path / "store", tiny_model, samples=1) == 2
-    assert "error: --samples 1: at least 2, to choose among." in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--verifier", "hamiltonian"), "does not know 240 prompts of tiny_world_candidates"),
         (("--verifier", "hamiltonain"), "did you mean hamiltonian?"),
         (("--best-of", "2", "32"), "give --samples 32"),
+        (("--samples", "1"), "--samples 1: at least 2, to choose among."),
         (("--gold", "small · ex_rm · tiny_world · s9"), "did you mean small · ex_rm · tiny_world · s0 or"),
         (("--gold", "MODEL"), "is of no sequence classifier"),
         (("--verifier", "tiny_world", "--gold", "MODEL"), "give one of them"),
@@ -221,6 +213,8 @@ def test_a_number_of_answers_among_which_there_is_no_best_is_refused(tiny_model,
 def test_what_cannot_be_answered_is_refused_before_anything_starts(tiny_model, tmp_path, capsys, words, said):
     shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("generation_config.json"))
     places = {"MODEL": str(tiny_model), "MUTE": str(tmp_path / "mute")}
-    assert run(tmp_path / "store", tiny_model, *(places.get(word, word) for word in words)) == 2
+    samples = 1 if "--samples" in words else 6
+    words = [places.get(word, word) for word in words if samples > 1]
+    assert run(tmp_path / "store", tiny_model, *words, samples=samples) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("store/artifacts/train/*"))

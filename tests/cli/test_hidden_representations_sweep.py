@@ -4,20 +4,14 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sweeps import hidden_representations
 from tests.sweep_runs import artifacts, run_analysis
 from trainers.data import worlds
 from trainers.models.tiny import build_tokenizer
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_model, tmp_path_factory):
-    storage = tmp_path_factory.mktemp("representations") / "store"
-    words = ("--models", str(tiny_model), "--max-train-pairs", "3", "--eval-sets", "tiny_world")
-    assert run_analysis(hidden_representations, storage, *words) == 0
-    ((_, found),) = artifacts(storage).items()
-    return found
+from trainers.pairs.tokens import draw_order
+from trainers.specs import DrawSpec
 
 
 def last_states(model, tokenizer, pairs, side):
@@ -31,12 +25,10 @@ def last_states(model, tokenizer, pairs, side):
     return torch.stack(rows)
 
 
-def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(folder, tiny_model):
-    from transformers import AutoModelForCausalLM
-
-    from trainers.pairs.tokens import draw_order
-    from trainers.specs import DrawSpec
-
+def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(tiny_model, tmp_path):
+    words = ("--models", str(tiny_model), "--max-train-pairs", "3", "--eval-sets", "tiny_world")
+    assert run_analysis(hidden_representations, tmp_path / "store", *words) == 0
+    (folder,) = artifacts(tmp_path / "store").values()
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
     tokenizer = build_tokenizer()
     train, test = (worlds.tiny_pairs(split) for split in ("train", "test"))
@@ -51,9 +43,6 @@ def test_the_statistics_are_those_of_the_untrained_models_last_hidden_states(fol
     assert found["mean"] == pytest.approx(float(products.mean()), rel=1e-5)
     assert found["min"] == pytest.approx(float(products.min()), rel=1e-5)
     assert found["share_positive"] == float((products > 0).double().mean())
-
-
-def test_the_summary_is_there(folder):
     assert "cos(w, D_unseen)" in (folder / "summary.md").read_text()
 
 

@@ -13,10 +13,6 @@ from tests.sweep_runs import artifacts, run_analysis
 SMALL = ("--max-train-pairs", "2", "--max-eval-pairs", "4")
 
 
-def changes(folder):
-    return parquet.read_table(folder / "changes.parquet").to_pylist()
-
-
 @pytest.fixture(scope="module")
 def found(tiny_model, tmp_path_factory):
     """Step size → folder of the analysis."""
@@ -32,17 +28,20 @@ def found(tiny_model, tmp_path_factory):
     return steps
 
 
-def test_every_unseen_pair_of_every_set_is_predicted_and_measured_for_every_step(found):
-    rows = changes(found["1e-3"])
+def test_the_change_of_an_ex_rm_is_exact_and_the_parts_of_an_im_rms_add_up_to_it(found):
+    rows = parquet.read_table(found["1e-3"] / "changes.parquet").to_pylist()
     assert len(rows) == 2 * 2 * 2 * 4
     assert {row["set"] for row in rows} == {"tiny_world", "tiny_world_paraphrase"}
-
-
-def test_the_change_of_an_ex_rm_is_exact(found):
-    rows = [row for row in changes(found["1e-3"]) if row["reward"] == "ex_rm"]
     for row in rows:
-        assert row["measured"] == pytest.approx(row["predicted"], rel=1e-9, abs=1e-13)
-    assert any(abs(row["predicted"]) > 1e-8 for row in rows)
+        if row["reward"] == "ex_rm":
+            assert row["measured"] == pytest.approx(row["predicted"], rel=1e-9, abs=1e-13)
+            assert row["token_matches"] is None
+        else:
+            assert row["token_matches"] + row["other_tokens"] == pytest.approx(row["predicted"])
+            assert row["measured_all_weights"] != row["measured"]
+    assert any(abs(row["predicted"]) > 1e-8 for row in rows if row["reward"] == "ex_rm")
+    assert "| im_rm | tiny_world_paraphrase |" in (found["1e-3"] / "summary.md").read_text()
+    assert (found["1e-3"] / "figures" / "learning_dynamics.svg").stat().st_size > 1000
 
 
 def test_half_the_step_is_half_the_error_of_an_im_rm(found):
@@ -53,21 +52,6 @@ def test_half_the_step_is_half_the_error_of_an_im_rm(found):
     for large, small in zip(errors("2e-3"), errors("1e-3"), strict=True):
         assert large < 0.1
         assert large / small == pytest.approx(2, rel=0.05)
-
-
-def test_the_parts_of_an_im_rms_change_add_up_to_it(found):
-    for row in changes(found["1e-3"]):
-        if row["reward"] == "im_rm":
-            assert row["token_matches"] + row["other_tokens"] == pytest.approx(row["predicted"])
-            assert row["measured_all_weights"] != row["measured"]
-        else:
-            assert row["token_matches"] is None
-
-
-def test_the_figure_and_the_summary_are_there(found):
-    folder = found["1e-3"]
-    assert (folder / "figures" / "learning_dynamics.svg").stat().st_size > 1000
-    assert "| im_rm | tiny_world_paraphrase |" in (folder / "summary.md").read_text()
 
 
 def test_a_set_cannot_be_called_as_the_training_pairs_are(tmp_path):

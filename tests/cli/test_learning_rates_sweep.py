@@ -10,6 +10,11 @@ from orchestrator.store.records import read_declaration
 from sweeps import learning_rates
 from tests.sweep_runs import run_sweep, trial_rows
 from trainers.errors import DataError
+from trainers.evaluate.metrics import accuracy
+from trainers.evaluate.scoring import score_pairs
+from trainers.models.loading import load_model
+from trainers.models.reward_parts import RewardModule
+from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair, held_out, read_tokens
 from trainers.rewards import RewardSpec
 from trainers.specs import UNTRUSTED, ValidationSpec
@@ -63,12 +68,6 @@ def test_the_report_says_which_rate_is_the_best_on_held_out_pairs(storage):
 
 
 def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
-    from trainers.evaluate.metrics import accuracy
-    from trainers.evaluate.scoring import score_pairs
-    from trainers.models.loading import load_model
-    from trainers.models.reward_parts import RewardModule
-    from trainers.pairs.templates import load_tokenizer
-
     item = trainings(storage)[max(RATES)]
     store = Store(storage)
     tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")

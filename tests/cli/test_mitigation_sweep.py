@@ -1,5 +1,7 @@
 """sweeps/mitigation.py at its smallest: copies enter the key by their rows, and every point of the curve is there."""
 
+from dataclasses import replace
+
 import pytest
 from pyarrow import parquet
 
@@ -47,32 +49,24 @@ def test_a_share_can_be_run_alone():
     assert {dict(trial.axes)["copies"] for trial in made} == {0.5}
 
 
-@pytest.fixture(scope="module")
-def storage(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mitigation") / "store"
-    words = ("--models", str(tiny_model), "--seeds", "0", "1", "--epochs", "8", "--lr", "1e-2")
-    words = (*words, "--only", "reward=im_rm")
+def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(tiny_model, tmp_path):
+    words = ("--models", str(tiny_model), "--epochs", "8", "--lr", "1e-2", "--only", "reward=im_rm")
+    draws = ("--seeds", "0", "--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
     build, profiles = mitigation.mitigation, mitigation.PROFILES
-    draws = ("--max-train-pairs", "8", "--effective-batch", "8", "--max-eval-pairs", "6")
-    assert run_sweep("mitigation", build, profiles, folder, *words, *draws) == 0
-    return folder
-
-
-def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(storage):
-    report = storage / "sweeps" / "mitigation" / "report"
+    assert run_sweep("mitigation", build, profiles, tmp_path / "store", *words, *draws) == 0
+    report = tmp_path / "store" / "sweeps" / "mitigation" / "report"
     table = parquet.read_table(report / "tables" / "by_copies.parquet").to_pylist()
-    rows = trial_rows(storage, "mitigation")
-    points = [row for row in table if row["category"] == "token-level shift"]
-    assert [float(point["copies"]) for point in points] == [*mitigation.SHARES]
-    for point in points:
-        accuracies = [
-            row["accuracy"]
-            for row in rows
-            if row["evaluation_set"] == "tiny_world_other_words"
-            and row["reward"] == f"im_rm_copies={float(point['copies']):g}"
-        ]
-        assert len(accuracies) == 2
-        assert point["accuracy"] == pytest.approx(sum(accuracies) / 2)
+    rows = trial_rows(tmp_path / "store", "mitigation")
+    shifted = {
+        row["reward"]: row["accuracy"] for row in rows if row["evaluation_set"] == "tiny_world_other_words"
+    }
+    points = {
+        f"im_rm_copies={float(row['copies']):g}": row["accuracy"]
+        for row in table
+        if row["category"] == "token-level shift"
+    }
+    assert points == pytest.approx(shifted)
+    assert len(points) == len(mitigation.SHARES)
     assert {(row["evaluation_set"], row["category"]) for row in rows} == {
         ("tiny_world", "in-distribution"),
         ("tiny_world_other_words", "token-level shift"),
@@ -80,12 +74,9 @@ def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(storag
 
 
 def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
-    from dataclasses import replace
-
-    from orchestrator.cli.options import Options
-    from orchestrator.cli.session import select
-
-    chosen = select(Options(models=(str(tiny_model),), seeds=(0,)), mitigation.PROFILES["laptop"], "keys")
+    chosen = session.select(
+        Options(models=(str(tiny_model),), seeds=(0,)), mitigation.PROFILES["laptop"], "keys"
+    )
     sweep = mitigation.mitigation(chosen)
     keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
     assert len(set(keys.values())) == 2 * len(mitigation.SHARES)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from mlflow import MlflowClient
 from pyarrow import parquet
 
 from orchestrator.store.artifacts import Store
@@ -15,44 +16,29 @@ SMALL = theory.Parameters(betas=(0.1,), deltas=(0.5,), masses=(1e-6,), seeds=(1,
 
 
 @pytest.fixture(autouse=True, scope="module")
-def parameters():
-    """The smallest, in place of the usual ones."""
+def storage(tmp_path_factory):
+    """The storage of the analysis with the smallest parameters, which stand in the place of the usual ones."""
+    folder = tmp_path_factory.mktemp("theory") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theory, "Parameters", lambda: SMALL)
-        yield patch
+        assert run_analysis(theory, folder) == 0
+        yield folder
 
 
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory, parameters):
-    folder = tmp_path_factory.mktemp("theory") / "store"
-    assert run_analysis(theory, folder) == 0
-    return folder
-
-
-def test_both_theorems_hold(storage):
-    ((_, folder),) = artifacts(storage).items()
+def test_both_theorems_hold_and_the_report_and_mlflow_show_it(storage):
+    (folder,) = artifacts(storage).values()
     results = json.loads((folder / "results.json").read_text())
     assert results["theorem_1_points_above_bound"] == 0
     assert results["theorem_1_largest_margin_error"] < 1e-9
     assert results["im_rm_largest_unseen_difference"] == 0
     assert results["im_rm_unseen_accuracy"] == 0.5
     assert results["ex_rm_cosine"] > 0.999
-    (point,) = parquet.read_table(folder / "theorem_1.parquet").to_pylist()
+    report = storage / "sweeps" / "theory" / "report"
+    (point,) = parquet.read_table(report / "theorem_1.parquet").to_pylist()
     assert point["log_correct"] < point["log_bound"] < 0
-
-
-def test_the_report_holds_tables_and_a_summary(storage):
-    folder = storage / "sweeps" / "theory" / "report"
-    assert {file.stem for file in folder.glob("*.parquet")} == {"theorem_1", "theorem_2"}
-    assert "of pairs of unseen tokens the IM-RM ranks 0.500 right" in (folder / "summary.md").read_text()
-
-
-def test_mlflow_shows_the_report(storage):
-    from mlflow import MlflowClient
-
+    assert "of pairs of unseen tokens the IM-RM ranks 0.500 right" in (report / "summary.md").read_text()
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("rmsweep")
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name("rmsweep").experiment_id])
     assert (run.info.run_name, run.info.status) == ("theory", "FINISHED")
     assert "report/summary.md" in {item.path for item in client.list_artifacts(run.info.run_id, "report")}
 

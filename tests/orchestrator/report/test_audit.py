@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from orchestrator.cli.run import audit_errors
 from orchestrator.report import audit as audits
-from orchestrator.report import page as full_report
 from orchestrator.report.audit import audit_sweep
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
@@ -74,12 +72,14 @@ def trial_on(splits: dict[str, Split], **labels: Any) -> TrialRecord:
     )
 
 
-def commit_rewards(store: Store, key: str, margins: Sequence[float], longer: Sequence[int]) -> None:
+def commit_rewards(
+    store: Store, key: str, margins: Sequence[float], longer: Sequence[int], index: Sequence[int] = ()
+) -> None:
     """Scores of pairs with these margins, the chosen response being by so many tokens the longer one."""
     table = pa.table(
         {
             "dataset": ["set"] * len(margins),
-            "index": list(range(len(margins))),
+            "index": list(index or range(len(margins))),
             "chosen_reward": [float(margin) for margin in margins],
             "rejected_reward": [0.0] * len(margins),
             "chosen_tokens": [50 + difference for difference in longer],
@@ -100,47 +100,18 @@ def commit_length_reward(store: Store, trial: TrialRecord) -> None:
     commit_rewards(store, trial.evaluations[1].key, margins, [0] * PAIRS)
 
 
-def test_the_rows_that_training_has_seen_are_found_by_content(store: Store, splits: dict[str, Split]):
-    found = audits.leaked_rows(store, splits["train"].digest, splits["test"].digest)
-    assert found is not None
-    assert found.tolist() == list(range(LEAKED))
-
-
 def test_without_the_rows_in_the_store_nothing_is_said_of_leaks(store: Store, splits: dict[str, Split]):
     assert audits.leaked_rows(store, "absent", splits["test"].digest) is None
     commit_trial(store, record(), 9, 5)
-    found = trial_result(record(), store).evaluations[0].metrics
-    assert "accuracy_leak_free" not in found
+    assert "accuracy_leak_free" not in trial_result(record(), store).evaluations[0].metrics
     assert not (store.root / "audits").exists()
-
-
-def test_metrics_stand_beside_the_plain_accuracy(store: Store, splits: dict[str, Split]):
-    trial = trial_on(splits)
-    commit_length_reward(store, trial)
-    first, second = (item.metrics for item in trial_result(trial, store).evaluations)
-    assert (first["accuracy"], first["accuracy_length_controlled"]) == (0.75, 0.5)
-    assert (first["longer_wins"], first["n_leak_free"]) == (0.25, 30.0)
-    assert first["accuracy_leak_free"] == pytest.approx(20 / 30)
-    assert (second["accuracy"], second["accuracy_leak_free"]) == (0.25, 0.0)
-    assert second["accuracy_length_controlled"] == 0.25
 
 
 def test_the_index_of_a_score_names_the_row_that_leaks(store: Store, splits: dict[str, Split]):
     """A draw keeps other rows in another order: of rows 39, 5 and 20 only 5 leaks."""
     trial = trial_on(splits)
     commit_train(store, trial.key)
-    table = pa.table(
-        {
-            "dataset": ["set"] * 3,
-            "index": [39, 5, 20],
-            "chosen_reward": [1.0, 0.0, 1.0],
-            "rejected_reward": [0.0, 1.0, 0.0],
-            "chosen_tokens": [3, 3, 3],
-            "rejected_tokens": [3, 3, 3],
-        }
-    )
-    with store.write("evaluate", trial.evaluations[0].key) as attempt:
-        parquet.write_table(table, attempt.directory / "scores.parquet")
+    commit_rewards(store, trial.evaluations[0].key, [1.0, -1.0, 1.0], [0, 0, 0], index=[39, 5, 20])
     found = trial_result(trial, store).evaluations[0].metrics
     assert (found["accuracy_leak_free"], found["n_leak_free"]) == (1.0, 2.0)
 
@@ -161,36 +132,26 @@ def test_trials_parquet_has_the_columns(store: Store, splits: dict[str, Split]):
     ]
 
 
-def test_the_report_has_the_audit_and_both_accuracies(store: Store, splits: dict[str, Split]):
+def test_the_report_has_the_audit_and_all_accuracies(store: Store, splits: dict[str, Split]):
     trial = trial_on(splits)
     commit_length_reward(store, trial)
-    folder, *_ = write_report(declaration(trial), store)
+    folder = write_report(declaration(trial), store).folder
     said = json.loads((folder / "audit.json").read_text())
     assert [item["name"] for item in said["sets"]] == ["seen/train", "seen/test", "rewritten/test"]
-    assert [len(item["leaked"]) for item in said["between"]] == [LEAKED, LEAKED]
-    assert said["findings"][0]["what"] == "leak"
-    assert said["findings"][0]["severity"] == "error"
-    summary = (folder / "summary.md").read_text()
-    assert "| 0.500 | 0.667 | 40 | 30 | 0.250 |" in summary
-    assert "10 of 40 pairs (prompts 10)" in summary
-    assert summary.index("accuracy by category") < summary.index("10 of 40 pairs")
-
-
-def test_the_page_has_the_audit(store: Store, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(full_report, "every_figure", lambda *_: iter(()))
-    trial = trial_on(splits)
-    commit_length_reward(store, trial)
-    folder = full_report.write_full_report(declaration(trial), store).folder
-    page = (folder / "report.html").read_text()
+    assert [item["leaked"] for item in said["between"]] == [[*range(LEAKED)]] * 2
+    assert (said["findings"][0]["what"], said["findings"][0]["severity"]) == ("leak", "error")
+    summary, page = ((folder / name).read_text() for name in ("summary.md", "report.html"))
     assert "10 of 40 pairs (prompts 10)" in page
-    (row,) = [
-        item
-        for item in parquet.read_table(folder / "tables" / "sets.parquet").to_pylist()
-        if item["evaluation_set"] == "seen"
-    ]
-    accuracies = (row["accuracy"], row["accuracy_length_controlled"], row["accuracy_leak_free"])
-    assert accuracies == (0.75, 0.5, pytest.approx(20 / 30))
+    assert summary.index("accuracy by category") < summary.index("10 of 40 pairs (prompts 10)")
     assert (folder / "tables" / "audit_sets.csv").is_file()
+    rows = parquet.read_table(folder / "tables" / "sets.parquet").to_pylist()
+    columns = ("accuracy_length_controlled", "accuracy_leak_free", "n_leak_free", "longer_wins")
+    (row,) = [item for item in rows if item["evaluation_set"] == "seen"]
+    assert [row[name] for name in columns] == [0.5, pytest.approx(20 / 30), 30, 0.25]
+    # The same is told before a run.
+    lines = audit_errors(declaration(trial), store)
+    assert [line.partition(":")[0] for line in lines] == ["data"] * 2
+    assert "seen/test evaluated, seen/train trained on: 10 of 40 pairs" in lines[0]
 
 
 def test_a_declared_rewriting_is_compared_with_the_originals_of_the_same_prompts(
@@ -212,11 +173,7 @@ def test_an_audit_is_made_once_per_content(
     files = sorted((store.root / "audits").iterdir())
     # Three sets and two overlaps, whatever the number of trials.
     assert len(files) == 5
-
-    def read_again(*_: object) -> None:
-        raise AssertionError("the rows are read again")
-
-    monkeypatch.setattr(audits, "pairs_of", read_again)
+    monkeypatch.delattr(audits, "pairs_of")
     audits._train_index.cache_clear()
     assert audit_sweep(declared, Store(store.root)) == first
 
@@ -235,12 +192,6 @@ def test_a_damaged_audit_is_made_again(store: Store, splits: dict[str, Split], d
     assert file.read_bytes() == sound
     file.write_bytes(sound.replace(b"[0, 1, ", b"[0, 2, "))
     assert leaked() == expected, "a flipped row is noticed, too"
-
-
-def test_errors_of_the_data_are_said_before_a_run(store: Store, splits: dict[str, Split]):
-    lines = audit_errors(declaration(trial_on(splits)), store)
-    assert [line.partition(":")[0] for line in lines] == ["data"] * 2
-    assert "seen/test evaluated, seen/train trained on: 10 of 40 pairs" in lines[0]
 
 
 NOTED = {"pairs": 40, "too_long": 0, "identical": 0, "tokens": 1000, "unknown_tokens": 0}
@@ -281,17 +232,6 @@ def test_what_models_read_is_audited_once_for_all_of_which_it_is_the_same(
     assert any("read by a, b" in line for line in errors) == (severity == "error")
 
 
-def test_what_is_not_learned_is_in_no_mean(store: Store, splits: dict[str, Split]):
-    learned, not_learned = trial_on(splits), trial_on(splits, seed=1)
-    commit_length_reward(store, learned)
-    commit_train(store, not_learned.key, accuracy=0.5)
-    commit_rewards(store, not_learned.evaluations[0].key, np.zeros(PAIRS), [0] * PAIRS)
-    folder, *_ = write_report(declaration(learned, not_learned), store)
-    rows = parquet.read_table(folder / "tables" / "sets.parquet").to_pylist()
-    found = [(row["accuracy"], row["trainings"]) for row in rows if row["evaluation_set"] == "seen"]
-    assert found == [(0.75, 1)]
-
-
 def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(store: Store):
     for count, kept in ((2, 5), (9, 5), (12, 3), (40, 1)):
         sets = [(f"set{number}", "domain shift") for number in range(count)]
@@ -305,20 +245,3 @@ def test_a_view_of_many_sets_keeps_the_most_telling_metrics_within_its_keys(stor
         expected = set(EVALUATION_METRICS[:kept]) - {"accuracy_leak_free"}
         assert told == {f"eval/set0/{name}" for name in expected}
         assert count * kept <= MOST_KEYS
-
-
-def test_a_page_without_the_audit_is_made_again_once_the_rows_are_there(
-    store: Store, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(full_report, "every_figure", lambda *_: ())
-    trial = trial_on(splits)
-    commit_length_reward(store, trial)
-    key = splits["test"].digest
-    manifest = store.root / "artifacts" / "dataset" / key / "manifest.json"
-    sound = manifest.read_bytes()
-    manifest.unlink()
-    folder = full_report.write_full_report(declaration(trial), store).folder
-    without = json.loads((folder / "audit.json").read_text())["sets"]
-    manifest.write_bytes(sound)
-    full_report.write_full_report(declaration(trial), store)
-    assert len(json.loads((folder / "audit.json").read_text())["sets"]) > len(without)

@@ -122,31 +122,24 @@ def test_the_page_asks_nothing_of_any_network(page: str):
     assert len(page.encode()) < 5 * MEGABYTE
 
 
-def test_the_page_leads_with_three_sentences_then_figures_then_tables(whole, page: str):
+def test_the_page_leads_with_three_sentences_then_figures_then_tables_and_how_it_was_made(whole, page: str):
     said = said_conclusions(whole[2])
     assert len(said) == 3
     assert said[0].startswith("In accuracy")
     places = [page.index(mark) for mark in ('aria-label="Conclusion"', "<img", "<table", 'id="holes"')]
     assert places == sorted(places)
     shown = page.replace("&#39;", "'")
-    assert all(sentence in shown for sentence in said)
+    made = ("python sweeps/full_grid.py report --name demo", "torch", "host (train)", "artifacts/train/demo-")
+    assert all(text in shown for text in (*said, *made, "effective batch", "[S]"))
     assert page.count("data:image/svg+xml;base64,") == len(FIGURES)
+    assert "There are no texts to show" in page
     assert page.count('<table class="sortable">') >= 9
+    summary = (whole[2] / "summary.md").read_text()
+    assert summary.index(said[0]) < summary.index("| trained on |")
+    assert "Differences, paired by model, seed and pair" in summary
 
 
-def test_the_page_says_how_it_was_made(page: str):
-    assert "python sweeps/full_grid.py report --name demo" in page
-    for text in (
-        "torch",
-        "host (train)",
-        "CPU- or GPU-hours",
-        "artifacts/train/demo-",
-        "effective batch",
-        "[S]",
-    ):
-        assert text in page
-
-
+@pytest.mark.usefixtures("undrawn")
 def test_a_price_gives_the_cost_and_is_kept(store: Store):
     declared = simulated_sweep(store, **SMALL)
     assert "cost, $" not in (write_full_report(declared, store).folder / "report.html").read_text()
@@ -158,26 +151,6 @@ def test_a_price_gives_the_cost_and_is_kept(store: Store):
     assert evaluate["device_hours"] == pytest.approx(evaluate["hours"])
     assert train["cost"] == pytest.approx(3600 * train["device_hours"])
     assert "At $ 3600 per GPU-hour" in (folder / "report.html").read_text()
-
-
-def test_a_price_of_a_sweep_that_used_no_gpu_is_answered(store: Store):
-    declared = simulated_sweep(store, missing=4, **SMALL)
-    page = (write_full_report(declared, store, price=3.0).folder / "report.html").read_text()
-    assert "No stage has used a GPU, so there is no cost." in page
-
-
-def test_the_summary_begins_with_the_conclusions(whole):
-    summary = (whole[2] / "summary.md").read_text()
-    assert summary.index(said_conclusions(whole[2])[0]) < summary.index("| trained on |")
-    assert "Differences, paired by model, seed and pair" in summary
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_page_and_the_summary_end_with_what_to_prefer(store: Store):
-    folder = write_full_report(simulated_sweep(store, missing=4, **SMALL), store).folder
-    ending = (folder / "summary.md").read_text().rpartition("\n\n")[2]
-    assert ending.startswith("When to prefer which. Nothing can be advised: ")
-    assert (folder / "report.html").read_text().rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
 
 
 def test_a_report_of_the_same_results_is_not_written_again(whole):
@@ -205,17 +178,16 @@ def test_an_incomplete_sweep_says_so_and_is_written_again_once_there_is_more(sto
 
 
 def test_a_sweep_of_which_nothing_is_there_has_a_page(store: Store):
-    declared = simulated_sweep(store, missing=4, **SMALL)
+    declared = simulated_sweep(store, **{**SMALL, "models": ("<script>alert(1)</script>",)}, missing=4)
     folder = write_full_report(declared, store).folder
     page = (folder / "report.html").read_text()
     assert "Nothing can be concluded yet" in page
     assert "There is nothing to draw yet" in page
     assert not list((folder / "figures").glob("*"))
-
-
-def test_names_are_text_in_the_page(store: Store):
-    declared = simulated_sweep(store, **{**SMALL, "models": ("<script>alert(1)</script>",)}, missing=4)
-    page = (write_full_report(declared, store).folder / "report.html").read_text()
+    assert page.rpartition("<h2")[2].startswith(' id="prefer">When to prefer')
+    ending = (folder / "summary.md").read_text().rpartition("\n\n")[2]
+    assert ending.startswith("When to prefer which. Nothing can be advised: ")
+    # Names are text.
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
 
@@ -256,20 +228,6 @@ def test_two_sweeps_stand_side_by_side(store: Store):
     )
     assert rows["ultrafeedback as IM-RM", "in-distribution"]["remarks"].startswith("turned: 1 missing")
     assert (found.file.parent / "tables" / "differences.csv").is_file()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_sweep_beside_itself_in_another_folder_is_equal(store: Store, tmp_path: Path):
-    ours = simulated_sweep(store, **SMALL)
-    elsewhere = Store(tmp_path / "elsewhere")
-    write_declaration(simulated_sweep(elsewhere, **SMALL), elsewhere)
-    other = other_sweep(str(elsewhere.sweep_dir("demo")), store)
-    found = write_comparison(ours, store, *other)
-    assert "demo@elsewhere" in found.file.read_text()
-    gaps = [row["demo_minus_demo@elsewhere"] for row in found.table.rows]
-    # Pairs that agree leave open what other pairs would say.
-    assert [gap.value for gap in gaps] == [0.0] * 4
-    assert all(gap.low < 0 < gap.high for gap in gaps)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -172,14 +172,16 @@ def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, sto
     declared = declaration(record())
     written = write_report(declared, store)
     folder = written.folder
-    for name in ("report.html", "figures/margins.svg", "compare-other/compare.html"):
+    for name in ("report.html", "figures/differences.svg", "compare-other/compare.html"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("<p>")
     sync(database, store, declared, written)
     files = snapshot(database, "demo")[0]["files"]
-    assert {"report/report.html", "report/figures/margins.svg", "report/compare-other/compare.html"} <= set(
-        files
-    )
+    assert {
+        "report/report.html",
+        "report/figures/differences.svg",
+        "report/compare-other/compare.html",
+    } <= set(files)
 
 
 def test_a_run_keeps_its_trial_s_record_and_every_score(database: str, store: Store):
