@@ -89,9 +89,7 @@ def require_price(price: float | None) -> None:
 
 
 def dump_json(value: object) -> None:
-    # Text in memory has no encoding.
-    utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    print(json.dumps(value, indent=1, ensure_ascii=not utf))
+    print(json.dumps(value, indent=1))
 
 
 def open_session(

@@ -6,13 +6,11 @@
 
 import base64
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -54,9 +52,6 @@ PAIRS = "pairs.parquet"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
-# Opens a progress bar of that label; what it yields is told how many are done of how many.
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
@@ -88,7 +83,6 @@ class Page:
 def write_full_report(
     declaration: Declaration,
     store: Store,
-    bar: Bar = lambda label: contextlib.nullcontext(lambda done, total: None),
     *,
     anew: bool = False,
     baseline: str | None = None,
@@ -112,7 +106,7 @@ def write_full_report(
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
-    page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
+    page = _page(declaration.sweep, results, analysis, audit, store, pairs, price)
     brief = [item for item in page.tables if _is_brief(item.name)]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
     replace(folder / SUMMARY, _summary(page, brief))
@@ -258,7 +252,6 @@ def _page(
     analysis: Analysis,
     audit: Audit,
     store: Store,
-    bar: Bar,
     pairs: Sequence[Mapping[str, Any]],
     price: float | None,
 ) -> Page:
@@ -266,12 +259,9 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    figures, records = [], [result.record for result in results]
+    records = [result.record for result in results]
     curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
-    with bar("figures") as step:
-        for figure in every_figure(analysis, curves, by_axis):
-            figures.append(figure)
-            step(len(figures), 8)
+    figures = [*every_figure(analysis, curves, by_axis)]
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(

@@ -23,18 +23,9 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBegan(Event):
-    """A stage began; the stage `waiting` waits for devices or for another driver.
-
-    `key` is that of the artifact that it makes (of several evaluations the first), on so many `devices`.
-    """
+    """A stage began; the stage `waiting` waits for devices or for another driver."""
 
     stage: str
-    key: str = ""
-    devices: int = 1
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +87,7 @@ def posting_for(trial: str, post: Post) -> Post:
 
 
 @contextlib.contextmanager
-def reporting(stage: str, post: Post, key: str, devices: int = 1) -> Iterator[TakeRow]:
+def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
     """Post that `stage` begins, and yield its report function.
 
     Rows are posted at most once a second, and the rest when the block ends.
@@ -119,7 +110,7 @@ def reporting(stage: str, post: Post, key: str, devices: int = 1) -> Iterator[Ta
             if time.monotonic() - posted_at >= POST_EVERY_S:
                 post_waiting()
 
-    post(StageBegan(stage=stage, key=key, devices=devices))
+    post(StageBegan(stage=stage))
     try:
         yield take
     finally:

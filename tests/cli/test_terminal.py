@@ -3,11 +3,9 @@
 import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
-import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -57,10 +55,10 @@ def rmsweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+def run(*words: str, cwd: Path, command: Path = GRID, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, read as the encoding that was asked for."""
     done = subprocess.run(
-        [sys.executable, str(GRID), *words],
+        [sys.executable, str(command), *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -98,31 +96,19 @@ def test_help_documents_every_flag_and_command(
         assert " ".join(item.__doc__.split()) in words
 
 
-def test_help_opens_with_what_the_file_is_for_and_its_examples(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("COLUMNS", "120")
-    said = help_of(capsys)
-    for line in full_grid_file.__doc__.splitlines():
-        assert line in said
-
-
-def test_help_is_readable_on_a_narrow_terminal_without_utf_8(tmp_path: Path):
-    code, said, _ = run("--help", cwd=tmp_path, COLUMNS="40", PYTHONIOENCODING="ascii", LC_ALL="C")
+def test_help_opens_with_what_the_file_is_for_also_without_utf_8(tmp_path: Path):
+    code, said, _ = run("--help", cwd=tmp_path, COLUMNS="120", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert code == 0
-    assert "? of im_rm" in " ".join(said.replace("|", " ").split())
-    prose = [line for line in said.splitlines() if "python sweeps" not in line]
-    assert max(map(len, prose)) <= 40
+    for line in full_grid_file.__doc__.splitlines():
+        assert line.encode("ascii", "replace").decode() in said
+    assert "? of im_rm" in said
 
 
 @pytest.mark.parametrize(
     "words",
     [
         f"{GRID} status --json --storage STORE",
-        f"{GRID} --help",
-        "RMSWEEP --help",
         "RMSWEEP full_grid gc --help",
-        "-m trainers.data --help",
     ],
     ids=lambda text: text.replace(str(GRID), "full_grid"),
 )
@@ -186,16 +172,13 @@ def test_hints_and_help_name_the_command_as_it_was_called(
     assert "python sweeps" not in opening
 
 
-def test_status_for_machines_is_whole_in_any_encoding(store: Store, tmp_path: Path):
-    words = ("status", "--json", "--watch", "--storage", str(store.root))
+def test_status_for_machines_is_whole_in_any_encoding_and_an_error_is_said_once(store: Store, tmp_path: Path):
+    words = ("status", "--json", "--storage", str(store.root))
     code, said, _ = run(*words, cwd=tmp_path, PYTHONIOENCODING="ascii", COLUMNS="40")
     rows = json.loads(said)
     assert (code, len(rows)) == (3, 4)
     assert rows[0]["trial"] == "llama-64 · ex_rm · ultrafeedback · s0"
     assert rows[-1]["cause"] == "loss is nan – step 3"
-
-
-def test_an_error_is_said_once_in_ascii(tmp_path: Path):
     words = ("report", "--name", "nöne", "--storage", str(tmp_path / "störe"))
     code, out, error = run(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert code == 2
@@ -203,62 +186,31 @@ def test_an_error_is_said_once_in_ascii(tmp_path: Path):
     assert error.startswith("error: ")
 
 
-@pytest.mark.parametrize("no_colour", [False, True])
-def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bool, tmp_path: Path):
-    ours, theirs = pty.openpty()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TERM": "xterm",
-        **({"NO_COLOR": "1"} if no_colour else {}),
-    }
-    command = [sys.executable, str(GRID), "report", "--storage", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    said = b""
-    while True:
-        try:
-            said += os.read(ours, 4096)
-        except OSError:
-            break
-    os.close(ours)
-    assert process.wait(60) == 2
-    assert said.count(b"error:") == 1
-    assert (b"\x1b[31m" in said) is not no_colour
-
-
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
-def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
-    """In a pipe when it comes, as there is no live table; on a terminal at the end."""
+def test_a_failure_is_said_when_it_comes_and_at_the_end_in_red(terminal: bool, store: Store):
     out = io.StringIO()
-    console = Console(
-        file=out, width=200, force_terminal=terminal, color_system="standard" if terminal else "auto"
-    )
+    colours = "standard" if terminal else "auto"
+    console = Console(file=out, width=200, force_terminal=terminal, color_system=colours)
     declared = read_declaration("full_grid", store)
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, {failed.key: TrialNote()}, 3) as shown:
         shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
+    options, name = Options(), "full_grid"
     session = Session(
-        options=Options(),
-        sweep_name="full_grid",
-        store=store,
-        tracking_uri="",
-        folder=ROOT,
-        console=console,
+        options=options, sweep_name=name, store=store, tracking_uri="", folder=ROOT, console=console
     )
-    assert say_holes(session, sweep_results(declared, store), told=[failed.key]) == HOLES
-    (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
-    assert "failed: " in line
-    assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
-    assert f"missing: {failed.name}" in out.getvalue()
+    assert say_holes(session, sweep_results(declared, store)) == HOLES
+    lines = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
+    for line, said in zip(lines, ("failed: ", f"missing: {failed.name}"), strict=True):
+        assert said in line
+        assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
 
 
 @pytest.mark.parametrize(
     ("words", "ignored"),
     [
-        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status reads"),
-        (["status", "--profile", "laptop"], "--profile: status reads"),
-        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report reads"),
+        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status"),
+        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report"),
     ],
 )
 def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
@@ -267,39 +219,17 @@ def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
     with pytest.raises(SystemExit) as ended:
         main(Grid(build=full_grid), GRID, arguments=[*words, "--storage", str(store.root)])
     assert ended.value.code == 2
-    assert f"error: {ignored} the whole sweep as it was declared" in capsys.readouterr().err
+    assert f"error: {ignored} takes no flags of a grid" in capsys.readouterr().err
 
 
-def test_rmsweep_runs_any_experiment_by_name(tmp_path: Path):
-    def rmsweep(*words: str) -> tuple[int, str, str]:
-        script = Path(sys.executable).with_name("rmsweep")
-        command = [str(script)] if script.exists() else [sys.executable, "-c", "import sweeps; sweeps.main()"]
-        done = subprocess.run(
-            [*command, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    code, said, _ = rmsweep()
+def test_rmsweep_runs_any_experiment_by_name(rmsweep: Path, tmp_path: Path):
+    code, said, _ = run(cwd=tmp_path, command=rmsweep, COLUMNS="120")
     assert code == 0
     for file in (ROOT / "sweeps").glob("[!_]*.py"):
         (line,) = [line for line in said.splitlines() if line.split()[:1] == [file.stem]]
         assert line.split(maxsplit=1)[1] in file.read_text(encoding="utf-8").splitlines()[0]
-    assert rmsweep("full_gird", "plan")[::2] == (
-        2,
-        "error: no experiment is called full_gird; did you mean full_grid?\n",
-    )
-    code, said, _ = rmsweep(
-        "full-grid", "plan", "--profile", "laptop", "--backend", "inline", "--max-trials", "1"
-    )
+    code, _, error = run("full_gird", "plan", cwd=tmp_path, command=rmsweep)
+    assert (code, error) == (2, "error: no experiment is called full_gird; did you mean full_grid?\n")
+    words = ("full-grid", "plan", "--profile", "laptop", "--backend", "inline", "--max-trials", "1")
+    code, said, _ = run(*words, cwd=tmp_path, command=rmsweep)
     assert (code, said.splitlines()[0].split(" on ")[0]) == (0, "full_grid: 1 trials")
-
-
-def test_the_script_is_declared():
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        assert tomllib.load(file)["project"]["scripts"] == {"rmsweep": "sweeps:main"}
