@@ -347,7 +347,7 @@ def declare_models(
             for name, dataset, split, draw in wanted
         )
         stages.append(dataclasses.replace(asked, base=base, prepared=prepared))
-    session.say_left_out(reader.said_left_out())
+    session.warn(*(() if options.json else reader.said_left_out()))
     return stages
 
 

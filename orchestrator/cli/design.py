@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session
 from orchestrator.plan import design, placement
 from orchestrator.plan.design import (
@@ -44,18 +45,16 @@ _BUDGET = re.compile(rf"(?:\$(?P<dollars>{_NUMBER})|(?P<hours>{_NUMBER})(?P<unit
 
 
 def grows(session: Session) -> bool:
-    """Return whether --until or --budget is given. Raises SpecError for both, or for a width that none can be."""
+    """Return whether --until or --budget is given. Raises SpecError for a width that none can be, or for both."""
     until, budget = session.options.until, session.options.budget
-    if until is not None and budget is not None:
-        raise SpecError("--until stops at a width, --budget at a price; give one of them.")
-    if until is not None and not 0 < until < 1:
+    if until is not None and (budget is not None or not 0 < until < 1):
         raise SpecError(
-            f"--until {until}: give half the width of an interval of an accuracy difference, above 0 and below 1: --until 0.03."
+            f"--until {until}: give half the width of an interval of an accuracy difference, above 0 and below 1: --until 0.03; and no --budget beside it."
         )
     return until is not None or budget is not None
 
 
-def budget_hours(text: str, nodes: Sequence[Node], price: float | None = None) -> float:
+def budget_hours(text: str, nodes: Sequence[Node]) -> float:
     """Return the device hours that `40gpuh`, `2cpuh` or `$200` stand for. Raises SpecError."""
     right = "gpuh" if placement.gpus_of(nodes)[0] else "cpuh"
     found = _BUDGET.fullmatch(text)
@@ -66,7 +65,7 @@ def budget_hours(text: str, nodes: Sequence[Node], price: float | None = None) -
         )
     if found["unit"]:
         return amount
-    per_hour, _ = price_of(nodes, price)
+    per_hour, _ = price_of(nodes)
     if not per_hour:
         raise SpecError(
             f"--budget {text}: nothing here has a price; give hours (--budget 2cpuh), or GPUs with one (--cluster 1x8xH100-80GB@2.50)."
@@ -76,15 +75,13 @@ def budget_hours(text: str, nodes: Sequence[Node], price: float | None = None) -
 
 @dataclass(kw_only=True)
 class Growth:
-    """A declared grid, and how it grows on the nodes. `price` replaces that of the nodes."""
+    """A declared grid, and how it grows on the nodes."""
 
     base: Sweep
     store: Store
     nodes: Sequence[Node]
     resolve: Callable[[Sweep], ResolvedSweep]
-    until: float | None = None
-    budget: str | None = None
-    price: float | None = None
+    options: Options
     # Device hours by artifact, over all states so far.
     _spent: dict[str, float] = field(default_factory=dict)
 
@@ -99,9 +96,10 @@ class Growth:
 
     @cached_property
     def rule(self) -> Rule:
-        hours = budget_hours(self.budget, self.nodes, self.price) if self.budget else None
+        budget = self.options.budget
+        hours = None if budget is None else budget_hours(budget, self.nodes)
         declared = {cell: len(seeds) for cell, seeds in self.cells.items()}
-        return Rule(until=self.until, budget_h=hours, declared=declared)
+        return Rule(until=self.options.until, budget_h=hours, declared=declared)
 
     @cached_property
     def grid(self) -> ResolvedSweep:
@@ -191,7 +189,7 @@ class Growth:
         found = outlook(self.resolve(self.sweep(state)), self.nodes, self.store)
         if not found.stages["train"]["cached"] and found.device_hours > budget_h:
             raise SpecError(
-                f"--budget {self.budget}: one seed of each model on each training set takes about {found.device_hours:.2g} "
+                f"--budget {self.options.budget}: one seed of each model on each training set takes about {found.device_hours:.2g} "
                 f"{self.unit}-hours; give more than that, or a smaller grid."
             )
         return state

@@ -108,8 +108,8 @@ def say_holes(session: Session, results: Sequence[TrialState]) -> int:
     holes = {result.record.key: result for result in results if not result.complete}
     for key, result in holes.items():
         note = state.trials.get(key, TrialNote())
-        cause = note.message or "; ".join(result.faults) or "not run"
-        session.say(f"missing: {result.record.name}: {cause}", style="red")
+        _, cause = state_and_cause(result, note, running=False)
+        session.say(f"missing: {result.record.name}: {cause or 'not run'}", style="red")
     return _say_ways_on(session, holes)
 
 
@@ -148,9 +148,9 @@ def report(session: Session, command: Report) -> int:
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     if (by or command.ensemble) and not (asked and asked.rows):
+        asked = None
         lacks = "two complete seeds above chance" if command.ensemble else "complete trials at two values"
-        flag, asked = f"--by {by}" if by else "--ensemble", None
-        session.warn(f"{flag}: no model and reward type has {lacks}; these are all accuracies")
+        session.warn(f"no model and reward type has {lacks}; these are all accuracies")
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
@@ -166,8 +166,7 @@ def print_report(session: Session, written: Written, asked: ReportTable | None =
     accuracy = accuracy_table(written.tables[0])
     if asked:
         session.say(asked.note)
-        # The column that says what an interval is over stands only in the file, which has room.
-        accuracy = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over"))
+        accuracy = asked
     console.print(fitting(accuracy.terminal(), console))
     session.warn(*written.left_out)
     session.say(*said_conclusions(written.folder))

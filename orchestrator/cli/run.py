@@ -65,25 +65,23 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     """
     options, store = session.options, session.store
     resolved, nodes = _prepared(session, sweep)
-    if again:
-        declaration = session.declaration()
-    else:
-        wanted = with_analyses(declare(resolved), session, resolved.plans)
-        adds = options.extend or _narrowed(session)
-        declaration = adopt(wanted, store, adds=adds, replaces=options.replace, grows=grows(session))
-        say_damaged_logs(session, [item.key for item in resolved.plans])
     missing = missing_trials(resolved.plans, store)
     notes = read_state(session.sweep_name, store).trials
     causes = {item.key: cause for item in missing if (cause := notes.get(item.key, TrialNote()).cause)}
     if again:
+        declaration = session.declaration()
         declared = {trial.key for trial in declaration.trials}
         todo = [item for item in missing if item.key in declared and item.key in causes]
         names = ", ".join(item.spec.name for item in todo)
         session.say(f"running again: {names}" if todo else "no trial of these has failed")
     else:
+        wanted = with_analyses(declare(resolved), session, resolved.plans)
+        adds = options.extend or _narrowed(session)
+        declaration = adopt(wanted, store, adds=adds, replaces=options.replace, grows=grows(session))
+        say_damaged_logs(session, [item.key for item in resolved.plans])
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
-        session.say_left_out(resolved.left_out)
+        session.warn(*resolved.left_out)
         if final := len(missing) - len(todo):
             session.say(f"{final} trials failed for good before and are left out; `retry` runs them again")
         say_damage(session, missing)
@@ -189,9 +187,7 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         store=session.store,
         nodes=capacity(session),
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
-        until=session.options.until,
-        budget=session.options.budget,
-        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
+        options=session.options,
     )
 
 
@@ -266,7 +262,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
         }
         dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
-    session.say_left_out(resolved.left_out)
+    session.warn(*resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
     for train_set, evaluated in _categories(resolved).items():
         by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
@@ -293,55 +289,44 @@ def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     """Print a row for each model and reward type, then the values that all rows share, then the totals."""
     rows = [_outlook_row(group, found.unit) for group in found.cells]
-    told = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)] if rows else []
-    shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
-    columns = [name for name in told if name not in shared]
+    shared = [name for name in [*rows[0]][1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
+    columns = [name for name in rows[0] if name not in shared]
     session.say(f"{found.sweep}: {trials} trials on {found.cluster}")
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        worded = name in ("model · reward", "trained on", "memory saved by", "to do")
+        worded = name in ("model · reward", "trained on", "to do")
         table.add_column(name, justify="left" if worded else "right", no_wrap=not worded)
     for row in rows:
         table.add_row(*(row[name] for name in columns))
     session.console.print(fitting(table, session.console))
-    session.say(
-        *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
-    )
+    if shared:
+        session.say(f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}")
     session.say(*_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
 def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
     """Return one row of the table by column. A `~` marks an estimated time, a `?` an unknown value."""
-    placed = group.placement
+    placed, unknown, devices = group.placement, "", "does not fit"
+    if placed is not None:
+        unknown, devices = "?", f"{placed.world_size}, ZeRO {placed.zero_stage}"
+        devices += ", recomputed" if placed.checkpointing else ""
+        devices += ", offloaded" if placed.offload_optimizer else ""
     # Only its own stages; the line below the table counts the shared ones.
     own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
-    row = {
+    measured = "" if group.measured else " ~"
+    return {
         "model · reward": f"{group.model} · {group.reward}",
         "trained on": ", ".join(group.train_sets),
         "trials": str(group.trials),
         "precision": group.precision,
-        "devices": "none",
+        "devices": devices,
         "batch": str(group.effective_batch),
-        "memory saved by": "does not fit",
-        "peak GB": "",
-        "GPU GB": "",
-        "step s": "",
-        f"{unit} hours": "",
+        "peak GB": unknown if group.peak_gb is None else f"{group.peak_gb:.3g}",
+        "step s": unknown if group.step_s is None else f"{group.step_s:.2g}{measured}",
+        f"{unit} hours": unknown if group.device_hours is None else shown_hours(group.device_hours),
         "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
-    if placed is not None:
-        saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
-        peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
-        row |= {
-            "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
-            "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
-            "peak GB": peak,
-            "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
-            "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            f"{unit} hours": "?" if group.device_hours is None else shown_hours(group.device_hours),
-        }
-    return row
 
 
 def _totals(found: Outlook) -> list[str]:

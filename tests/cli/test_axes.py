@@ -124,34 +124,20 @@ def test_what_cannot_be_is_refused_before_anything_starts(ended, words, said):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "give one trial a row"),
-        ("model,lrr\nllama-64,1\n", "row 1: no axis is called 'lrr'; did you mean lr"),
-        ("model,lr\nllama-64\n", "or one without as many cells as the first line"),
-        ("model,lr\nllama-64,fast\n", "row 1: 'fast' is no value of lr; give a number"),
-        ("seed\nzero\n", "a seed of 'zero'; give a whole number"),
-        ("reward,beta\nex_rm,0.1\nim_rm,0.1\n", "no trial with reward=ex_rm would use beta"),
-        ("model\nlama-64\n", "--models lama-64: no such file or folder"),
-    ],
-)
-def test_a_row_that_cannot_be_is_refused(ended, text, said):
-    Path("rows.csv").write_text(text)
-    code, _, error = ended("--trials", "rows.csv", cell=("--train-sets", "tiny_world"))
-    assert code == 2
-    assert said in error
-
-
-@pytest.mark.parametrize(
     ("file", "text", "said"),
     [
+        ("rows.csv", "", "give one trial a row"),
+        ("rows.csv", "model,lrr\nllama-64,1\n", "row 1: no axis is called 'lrr'; did you mean lr"),
+        ("rows.csv", "model,lr\nllama-64\n", "or one without as many cells as the first line"),
+        ("rows.csv", "model,lr\nllama-64,fast\n", "row 1: 'fast' is no value of lr; give a number"),
+        ("rows.csv", "seed\nzero\n", "a seed of 'zero'; give a whole number"),
+        ("rows.csv", "reward,beta\nex_rm,0.1\nim_rm,0.1\n", "no trial with reward=ex_rm would use beta"),
         ("rows.csv", "model\nqwen2-64\n", "--trials rows.csv: the sweep has no trial with model=qwen2-64"),
-        ("rows.csv", "seed\na\n", "give a whole number"),
         ("rows.txt", "model\n", "give one trial a row, as .csv or a list in .yaml"),
         ("rows.yaml", "[1", "rows.yaml: it cannot be read"),
     ],
 )
-def test_rows_of_what_is_not_chosen_or_of_another_format_are_refused(ended, file, text, said):
+def test_a_row_that_cannot_be_is_refused(ended, file, text, said):
     Path(file).write_text(text)
     code, _, error = ended("--trials", file)
     assert code == 2

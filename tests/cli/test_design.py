@@ -1,7 +1,6 @@
 """`run --until` and `--budget` at their smallest: what is added, when it stops, and that a killed run decides the same again."""
 
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ import pytest
 
 from orchestrator.cli import design
 from orchestrator.cli.design import Growth
+from orchestrator.cli.options import Options
 from orchestrator.plan.design import State
 from orchestrator.run import compute
 from orchestrator.spec.catalog import PROFILES
@@ -22,6 +22,7 @@ from tests.orchestrator import sweep_samples as sample
 from tests.sweep_runs import run_sweep, trial_rows
 from trainers.errors import Diverged, SpecError
 from trainers.specs import DrawSpec
+from trainers.train import loop as training
 
 KINDS = (sample.EX_RM, sample.IM_RM)
 # Eight pairs are learnt by heart in so many epochs.
@@ -47,30 +48,30 @@ def scored(storage: Path) -> set[int]:
     return {row["n"] for row in trial_rows(storage, "full_grid")}
 
 
-def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_again(
-    tiny_model, tmp_path, capsys
+def test_a_sweep_grows_until_it_is_narrow_and_the_same_flags_retry_a_seed_that_was_added(
+    tiny_model, tmp_path, monkeypatch, capsys
 ):
+    train, storage = training.train, tmp_path / "store"
+
+    def spoilt(inputs, **rest):
+        if inputs.seed == 1:
+            raise Diverged("not finite")
+        return train(inputs, **rest)
+
     words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0", "--until", "0.8")
-    assert run(tmp_path / "store", *words) == 0
-    whole, said = found(tmp_path / "store"), capsys.readouterr().out
-    assert "design: no interval over other trainings yet" in said
-    assert re.search(r"design: reached: ± 0\.\d+ \(trained on tiny_world", said)
-    names = {name for name, _ in whole.values()}
-    assert {name[-2:] for name in names} > {"s0"}
-    # As if killed while a seed that nobody declared was trained.
-    store, lost = (
-        Store(tmp_path / "store"),
-        next(key for key, (name, _) in whole.items() if name.endswith("s1")),
-    )
-    for kind in ("train", "weights"):
-        shutil.rmtree(store.root / "artifacts" / kind / lost)
-    assert run(tmp_path / "store", *words) == 0
-    assert found(tmp_path / "store") == whole
-    # And with all of it done, nothing is run.
-    capsys.readouterr()
-    assert run(tmp_path / "store", *words) == 0
+    monkeypatch.setattr(training, "train", spoilt)
+    assert run(storage, *words) == 3
+    assert "design: no interval over other trainings yet" in capsys.readouterr().out
+    monkeypatch.setattr(training, "train", train)
+    assert run(storage, "retry", *words) == 0
+    assert run(storage, *words) == 0
+    whole = found(storage)
+    assert {name[-2:] for name, _ in whole.values()} >= {"s0", "s1"}
+    assert re.search(r"design: reached: ± 0\.\d+ \(trained on tiny_world", capsys.readouterr().out)
+    # With all of it done, nothing is run.
+    assert run(storage, *words) == 0
     assert "trials are complete" in capsys.readouterr().out
-    assert found(tmp_path / "store") == whole
+    assert found(storage) == whole
 
 
 def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores_the_same_ones(
@@ -104,26 +105,6 @@ def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores
     assert trained.items() <= {file: file.stat().st_mtime_ns for file in trained}.items()
 
 
-def test_a_seed_that_was_added_and_failed_is_retried_by_the_flags_that_added_it(
-    tiny_model, tmp_path, monkeypatch
-):
-    from trainers.train import loop as training
-
-    train = training.train
-
-    def spoilt(inputs, **rest):
-        if inputs.seed == 1:
-            raise Diverged("not finite")
-        return train(inputs, **rest)
-
-    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0")
-    monkeypatch.setattr(training, "train", spoilt)
-    assert run(tmp_path / "store", *words, "--until", "0.8") == 3
-    monkeypatch.setattr(training, "train", train)
-    assert run(tmp_path / "store", "retry", *words, "--until", "0.8") == 0
-    assert {name[-2:] for name, _ in found(tmp_path / "store").values()} == {"s0", "s1"}
-
-
 def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsys):
     # As if the first seeds were expected to cost nothing, so that the budget can be spent in seconds.
     nothing = SimpleNamespace(stages={"train": {"cached": 0}}, device_hours=0.0)
@@ -137,12 +118,12 @@ def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsy
 
 
 def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
-    store, trials = (
-        Store(tmp_path),
-        [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS],
-    )
+    store = Store(tmp_path)
+    trials = [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS]
     base = Sweep(name="demo", trials=[replace(trial, eval_draw=DrawSpec(max_pairs=4)) for trial in trials])
-    growth = Growth(base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store))
+    growth = Growth(
+        base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store), options=Options()
+    )
     before, after = (
         declare(growth.resolve(growth.sweep(State(seeds={("tiny_world", "llama-64"): seeds}, pairs=pairs))))
         for seeds, pairs in ((2, 4), (3, 8))
@@ -165,7 +146,7 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
     ("words", "said"),
     [
         ("--until nan", "--until nan: give half the width"),
-        ("--until 0.1 --budget 1cpuh", "give one of them"),
+        ("--until 0.1 --budget 1cpuh", "and no --budget beside it"),
         ("--budget 40", "--budget 40: give an amount above 0 with its unit: 40cpuh"),
         ("--budget 0cpuh", "give an amount above 0"),
         ("--budget $200", "nothing here has a price"),

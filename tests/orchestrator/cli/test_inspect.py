@@ -21,15 +21,8 @@ def session(store: Store, uri: str = "") -> tuple[Session, io.StringIO]:
     """An invocation, and what it prints."""
     said = io.StringIO()
     console = Console(file=said, width=160)
-    made = Session(
-        options=Options(),
-        sweep_name="demo",
-        store=store,
-        tracking_uri=uri,
-        folder=Path(),
-        console=console,
-    )
-    return made, said
+    place = {"store": store, "tracking_uri": uri, "folder": Path(), "console": console}
+    return Session(options=Options(), sweep_name="demo", **place), said
 
 
 def test_a_sweep_that_runs_says_so(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -79,5 +72,5 @@ def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
     write_declaration(declaration(trial), store)
     asked, said = session(store)
     assert inspect.report(asked, Report(ensemble=True)) == 0
-    assert "--ensemble: no model and reward type has two complete seeds" in said.getvalue()
+    assert "no model and reward type has two complete seeds" in said.getvalue()
     assert "Ensembles" not in said.getvalue()
