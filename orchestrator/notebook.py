@@ -220,6 +220,20 @@ class SweepResults:
         self._require("figure", name, sorted(file.stem for file in folder.glob("*.svg")))
         return FigureFiles(svg=folder / f"{name}.svg", png=folder / f"{name}.png")
 
+    def best_of_n(self) -> "pd.DataFrame":
+        """Return best of n by each reward, as sweeps/best_of_n.py found it: a row for each cell, set of candidates and n.
+
+        Raises SpecError where that has not been run of this sweep.
+        """
+        import pandas as pd
+
+        named = (item.partition("/") for item in self._declaration.artifacts)
+        for key in (key for kind, _, key in named if kind == "analyse" and self._store.complete(kind, key)):
+            file = self._store.read("analyse", key) / "best_of.parquet"
+            if file.is_file():
+                return pd.read_parquet(file)
+        raise SpecError(f"{self.name} has no best of n; run `rmsweep best_of_n` with the sweep's own flags.")
+
     def report(self) -> Path:
         """Write the report if it is not up to date, and return its page."""
         return self._written() / HTML

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import shlex
@@ -22,7 +24,7 @@ from rich.table import Table
 from orchestrator.cli.analyses import show_analyses
 from orchestrator.cli.options import Gc, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, require_price, shell_words
-from orchestrator.cli.terminal import fitting, progress_cells, quiet, said_left
+from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
 from orchestrator.report.ensembles import ensemble_table
 from orchestrator.report.page import HTML, said_conclusions, write_full_report
@@ -39,41 +41,59 @@ from orchestrator.tracking.mlflow import sync as rebuild_view
 from orchestrator.tracking.view import weights_place
 from trainers.errors import SpecError
 
+WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
 
 
-def status(session: Session, *, paths: bool = False) -> int:
-    """Print the state of each trial, from its artifacts and the notes of the running command; with `paths`, also where the weights are."""
-    declaration = session.declaration()
-    results = trial_states(declaration.trials, session.store)
-    holes = {result.record.key for result in results if not result.complete}
-    state = read_state(session.sweep_name, session.store)
-    running = state.driver in live_drivers(session.store.root)
-    rows = [
-        _status_row(result, state.trials.get(result.record.key, TrialNote()), running) for result in results
-    ]
-    if paths:
-        session.store.look(weights=[trial.key for trial in declaration.trials])
-        for row, trial in zip(rows, declaration.trials, strict=True):
-            row["weights"] = weights_place(session.store, trial.key)
+def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
+    """Print the state of each trial, from its artifacts and the notes of the running command.
+
+    With `watch`, print it again whenever it changes, until the sweep ends; with `paths`, print also where the weights are.
+    """
+    shown: list[dict[str, Any]] | None = None
+    while True:
+        declaration = session.declaration()
+        results = trial_states(declaration.trials, session.store)
+        holes = {result.record.key for result in results if not result.complete}
+        state = read_state(session.sweep_name, session.store)
+        running = state.driver in live_drivers(session.store.root)
+        if paths:
+            session.store.look(weights=[trial.key for trial in declaration.trials])
+        rows = [
+            _status_row(result, state.trials.get(result.record.key, TrialNote()), running)
+            | ({"weights": weights_place(session.store, result.record.key)} if paths else {})
+            for result in results
+        ]
+        if rows != shown:
+            names = {trial.key: trial.name for trial in declaration.trials}
+            notes = {key: note for key, note in state.trials.items() if key in names}
+            said = f"running{said_left(notes, names)}" if running else "not running"
+            _show_status(session, rows, said, clear=watch)
+            shown = rows
+        if running and watch:
+            time.sleep(WATCH_EVERY_S)
+            continue
+        if running or session.options.json:
+            return HOLES if holes else 0
+        # The table has named every cause.
+        return _say_ways_on(session, holes)
+
+
+def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str, *, clear: bool) -> None:
     if session.options.json:
         dump_json(rows)
-        return HOLES if holes else 0
-    names = {trial.key: trial.name for trial in declaration.trials}
-    notes = {key: note for key, note in state.trials.items() if key in names}
-    said = f"running{said_left(notes, names)}" if running else "not running"
-    table = Table(title=f"{session.sweep_name} in {session.store.root}: {said}", title_justify="left")
+        return
+    if clear and session.console.is_terminal:
+        session.console.clear()
+    title = f"{session.sweep_name} in {session.store.root}: {running}"
+    table = Table(title=title, title_justify="left")
     # A column without a value is left out.
-    columns = [name for name in rows[0] if any(row[name] not in ("", 0) for row in rows)]
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
         table.add_column(column, style="red" if column == "cause" else None)
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))
     session.console.print(fitting(table, session.console))
-    if running:
-        return HOLES if holes else 0
-    # The table has named every cause.
-    return _say_ways_on(session, holes)
 
 
 def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
@@ -102,14 +122,24 @@ def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple
     return ("running" if runs else "failed" if note.state == "failed" else "missing"), cause
 
 
-def say_holes(session: Session, results: Sequence[TrialState]) -> int:
-    """Print each missing trial with its cause, and the commands that run it; return the exit code."""
+def say_holes(
+    session: Session,
+    results: Sequence[TrialState],
+    *,
+    told: Collection[str] = (),
+) -> int:
+    """Print each missing trial with its cause, and the commands that run it; return the exit code.
+
+    The failures of the trials `told` were printed before.
+    """
     state = read_state(session.sweep_name, session.store)
     holes = {result.record.key: result for result in results if not result.complete}
     for key, result in holes.items():
         note = state.trials.get(key, TrialNote())
-        _, cause = state_and_cause(result, note, running=False)
-        session.say(f"missing: {result.record.name}: {cause or 'not run'}", style="red")
+        cause = note.message or "; ".join(result.faults) or "not run"
+        if note.state == "failed" and key in told:
+            cause = "it failed, see above"
+        session.say(f"missing: {result.record.name}: {cause}", style="red")
     return _say_ways_on(session, holes)
 
 
@@ -121,7 +151,12 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     logs = session.driver_log.parent
     session.say(f"to run what is missing, give the same command again; logs: {logs}")
     if state.command and any(note.cause for key, note in state.trials.items() if key in holes):
-        words = [word for word in state.command[1:] if word not in ("run", "retry")]
+        # The command is replaced; the same word may also be a flag's value.
+        words = [
+            word
+            for before, word in itertools.pairwise(state.command)
+            if word not in ("run", "retry") or before.startswith("--")
+        ]
         retry = shlex.join([*shell_words(state.command[0]), "retry", *words])
         session.say(f"to run the failed trials again: {retry}")
     return HOLES
@@ -130,7 +165,7 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
 def report(session: Session, command: Report) -> int:
     """Write and print the report of the declared sweep, and the comparison with another sweep."""
     declaration, store = session.declaration(), session.store
-    by = command.by
+    bar, by = functools.partial(late_bar, session.console), command.by
     if by and command.ensemble:
         raise SpecError("--by and --ensemble print another table each; give one of them.")
     other = None if command.compare is None else other_sweep(command.compare, store)
@@ -138,7 +173,9 @@ def report(session: Session, command: Report) -> int:
     require_price(command.price)
     if by is not None and by not in axes:
         raise SpecError(f"--by {by}: the sweep does not vary it; it varies {', '.join(axes) or 'no axis'}.")
-    written = write_full_report(declaration, store, anew=True, baseline=command.baseline, price=command.price)
+    written = write_full_report(
+        declaration, store, bar, anew=True, baseline=command.baseline, price=command.price
+    )
     beside = other and write_comparison(declaration, store, *other)
     asked = next((table for table in written.tables if table.name == f"by_{by}"), None)
     if command.ensemble:
@@ -148,9 +185,9 @@ def report(session: Session, command: Report) -> int:
         dump_json({"rows": rows, "comparison": beside.table.records()} if beside else rows)
         return 0
     if (by or command.ensemble) and not (asked and asked.rows):
-        asked = None
         lacks = "two complete seeds above chance" if command.ensemble else "complete trials at two values"
-        session.warn(f"no model and reward type has {lacks}; these are all accuracies")
+        flag, asked = f"--by {by}" if by else "--ensemble", None
+        session.warn(f"{flag}: no model and reward type has {lacks}; these are all accuracies")
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
@@ -166,12 +203,18 @@ def print_report(session: Session, written: Written, asked: ReportTable | None =
     accuracy = accuracy_table(written.tables[0])
     if asked:
         session.say(asked.note)
-        accuracy = asked
+        # The column that says what an interval is over stands only in the file, which has room.
+        accuracy = dataclasses.replace(asked, columns=asked.columns.removesuffix(" over"))
     console.print(fitting(accuracy.terminal(), console))
     session.warn(*written.left_out)
     session.say(*said_conclusions(written.folder))
     session.say(f"report: {written.folder / HTML}")
-    session.say("MLflow: give `ui` in the place of the command, with the same --storage and --name")
+    if session.command:
+        options = session.options
+        words = [*shell_words(session.command[0]), "ui", "--storage", str(session.store.root)]
+        words += ["--tracking-uri", shown_uri(options.tracking_uri)] if options.tracking_uri else []
+        words += ["--name", options.name] if options.name else []
+        session.say(f"MLflow: {shlex.join(words)}")
 
 
 def ui(session: Session, port: int) -> int:
@@ -249,9 +292,9 @@ def _pages(address: str, server: subprocess.Popen[bytes], sweep: str) -> dict[st
 def sync(session: Session) -> int:
     declaration = session.declaration()
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
-    written = write_full_report(declaration, session.store)
-    with quiet(session.driver_log, session.console.width):
-        seconds = rebuild_view(session.tracking_uri, session.store, declaration, written)
+    written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
+    with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
+        seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
     session.say(f"{len(declaration.trials)} trials in {place}, written in {seconds:.0f} s")
     return 0

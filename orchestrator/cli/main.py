@@ -7,6 +7,7 @@ Exit codes: 0 every trial is complete · 1 a defect, whose log is named · 2 wro
 import dataclasses
 import logging
 import re
+import shutil
 import sys
 import textwrap
 import traceback
@@ -30,14 +31,25 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
+# The shared flags that a command reads. The command at the foot of a report has --profile, too.
+_READS: dict[type, tuple[str, ...]] = {
+    Status: ("name", "storage", "json"),
+    Report: ("name", "storage", "json", "tracking_uri", "profile"),
+    Sync: ("name", "storage", "tracking_uri"),
+    Ui: ("name", "storage", "tracking_uri"),
+    Gc: ("storage", "json"),
+}
+
 
 class Experiment(Protocol):
-    """What a file in sweeps/ declares: its flags, and what the command that they name does."""
+    """What a file in sweeps/ declares: a Grid, or Analyses (analyses.py)."""
 
     @property
-    def options(self) -> type[Any]: ...
+    def options(self) -> type[Any]:
+        """The flags, as a dataclass that inherits from CommonOptions."""
 
-    def run(self, options: Any, session: Session) -> int: ...
+    def run(self, options: Any, session: Session) -> int:
+        """Run the command that the flags name, and return its exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +75,8 @@ class Grid:
             case Plan():
                 commands.plan_only(session, self.build)
                 return 0
-            case Status(paths=paths):
-                return inspect.status(session, paths=paths)
+            case Status(watch=watch, paths=paths):
+                return inspect.status(session, watch=watch, paths=paths)
             case Report() as command:
                 return inspect.report(session, command)
             case Sync():
@@ -75,10 +87,7 @@ class Grid:
 
 
 def main(
-    experiment: Experiment,
-    file: str | Path,
-    doc: str | None = None,
-    arguments: Sequence[str] | None = None,
+    experiment: Experiment, file: str | Path, doc: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
     """Parse the command line, run the command, and exit with the contract's code.
 
@@ -95,14 +104,27 @@ def main(
             experiment.options,
             sys.argv[1:] if arguments is None else arguments,
             prog=called,
-            description=doc and textwrap.indent(doc.strip(), "  "),
+            description=doc and _opening(doc),
             config=config,
         )
         code = execute(experiment, options, Path(file))
     sys.exit(code)
 
 
-def execute(experiment: Experiment, options: Any, file: Path) -> int:
+def _opening(doc: str) -> str:
+    """Return a docstring for the top of the help: prose wrapped to the terminal, tables and examples line by line.
+
+    tyro joins lines unless they start with a space.
+    """
+    width = shutil.get_terminal_size().columns - 2
+    paragraphs = [
+        part if re.search("^(?: |python |rmsweep )", part, re.MULTILINE) else textwrap.fill(part, width)
+        for part in doc.strip().split("\n\n")
+    ]
+    return textwrap.indent("\n\n".join(paragraphs), "  ")
+
+
+def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
     """Run the command, and return its exit code; an error is printed on stderr."""
     from orchestrator.cli import inspect
 
@@ -137,9 +159,12 @@ def execute(experiment: Experiment, options: Any, file: Path) -> int:
 
 def _refuse_ignored(options: CommonOptions) -> None:
     """Refuse a grid's flags with a command that reads the declared sweep. Raises SpecError."""
-    if isinstance(options, Options) and isinstance(options.command, Status | Report | Sync | Ui | Gc):
-        # The command at the foot of a report has --profile, too.
-        shared = [item.name for item in dataclasses.fields(CommonOptions)]
-        if ignored := set_flags(options, besides=[*shared, "profile"]):
-            verb = type(options.command).__name__.lower()
-            raise SpecError(f"{', '.join(ignored)}: {verb} takes no flags of a grid; leave them out.")
+    read = _READS.get(type(options.command))
+    if read is None or not isinstance(options, Options):
+        return
+    if ignored := set_flags(options, besides=("command", *read)):
+        verb = type(options.command).__name__.lower()
+        whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
+        raise SpecError(
+            f"{', '.join(ignored)}: {verb} reads {whole}; leave out these flags, which it ignores."
+        )

@@ -37,6 +37,8 @@ class Plan:
 class Status:
     """Print which trials are complete, running, failed or missing."""
 
+    watch: bool = False
+    """Print again whenever something changes, until the sweep ends."""
     paths: bool = False
     """Print also the place of each trial's weights."""
 
@@ -218,5 +220,5 @@ class Options(ReadingOptions, CommonOptions):
     """Read pickled weights of models without safetensors. Danger: a pickle can run any code of its author."""
     trust_remote_code: bool = False
     """Run the Python files of a model's folder or hub repository. Danger: they can do anything that you can."""
-    keep_weights: Literal["all", "none"] = "all"
-    """Trained weights to keep after evaluation."""
+    keep_weights: Literal["all", "best", "none"] = "all"
+    """Trained weights to keep after evaluation. best: one seed for each model, training set and reward type."""

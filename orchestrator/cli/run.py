@@ -1,10 +1,13 @@
 """The commands that need a sweep's trials: run, retry and plan."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
 
 from rich.table import Table
 
@@ -14,7 +17,7 @@ from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, 
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
 from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, require_price, select
-from orchestrator.cli.terminal import fitting, quiet, say
+from orchestrator.cli.terminal import fits, fitting, late_bar, quiet, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node, local_capacity, read_cluster
 from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
@@ -22,9 +25,11 @@ from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import (
     SCORES,
+    TrialResult,
     TrialState,
     of_other_weights,
     trial_states,
+    with_scores,
 )
 from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final
@@ -40,11 +45,14 @@ from orchestrator.spec.stages import PrepareStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import WEIGHTS, Store
-from orchestrator.store.records import Declaration, TrialNote, read_state
+from orchestrator.store.records import Declaration, TrialNote, declared_sweeps, read_state
 from trainers.errors import Damaged, ModelError, PlanError, SpecError, StorageError, SweepError
 from trainers.specs import Placement
 
 Build = Callable[[Selection], Sweep]
+# A narrow terminal does not show this column of a plan; --json has it.
+SPARE = "tokens a forward"
+WRAPPED = ("model · reward", "trained on", "memory saved by", "to do")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +73,29 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     """
     options, store = session.options, session.store
     resolved, nodes = _prepared(session, sweep)
-    missing = missing_trials(resolved.plans, store)
-    notes = read_state(session.sweep_name, store).trials
-    causes = {item.key: cause for item in missing if (cause := notes.get(item.key, TrialNote()).cause)}
     if again:
         declaration = session.declaration()
-        declared = {trial.key for trial in declaration.trials}
-        todo = [item for item in missing if item.key in declared and item.key in causes]
-        names = ", ".join(item.spec.name for item in todo)
-        session.say(f"running again: {names}" if todo else "no trial of these has failed")
     else:
         wanted = with_analyses(declare(resolved), session, resolved.plans)
         adds = options.extend or _narrowed(session)
         declaration = adopt(wanted, store, adds=adds, replaces=options.replace, grows=grows(session))
         say_damaged_logs(session, [item.key for item in resolved.plans])
+    missing = missing_trials(resolved.plans, store)
+    notes = read_state(session.sweep_name, store).trials
+    causes = {item.key: cause for item in missing if (cause := notes.get(item.key, TrialNote()).cause)}
+    if again:
+        declared = {trial.key for trial in declaration.trials}
+        todo = [item for item in missing if item.key in declared and item.key in causes]
+        names = ", ".join(item.spec.name for item in todo)
+        session.say(f"running again: {names}" if todo else "no trial of these has failed")
+        here = {item.key for item in resolved.plans}
+        failed = {key for key, note in notes.items() if note.cause} - here
+        others = [trial.name for trial in declaration.trials if trial.key in failed]
+        if others and not _narrowed(session):
+            session.say(
+                f"failed, but not in this grid: {', '.join(others)}; give `retry` the flags of their run"
+            )
+    else:
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
         session.warn(*resolved.left_out)
@@ -93,8 +110,15 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
 def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node, ...]]:
     """Return the sweep with its stages, and the nodes to run it on. Raises SweepError.
 
-    Damaged scores are set aside, so they count as missing.
+    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
     """
+    if may_join(session) and session.sweep_name in declared_sweeps(session.store):
+        # An error is raised again below.
+        with contextlib.suppress(SweepError):
+            resolved = _resolve(session, sweep, fetch=False)
+            _set_aside_scores(session, resolved.plans)
+            if not missing_trials(resolved.plans, session.store):
+                return resolved, ()
     nodes = capacity(session)
     placement.require_fit(sweep.trials, nodes)
     if denied := denied_models([trial.model for trial in sweep.trials]):
@@ -165,7 +189,7 @@ def carry_out(session: Session, work: Ready) -> Written:
         done = len(work.resolved.plans) - len(work.missing)
         return run_missing(session, work.declaration, work.todo, placements, done)
     gc.clear_up(session.store, session.sweep_name)
-    written = write_full_report(work.declaration, session.store)
+    written = write_full_report(work.declaration, session.store, functools.partial(late_bar, session.console))
     catch_up(session, work.declaration, written)
     return written
 
@@ -187,7 +211,9 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         store=session.store,
         nodes=capacity(session),
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
-        options=session.options,
+        until=session.options.until,
+        budget=session.options.budget,
+        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
     )
 
 
@@ -195,10 +221,13 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
     """Run missing trials, or with `again` failed ones; then write the report, run analyses, and evict weights."""
     grids = rounds(session, build, again=again)
     work = ready(session, next(grids), again=again)
+    # Failures of these trials are printed when they happen.
+    told = [item.key for item in work.todo]
     try:
         written = carry_out(session, work)
         for grid in grids:
             work = ready(session, grid)
+            told += [item.key for item in work.todo]
             written = carry_out(session, work)
         print_report(session, written)
         computed = run_follow_up(session, work.declaration, work.resolved.plans)
@@ -213,8 +242,8 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
             return DEFECT
         # Even without room for a report, the missing trials are printed.
         results = _asked(session, work, trial_states(work.declaration.trials, session.store))
-        return say_holes(session, results) or DEFECT
-    return say_holes(session, _asked(session, work, written.results))
+        return say_holes(session, results, told=told) or DEFECT
+    return say_holes(session, _asked(session, work, written.results), told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -244,14 +273,17 @@ def plan_only(session: Session, build: Build) -> Outlook:
     growth = _growth(session, sweep, fetch=False)
     resolved = growth.grid
     found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
-    if grows(session):
-        growth.begin()
     told = growth.outlook()
+    forecast = [growth.forecast()] if grows(session) else []
     long, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
-            {"trial": item.spec.name, "missing": [stage.kind for stage in item.missing(session.store)]}
+            {
+                "trial": item.spec.name,
+                "missing": [stage.kind for stage in item.missing(session.store)],
+                "trains_again_s": item.trains_again_s(session.store),
+            }
             for item in resolved.plans
         ]
         said = {
@@ -259,6 +291,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
             "too_long": [dataclasses.asdict(item) for item in long],
             "refused": refused,
             "design": told,
+            "rule": forecast,
         }
         dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
@@ -267,10 +300,12 @@ def plan_only(session: Session, build: Build) -> Outlook:
     for train_set, evaluated in _categories(resolved).items():
         by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
         session.say(f"trained on {train_set}, evaluated on {', '.join(by_category)}")
-    session.say(*design_lines(told))
+    session.say(*design_lines(told), *forecast)
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
     session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
+    if again := _trains_again(resolved.plans, session):
+        session.say(again)
     if denied:
         session.warn(denial(denied))
     return found
@@ -289,44 +324,75 @@ def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
 def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
     """Print a row for each model and reward type, then the values that all rows share, then the totals."""
     rows = [_outlook_row(group, found.unit) for group in found.cells]
-    shared = [name for name in [*rows[0]][1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
-    columns = [name for name in rows[0] if name not in shared]
+    told = [name for name in rows[0] if any(row[name] not in ("", "–") for row in rows)] if rows else []
+    shared = [name for name in told[1:] if len(rows) > 1 and len({row[name] for row in rows}) == 1]
+    columns = [name for name in told if name not in shared]
     session.say(f"{found.sweep}: {trials} trials on {found.cluster}")
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        worded = name in ("model · reward", "trained on", "to do")
-        table.add_column(name, justify="left" if worded else "right", no_wrap=not worded)
-    for row in rows:
-        table.add_row(*(row[name] for name in columns))
+    table = _outlook_table(columns, rows, session.console.width)
+    if SPARE in columns and not fits(table, session.console):
+        columns.remove(SPARE)
+        table = _outlook_table(columns, rows, session.console.width)
     session.console.print(fitting(table, session.console))
-    if shared:
-        session.say(f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}")
+    session.say(
+        *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
+    )
     session.say(*_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
+def _outlook_table(columns: Sequence[str], rows: Sequence[dict[str, str]], width: int) -> Table:
+    """Return the table with columns that break no word; the first columns take the space that is left of `width`."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    least: dict[str, int] = {}
+    for name in columns:
+        cells = [row[name] for row in rows]
+        # Words are wrapped, numbers are not.
+        least[name] = max(map(len, name.split() + (" ".join(cells).split() if name in WRAPPED else cells)))
+    room = width - sum(least.values()) - len(columns) + 1
+    for name in columns:
+        most = max(len(name), *(len(row[name]) for row in rows))
+        more = max(0, min(room, most - least[name]))
+        room -= more
+        table.add_column(name, justify="left" if name in WRAPPED else "right", width=least[name] + more)
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    return table
+
+
 def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
     """Return one row of the table by column. A `~` marks an estimated time, a `?` an unknown value."""
-    placed, unknown, devices = group.placement, "", "does not fit"
-    if placed is not None:
-        unknown, devices = "?", f"{placed.world_size}, ZeRO {placed.zero_stage}"
-        devices += ", recomputed" if placed.checkpointing else ""
-        devices += ", offloaded" if placed.offload_optimizer else ""
+    placed = group.placement
     # Only its own stages; the line below the table counts the shared ones.
     own = [f"{group.missing[kind]} {kind}" for kind in ("train", "evaluate") if group.missing.get(kind)]
-    measured = "" if group.measured else " ~"
-    return {
+    row = {
         "model · reward": f"{group.model} · {group.reward}",
         "trained on": ", ".join(group.train_sets),
         "trials": str(group.trials),
+        "weights": _count(group.parameters),
         "precision": group.precision,
-        "devices": devices,
+        "devices": "none",
         "batch": str(group.effective_batch),
-        "peak GB": unknown if group.peak_gb is None else f"{group.peak_gb:.3g}",
-        "step s": unknown if group.step_s is None else f"{group.step_s:.2g}{measured}",
-        f"{unit} hours": unknown if group.device_hours is None else shown_hours(group.device_hours),
+        SPARE: "",
+        "memory saved by": "does not fit",
+        "peak GB": "",
+        "GPU GB": "",
+        "step s": "",
+        f"{unit} hours": "",
         "to do": ", ".join(own) or ("shared stages" if group.missing else "nothing"),
     }
+    if placed is not None:
+        saved = [("recomputation", placed.checkpointing), ("offload", placed.offload_optimizer)]
+        peak = "?" if group.peak_gb is None else f"{group.peak_gb:.{1 if group.peak_gb >= 1 else 2}f}"
+        row |= {
+            "devices": f"{placed.world_size}, ZeRO {placed.zero_stage}",
+            SPARE: f"{placed.forward_tokens:,}",
+            "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
+            "peak GB": peak,
+            "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
+            "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
+            f"{unit} hours": "?" if group.device_hours is None else shown_hours(group.device_hours),
+        }
+    return row
 
 
 def _totals(found: Outlook) -> list[str]:
@@ -344,11 +410,33 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
+    estimated = [
+        (group.device_hours, group.utilisation, group.step_shares)
+        for group in found.cells
+        if group.device_hours and group.utilisation is not None
+    ]
+    if total := sum(hours for hours, _, _ in estimated):
+        used = sum(hours * share for hours, share, _ in estimated) / total
+        parts = {
+            name: sum(hours * shares[name] for hours, _, shares in estimated) / total
+            for name in estimated[0][2]
+        }
+        said = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.005)
+        lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:
         lines.append(f"not fetched: {', '.join(found.not_fetched)}")
     return lines
+
+
+def _count(parameters: int | None) -> str:
+    if parameters is None:
+        return "?"
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {letter}"
+    return str(parameters)
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
@@ -371,19 +459,52 @@ def _headline(trials: int, complete: int, todo: Sequence[TrialPlan], session: Se
     stages = {(stage.kind, stage.key) for item in todo for stage in item.missing(session.store)}
     kinds = [kind for kind, _ in sorted(stages)]
     counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    return f"{trials} trials, {complete} complete; to run: {counted}"
+    done = f"{trials} trials, {complete} complete; to run: {counted}"
+    return "; ".join(filter(None, (done, _trains_again(todo, session))))
+
+
+def _trains_again(plans: Sequence[TrialPlan], session: Session) -> str:
+    """Say how many trainings run a second time, and how long they took; "" if none does."""
+    took_s = [took for item in plans if (took := item.trains_again_s(session.store)) is not None]
+    if not took_s:
+        return ""
+    return f"{len(took_s)} train again, as their weights were evicted; they took {sum(took_s):,.0f} s"
 
 
 def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
-    if session.options.keep_weights == "all":
-        return
-    gone = [item.record.key for item in results if item.complete]
-    if freed := gc.evict_weights(session.store, session.sweep_name, gone):
-        # MLflow still names the place of these weights.
-        from orchestrator.tracking.mlflow import forget_shown
+    keep = session.options.keep_weights
+    if keep != "all":
+        gone = evictable(with_scores(results, session.store), keep)
+        if freed := gc.evict_weights(session.store, session.sweep_name, gone):
+            # MLflow still names the place of these weights.
+            from orchestrator.tracking.mlflow import forget_shown
 
-        forget_shown(session.store, session.sweep_name)
-        session.say(f"{gigabytes(freed)} GB of weights evicted (--keep-weights none); scores and logs stay")
+            forget_shown(session.store, session.sweep_name)
+            session.say(
+                f"{gigabytes(freed)} GB of weights evicted (--keep-weights {keep}); scores and logs stay"
+            )
+
+
+def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> list[str]:
+    """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
+
+    A group is judged once all of its trials are complete; the lowest seed breaks ties.
+    """
+    groups: dict[tuple[str, ...], list[TrialResult]] = {}
+    for item in results:
+        record = item.record
+        group = (record.model, record.train_set, record.reward) if keep == "best" else (record.key,)
+        groups.setdefault(group, []).append(item)
+
+    def rank(item: TrialResult) -> tuple[float, int]:
+        return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
+
+    gone: list[str] = []
+    for alike in groups.values():
+        if all(item.complete for item in alike):
+            best = max(alike, key=rank) if keep == "best" else None
+            gone += [item.record.key for item in alike if item is not best]
+    return gone
 
 
 def audit_errors(declaration: Declaration, store: Store) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.session import Session
-from orchestrator.cli.terminal import Progress, quiet
+from orchestrator.cli.terminal import Progress, late_bar, quiet
 from orchestrator.plan.durations import Pace, measured_rates
 from orchestrator.report.page import write_full_report
 from orchestrator.report.summary import Written
@@ -66,9 +67,14 @@ class StateWriter:
         earlier = read_state(sweep, store).trials
         before = {key: earlier.get(key, TrialNote()) for key in todo}
         # A trial keeps the cause of its last failure until it is complete.
-        begun = {key: TrialNote(cause=note.cause, message=note.message) for key, note in before.items()}
+        begun = {
+            key: TrialNote(cause=note.cause, message=note.message, lost_h=note.lost_h)
+            for key, note in before.items()
+        }
         self.notes = {**earlier, **begun}
         self._paces: dict[str, Pace] = {}
+        # Stages in flight by trial and name: their devices, when they began, and the hours of their earlier attempts.
+        self._flying: dict[tuple[str, str], tuple[int, float, float]] = {}
         self._written = 0.0
         self._write()
 
@@ -76,6 +82,7 @@ class StateWriter:
         note = self.notes.get(event.trial)
         if note is None:
             return
+        self._count_lost(event, note)
         match event:
             case Started():
                 note.state = "running"
@@ -103,8 +110,34 @@ class StateWriter:
         if isinstance(event, Failed) or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write()
 
+    def _count_lost(self, event: Event, note: TrialNote) -> None:
+        """Count the hours of stages in flight as lost, until the trial has gone on to what needs them."""
+        now = time.monotonic()
+        mine = [place for place in self._flying if place[0] == event.trial]
+        for place in mine:
+            devices, since, before = self._flying[place]
+            note.lost_h[place[1]] = before + devices * (now - since) / 3600
+        match event:
+            case StageBegan(key=key) if key and event.stage not in ("train", "evaluate"):
+                mine = []
+            case StageBegan() | Completed():
+                # Every rank says that its training began.
+                mine = [place for place in mine if place[1] != getattr(event, "name", "")]
+                for place in mine:
+                    note.lost_h[place[1]] = self._flying[place][2]
+                note.lost_h = {name: hours for name, hours in note.lost_h.items() if hours}
+            case RowsLogged() | Notice():
+                mine = []
+        for place in mine:
+            del self._flying[place]
+        if isinstance(event, StageBegan) and event.key:
+            place = event.trial, event.name
+            self._flying.setdefault(place, (event.devices, now, note.lost_h.get(event.name, 0.0)))
+
     def close(self) -> None:
         """Write the notes, with running trials as stopped."""
+        for key in {trial for trial, _ in self._flying}:
+            self._count_lost(Stopped(trial=key), self.notes[key])
         for note in self.notes.values():
             if note.state in ("running", "waiting"):
                 note.state = "stopped"
@@ -157,7 +190,7 @@ def run_missing(
                     _run_on_ray(session, declaration, todo, placements, execution, on_event, stop)
             # The driver may have gone on without a process that was killed.
             remove_finished_checkpoints(store)
-            written = write_full_report(declaration, store)
+            written = write_full_report(declaration, store, functools.partial(late_bar, terminal))
         except BaseException:
             # The next command logs what MLflow does not take in that time.
             tracker.close(timeout_s=STOPPING_S)

@@ -1,14 +1,16 @@
-"""Prints lines, tables that fit the terminal and the live progress of trials; libraries print into a log."""
+"""Prints lines, tables that fit the terminal, bars and the live progress of trials; libraries print into a log."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -26,7 +28,9 @@ from trainers.errors import StorageError
 SHOWN = 12
 STATES = ("waiting", "running", "complete", "failed", "stopped")
 PLAIN_EVERY_S = 15.0
+CELL_EVERY_S = 0.5
 COLUMNS, WIDTHS = ("stage", "step", "loss", "pairs/s"), (9, 9, 6, 7)
+BAR_AFTER_S = 2.0
 _UNBOUNDED = 10_000
 
 
@@ -36,9 +40,14 @@ def say(console: Console, *lines: str, style: str | None = None) -> None:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def fits(table: Table, console: Console) -> bool:
+    """Whether no word of the table would be broken."""
+    return console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width
+
+
 def fitting(table: Table, console: Console) -> RenderableType:
     """Return the table; if it would break words, return its rows as paragraphs that name every value."""
-    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum <= console.width:
+    if fits(table, console):
         return table
     first, *others = ([_cell_text(cell) for cell in column.cells] for column in table.columns)
     names = [_cell_text(column.header) for column in table.columns[1:]]
@@ -108,8 +117,37 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
             scrub(log)
 
 
+@contextlib.contextmanager
+def late_bar(
+    console: Console | None, label: str, after_s: float = BAR_AFTER_S
+) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that draws a bar with rate and time left, on a terminal and after `after_s`."""
+    began = time.monotonic()
+    bar: progress.Progress | None = None
+
+    def step(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            if console is None or not console.is_terminal or time.monotonic() - began < after_s:
+                return
+            columns = (*progress.Progress.get_default_columns()[:2], progress.MofNCompleteColumn())
+            rate = progress.TextColumn("{task.fields[rate]:.3g}/s")
+            left = progress.TimeRemainingColumn()
+            bar = progress.Progress(*columns, rate, left, console=console, transient=True)
+            bar.add_task(label, rate=0.0)
+            bar.start()
+        rate_s = done / (time.monotonic() - began)
+        bar.update(bar.task_ids[0], completed=done, total=total, rate=rate_s)
+
+    try:
+        yield step
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
 class Progress:
-    """Shows the progress of trials while it is open: a live table on a terminal, lines elsewhere.
+    """Shows the progress of trials while it is open: a live table on a terminal and in a notebook, lines elsewhere.
 
     `names` are the trials by key; the caller keeps their `notes` up to date. `complete` trials were done before. `starting`
     is shown until one runs.
@@ -131,7 +169,8 @@ class Progress:
         self._short = {key: differs or same for key, (differs, same) in what_differs(names).items()}
         self._notes = {key: notes[key] for key in names}
         self._complete_before, self._starting, self._rows = complete, Spinner("dots", starting), 0
-        self._shown_at = -PLAIN_EVERY_S
+        self._shown_at = 0.0
+        self._cell: Any = None
         self._live = Live(
             console=console,
             get_renderable=self._table,
@@ -144,6 +183,10 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._console.is_terminal:
             self._live.start()
+        elif _is_cell(self._console.file):
+            from IPython.display import display
+
+            self._cell = display({"text/plain": f"{self._starting.text} …"}, raw=True, display_id=True)
         else:
             say(self._console, f"{self._starting.text} …")
         return self
@@ -151,10 +194,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        self._update_cell()
 
     def on_event(self, event: Event) -> None:
         """Print notices, retries and failures, above the table if there is one; without a table, also progress."""
         name = self._names.get(event.trial)
+        due = time.monotonic() - self._shown_at > (CELL_EVERY_S if self._cell else PLAIN_EVERY_S)
         match event:
             case _ if name is None:
                 return
@@ -166,14 +211,19 @@ class Progress:
                 say(self._console, f"failed: {name}: {event.message}", style="red")
             case _ if self._console.is_terminal:
                 return
+            case _ if self._cell:
+                if due:
+                    self._shown_at = time.monotonic()
+                    self._update_cell()
             case Completed():
                 counts = self.counts()
                 say(self._console, f"{counts['complete']}/{sum(counts.values())} complete: {name}")
-            case RowsLogged() if time.monotonic() - self._shown_at >= PLAIN_EVERY_S:
+            case RowsLogged() if due:
+                if not self._shown_at:
+                    say(self._console, _aligned("trial", COLUMNS, self._short))
                 self._shown_at = time.monotonic()
-                stage, *cells = progress_cells(self._notes[event.trial])
-                shown = (f"{column} {cell}" for column, cell in zip(COLUMNS[1:], cells, strict=True) if cell)
-                say(self._console, f"{name}: {' '.join([stage, *shown])}")
+                cells = progress_cells(self._notes[event.trial])
+                say(self._console, _aligned(self._short[event.trial], cells, self._short))
 
     def counts(self) -> dict[str, int]:
         """Count the trials in each state, earlier complete ones included; a trial without devices is waiting."""
@@ -209,9 +259,20 @@ class Progress:
         more = f"and {len(active) - self._rows} more" if len(active) > self._rows else ""
         return Group(title, fitting(table, self._console), Text(more))
 
+    def _update_cell(self) -> None:
+        if self._cell:
+            out = console_on(io.StringIO(), self._console.width)
+            out.print(self._table())
+            self._cell.update({"text/plain": out.file.getvalue()}, raw=True)  # type: ignore[attr-defined]
+
 
 def _runs(note: TrialNote) -> bool:
     return note.state == "running" and note.stage not in ("", "waiting")
+
+
+def _aligned(name: str, cells: Sequence[str], names: Mapping[str, str]) -> str:
+    padded = [f"{cell:{side}{width}}" for cell, width, side in zip(cells, WIDTHS, "<>>>", strict=True)]
+    return "  ".join([name.ljust(max(map(len, names.values()))), *padded]).rstrip()
 
 
 def said_left(notes: Mapping[str, TrialNote], names: Mapping[str, str]) -> str:

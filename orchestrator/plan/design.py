@@ -2,12 +2,12 @@
 
 The variance of a difference is the sum of the parts that models, seeds and test pairs contribute: `report.statistics.crossed`
 estimates it from trainings, `spread` predicts it for another number of them. `decide` reads widths and costs, never the
-difference itself, so no sweep stops on a favourable sign. `play` repeats it until it stops: on artifacts in a run,
-on simulated sweeps in the tests. All functions are pure.
+difference itself, so no sweep stops on a favourable sign. `play` repeats it until it stops: on artifacts in a run, on
+predictions in a plan, on simulated sweeps in the tests. All functions are pure.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 LEVEL, POWER = 0.95, 0.80
@@ -156,14 +156,24 @@ def pairs_of(rows: Sequence[int], most: int | None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Device hours `spent` so far, and those of one more seed of each cell: to train it, and to score one pair of each set."""
+    """Device hours `spent` so far, and those of one more seed of each cell: to train it, and to score one pair of each set.
+
+    In an estimate, `shared` holds the hours of the answers and reference passes that a cell needs, by their stages' keys:
+    its first seed pays for them, unless another cell has.
+    """
 
     spent: float
     train: Mapping[Cell, float]
     score: Mapping[Cell, float]
+    shared: Mapping[Cell, Mapping[str, float]] = field(default_factory=dict)
 
     def seed(self, cell: Cell, pairs: float) -> float:
         return self.train[cell] + self.score[cell] * pairs
+
+    def first_seed(self, cell: Cell, pairs: float, paid: Collection[str] = ()) -> float:
+        """Return the hours of a cell's first seed, where the shared stages of the keys `paid` are paid for."""
+        needs = self.shared.get(cell, {})
+        return self.seed(cell, pairs) + sum(hours for key, hours in needs.items() if key not in paid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +209,21 @@ class Decision:
 
 # Measures a state; None if it is not complete.
 Measure = Callable[[State], Found | None]
+
+
+def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
+    """Return the first state: the grid; with a budget, one seed of each cell that fits by its estimated cost.
+
+    `rows` are the pairs of the largest set. If nothing fits, the state has no seeds.
+    """
+    if rule.budget_h is None:
+        return State(seeds=dict(rule.declared), pairs=pairs)
+    seeds, left_h, paid = dict[Cell, int](), rule.budget_h, set[str]()
+    for cell in rule.declared:
+        if (hours := costs.first_seed(cell, min(rows, pairs or rows), paid)) <= left_h:
+            seeds[cell], left_h = 1, left_h - hours
+            paid.update(costs.shared.get(cell, {}))
+    return State(seeds=seeds, pairs=pairs)
 
 
 def decide(state: State, found: Found, rule: Rule) -> Decision:
@@ -308,3 +333,23 @@ def play(state: State, measure: Measure, rule: Rule) -> Iterator[Decision]:
         if decision.stops:
             return
         state = decision.state
+
+
+def predicts(state: State, found: Found) -> Callable[[State], Found]:
+    """Return the measurements expected of later states."""
+
+    def measure(then: State) -> Found:
+        questions = []
+        for item in found.questions:
+            wide = item.predicted(state, then)
+            questions.append(replace(item, half_width=wide, seeds=item.design(state, then).seeds))
+        pairs = max((max(item.rows) for item in found.questions), default=1)
+        costs, drawn = found.costs, min(pairs, then.pairs or pairs)
+        spent = costs.spent + sum(
+            (seeds - state.seeds[cell]) * costs.seed(cell, drawn) for cell, seeds in then.seeds.items()
+        )
+        if drawn > min(pairs, state.pairs or pairs):
+            spent += drawn * sum(costs.score[cell] * seeds for cell, seeds in state.seeds.items())
+        return replace(found, questions=questions, costs=replace(costs, spent=spent))
+
+    return measure

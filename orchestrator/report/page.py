@@ -6,11 +6,13 @@
 
 import base64
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -52,6 +54,9 @@ PAIRS = "pairs.parquet"
 PAPER_LINK = "https://arxiv.org/abs/2507.07981"
 _KEPT_FLAGS = ("--storage", "--name", "--profile")
 
+# Opens a progress bar of that label; what it yields is told how many are done of how many.
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
@@ -83,6 +88,7 @@ class Page:
 def write_full_report(
     declaration: Declaration,
     store: Store,
+    bar: Bar = lambda label: contextlib.nullcontext(lambda done, total: None),
     *,
     anew: bool = False,
     baseline: str | None = None,
@@ -106,7 +112,7 @@ def write_full_report(
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), examples.pair_rows(analysis, store)
-    page = _page(declaration.sweep, results, analysis, audit, store, pairs, price)
+    page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
     brief = [item for item in page.tables if _is_brief(item.name)]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
     replace(folder / SUMMARY, _summary(page, brief))
@@ -252,6 +258,7 @@ def _page(
     analysis: Analysis,
     audit: Audit,
     store: Store,
+    bar: Bar,
     pairs: Sequence[Mapping[str, Any]],
     price: float | None,
 ) -> Page:
@@ -259,9 +266,12 @@ def _page(
     complete = sum(result.complete for result in results)
     by_axis = [*axis_tables(analysis)]
     tables = (*statistics_tables(analysis), *by_axis)
-    records = [result.record for result in results]
+    figures, records = [], [result.record for result in results]
     curves = {(r.train_set, r.model, r.reward, r.seed): curve_rows(store, r.key) for r in records}
-    figures = [*every_figure(analysis, curves, by_axis)]
+    with bar("figures") as step:
+        for figure in every_figure(analysis, curves, by_axis):
+            figures.append(figure)
+            step(len(figures), 8)
     command = report_command(state, sweep)
     ran = (("Trained and evaluated by", shlex.join(("python", *state.command))),) if state.command else ()
     return Page(

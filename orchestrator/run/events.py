@@ -23,9 +23,18 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageBegan(Event):
-    """A stage began; the stage `waiting` waits for devices or for another driver."""
+    """A stage began; the stage `waiting` waits for devices or for another driver.
+
+    `key` is that of the artifact that it makes (of several evaluations the first), on so many `devices`.
+    """
 
     stage: str
+    key: str = ""
+    devices: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +96,7 @@ def posting_for(trial: str, post: Post) -> Post:
 
 
 @contextlib.contextmanager
-def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
+def reporting(stage: str, post: Post, key: str, devices: int = 1) -> Iterator[TakeRow]:
     """Post that `stage` begins, and yield its report function.
 
     Rows are posted at most once a second, and the rest when the block ends.
@@ -110,7 +119,7 @@ def reporting(stage: str, post: Post) -> Iterator[TakeRow]:
             if time.monotonic() - posted_at >= POST_EVERY_S:
                 post_waiting()
 
-    post(StageBegan(stage=stage))
+    post(StageBegan(stage=stage, key=key, devices=devices))
     try:
         yield take
     finally:

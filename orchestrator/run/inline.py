@@ -51,7 +51,7 @@ class InlineBackend:
                 continue
             self.shared(stage.needs)
             assert not isinstance(stage, TrainStage | EvaluateStage)
-            with reporting(stage.kind, self.post) as report, self.leased(stage) as ours:
+            with reporting(stage.kind, self.post, stage.key) as report, self.leased(stage) as ours:
                 if ours:
                     compute.run_shared(stage, self.execution.store, report)
 
@@ -69,12 +69,12 @@ class InlineBackend:
             stop=self.stop.left_s,
             provenance={"backend": "inline"},
         )
-        with reporting(stage.kind, self.post) as report, self.stop.deferred():
+        with reporting(stage.kind, self.post, stage.key) as report, self.stop.deferred():
             compute.run_train(stage, call, self.execution.store, report)
 
     def evaluate(self, plan: TrialPlan, stages: Sequence[EvaluateStage], placement: Placement) -> None:
         _free_memory(placement)
-        with reporting("evaluate", self.post) as report:
+        with reporting("evaluate", self.post, stages[0].key) as report:
             compute.run_evaluations(stages, self.execution.store, report)
 
     def gpus(self) -> int:

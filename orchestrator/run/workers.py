@@ -83,10 +83,10 @@ def prepare_worker() -> None:
 
 
 @contextlib.contextmanager
-def working(stage: str, post: Post) -> Iterator[TakeRow]:
+def working(stage: str, post: Post, key: str, devices: int = 1) -> Iterator[TakeRow]:
     """Set up this worker process for a stage, post its events, and yield its report function."""
     prepare_worker()
-    with without_secrets(), reporting(stage, post) as report:
+    with without_secrets(), reporting(stage, post, key, devices) as report:
         yield report
 
 

@@ -368,6 +368,13 @@ class TrialPlan:
         keys = unscored(store, self.key, [stage.key for stage in self.scored])
         return [stage for stage in self.scored if stage.key in keys]
 
+    def trains_again_s(self, store: Store) -> float | None:
+        """Return how long the training took if it must run again for its evicted weights, else None."""
+        trained = store.sound_manifest(self.train.kind, self.train.key)
+        if trained is None or store.complete(WEIGHTS, self.key) or self.complete(store):
+            return None
+        return float(trained["seconds"])
+
     def complete(self, store: Store) -> bool:
         return not self.missing(store)
 

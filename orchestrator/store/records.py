@@ -137,7 +137,8 @@ def declared_sweeps(store: Store) -> list[str]:
 class TrialNote:
     """What the driver knows about a trial. `state`: waiting, running, complete, failed or stopped.
 
-    `train_s` is the estimated time of its whole training at its pace so far.
+    `train_s` is the estimated time of its whole training at its pace so far. `lost_h` holds device hours by
+    <stage>/<key>: those of failed attempts, and of the stage that is running.
     """
 
     state: str = "waiting"
@@ -151,6 +152,7 @@ class TrialNote:
     message: str = ""
     retries: list[str] = field(default_factory=list)
     replanned: list[str] = field(default_factory=list)
+    lost_h: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.report.results import CURVE_POINTS, CURVES, thinned, trial_states
@@ -26,6 +26,8 @@ from trainers.storage import digest_file, replace
 SHOWN = "mlflow.sha256"
 
 logger = logging.getLogger(__name__)
+
+Step = Callable[[int, int], None]
 
 
 def is_shown(uri: str, store: Store, sweep: str) -> bool:
@@ -56,16 +58,18 @@ def _log_sweep(
     declaration: Declaration,
     written: Written,
     status: str,
+    step: Step = lambda done, total: None,
 ) -> None:
-    """Log what the view lacks of any trial, and the report."""
+    """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
     results = written.results
     started = min((item.started for item in results if item.started), default=None)
     # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)
     view = View(uri, store, declaration, started)
     failed = failed_trials(declaration.sweep, store)
-    for result in results:
+    for done, result in enumerate(results, 1):
         view.log_trial(result, failed=result.record.key in failed)
+        step(done, len(results))
     view.log_report(written.folder, status, ended)
     # If the disk is full, the next command compares again.
     with contextlib.suppress(OSError, StorageError):
@@ -81,15 +85,19 @@ def sync(
     store: Store,
     declaration: Declaration,
     written: Written,
+    step: Step = lambda done, total: None,
 ) -> float:
-    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError."""
+    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError.
+
+    `step` is called with (done, total) trials.
+    """
     began = time.perf_counter()
     at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
     status = "FINISHED" if written.complete else "RUNNING" if at_work else "FAILED"
     from mlflow.exceptions import MlflowException
 
     try:
-        _log_sweep(uri, store, declaration, written, status)
+        _log_sweep(uri, store, declaration, written, status, step)
     except (MlflowException, OSError) as error:
         first = without_credentials(_cause(error), uri)
         raise TrackingError(

@@ -50,6 +50,13 @@ def test_axes_are_multiplied_and_each_trial_has_those_that_it_reads(planned):
     ]
 
 
+def test_the_plan_prices_every_value(ended):
+    code, out, _ = ended("--axis", "epochs=1,1000", "--rewards", "ex_rm")
+    cells = {cell["reward"]: cell["device_hours"] for cell in json.loads(out)["cells"]}
+    assert code == 0
+    assert 10 * cells["ex_rm_epochs=1"] < cells["ex_rm_epochs=1000"]
+
+
 def test_an_axis_can_be_for_one_reward_type_or_model(planned):
     cell = ("--models", "llama-64", "big.v2=qwen2-64", *CELL[2:], "--rewards", "ex_rm", "im_rm")
     found = planned("--axis", "im_rm.lr=1e-5,1e-4", "big.v2.epochs=1,2", cell=cell)

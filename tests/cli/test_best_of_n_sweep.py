@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from orchestrator import open_sweep
@@ -58,11 +57,6 @@ def the_sample(store: Store) -> str:
     return manifest.parent.name
 
 
-def best_of(storage: Path, sweep: str) -> pd.DataFrame:
-    """Best of n by each reward, as the sweep's report has it."""
-    return pd.read_parquet(storage / "sweeps" / sweep / "report/analyses/best_of_n/best_of.parquet")
-
-
 def by_text(store: Store, sample: str, trial: str) -> dict:
     """The rewards that a trial gives to answers, by prompt and text."""
     declared = json.loads((store.root / "sweeps/best_of_n/sweep.json").read_text())["trials"]
@@ -82,7 +76,7 @@ def test_the_curve_is_that_of_every_subset_of_the_answers(storage, tiny_model, t
     assert run(copy, tiny_model, "--gold", EX_RM, name="gold") == 0
     answers = read_answers(store.read("sample", key) / "answers.jsonl")
     assert [len(item.texts) for item in answers] == [6] * 5
-    rows = best_of(copy, "gold")
+    rows = open_sweep(copy, "gold").best_of_n()
     rows = rows[rows["evaluation_set"] == "answers of small to tiny_world_candidates"]
     # A trial that is gold is no proxy of itself.
     assert set(rows["reward"]) == {"IM-RM"}
@@ -162,7 +156,7 @@ def test_a_gold_reward_model_from_its_folder_agrees_with_the_trial_that_made_it(
     folder = Store(copy).read(WEIGHTS, key) / "model"
     assert run(copy, tiny_model, "--gold", f"gold={folder}", name="gold") == 0
     assert len(list(copy.glob("artifacts/sample/*"))) == 1
-    rows = best_of(copy, "gold")
+    rows = open_sweep(copy, "gold").best_of_n()
     rows = rows[rows["evaluation_set"].str.startswith("answers")]
     assert rows[rows["n"] == 1]["quality"].to_list() == pytest.approx([0.0, 0.0], abs=1e-6)
     itself = rows[rows["reward"] == "EX-RM"]
@@ -197,7 +191,7 @@ def test_a_real_model_answers_sums_and_both_its_reward_models_pick(smollm2, smol
     answers = read_answers(Store(storage).read("sample", the_sample(Store(storage))) / "answers.jsonl")
     assert [len(item.texts) for item in answers] == [8, 8]
     assert any("+ 9 = " in text for item in answers for text in item.texts)
-    found = best_of(storage, "best_of_n")
+    found = open_sweep(storage, "best_of_n").best_of_n()
     found = found[found["evaluation_set"] == "answers of smollm2 to sums"]
     assert [*found["n"]] == [1, 2, 4, 8] * 2
     assert (found["quality"] <= found["best"] + 1e-9).all()

@@ -1,15 +1,14 @@
 """`run --until` and `--budget` at their smallest: what is added, when it stops, and that a killed run decides the same again."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.cli import design
 from orchestrator.cli.design import Growth
-from orchestrator.cli.options import Options
+from orchestrator.cli.main import Grid, main
 from orchestrator.plan.design import State
 from orchestrator.run import compute
 from orchestrator.spec.catalog import PROFILES
@@ -22,7 +21,6 @@ from tests.orchestrator import sweep_samples as sample
 from tests.sweep_runs import run_sweep, trial_rows
 from trainers.errors import Diverged, SpecError
 from trainers.specs import DrawSpec
-from trainers.train import loop as training
 
 KINDS = (sample.EX_RM, sample.IM_RM)
 # Eight pairs are learnt by heart in so many epochs.
@@ -48,30 +46,30 @@ def scored(storage: Path) -> set[int]:
     return {row["n"] for row in trial_rows(storage, "full_grid")}
 
 
-def test_a_sweep_grows_until_it_is_narrow_and_the_same_flags_retry_a_seed_that_was_added(
-    tiny_model, tmp_path, monkeypatch, capsys
+def test_a_sweep_grows_until_it_is_narrow_and_a_killed_one_decides_the_same_again(
+    tiny_model, tmp_path, capsys
 ):
-    train, storage = training.train, tmp_path / "store"
-
-    def spoilt(inputs, **rest):
-        if inputs.seed == 1:
-            raise Diverged("not finite")
-        return train(inputs, **rest)
-
     words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0", "--until", "0.8")
-    monkeypatch.setattr(training, "train", spoilt)
-    assert run(storage, *words) == 3
-    assert "design: no interval over other trainings yet" in capsys.readouterr().out
-    monkeypatch.setattr(training, "train", train)
-    assert run(storage, "retry", *words) == 0
-    assert run(storage, *words) == 0
-    whole = found(storage)
-    assert {name[-2:] for name, _ in whole.values()} >= {"s0", "s1"}
-    assert re.search(r"design: reached: ± 0\.\d+ \(trained on tiny_world", capsys.readouterr().out)
-    # With all of it done, nothing is run.
-    assert run(storage, *words) == 0
+    assert run(tmp_path / "store", *words) == 0
+    whole, said = found(tmp_path / "store"), capsys.readouterr().out
+    assert "design: no interval over other trainings yet" in said
+    assert re.search(r"design: reached: ± 0\.\d+ \(trained on tiny_world", said)
+    names = {name for name, _ in whole.values()}
+    assert {name[-2:] for name in names} > {"s0"}
+    # As if killed while a seed that nobody declared was trained.
+    store, lost = (
+        Store(tmp_path / "store"),
+        next(key for key, (name, _) in whole.items() if name.endswith("s1")),
+    )
+    for kind in ("train", "weights"):
+        shutil.rmtree(store.root / "artifacts" / kind / lost)
+    assert run(tmp_path / "store", *words) == 0
+    assert found(tmp_path / "store") == whole
+    # And with all of it done, nothing is run.
+    capsys.readouterr()
+    assert run(tmp_path / "store", *words) == 0
     assert "trials are complete" in capsys.readouterr().out
-    assert found(storage) == whole
+    assert found(tmp_path / "store") == whole
 
 
 def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores_the_same_ones(
@@ -99,18 +97,42 @@ def test_pairs_are_added_where_they_narrow_most_and_a_run_that_was_killed_scores
     assert run(tmp_path / "store", *words) == 0
     said = capsys.readouterr().out
     assert decided[1] in said
+    assert "of them in attempts that failed or were killed" in said
     # A later round may have added more.
     (pairs,) = scored(tmp_path / "store")
     assert pairs >= int(decided[2]) > 4
     assert trained.items() <= {file: file.stat().st_mtime_ns for file in trained}.items()
 
 
-def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsys):
-    # As if the first seeds were expected to cost nothing, so that the budget can be spent in seconds.
-    nothing = SimpleNamespace(stages={"train": {"cached": 0}}, device_hours=0.0)
-    monkeypatch.setattr(design, "outlook", lambda *_: nothing)
+def test_a_seed_that_was_added_and_failed_is_retried_by_the_flags_that_added_it(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    from trainers.train import loop as training
+
+    train = training.train
+
+    def spoilt(inputs, **rest):
+        if inputs.seed == 1:
+            raise Diverged("not finite")
+        return train(inputs, **rest)
+
+    words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "0")
+    monkeypatch.setattr(training, "train", spoilt)
+    assert run(tmp_path / "store", *words, "--until", "0.8") == 3
+    monkeypatch.setattr(training, "train", train)
+    capsys.readouterr()
+    assert run(tmp_path / "store", "retry", *words) == 3
+    assert "failed, but not in this grid: " in capsys.readouterr().out
+    assert run(tmp_path / "store", "retry", *words, "--until", "0.8") == 0
+    assert {name[-2:] for name, _ in found(tmp_path / "store").values()} == {"s0", "s1"}
+
+
+def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, capsys):
     words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "3", "5")
-    assert run(tmp_path / "store", *words, "--budget", "0.0006cpuh") == 0
+    assert run(tmp_path / "store", *words, "--budget", "0.000001cpuh") == 2
+    hours = float(re.search(r"takes about (\S+) CPU-hours", " ".join(capsys.readouterr().err.split()))[1])
+    words = (*words, "--budget", f"{1.2 * hours:f}cpuh")
+    assert run(tmp_path / "store", *words) == 0
     seeds = sorted({int(name.rpartition("s")[2]) for name, _ in found(tmp_path / "store").values()})
     # Those that are declared first, in their order, then those that follow.
     assert seeds == [3, 5, *range(6, 30)][: len(seeds)]
@@ -118,12 +140,12 @@ def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsy
 
 
 def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
-    store = Store(tmp_path)
-    trials = [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS]
-    base = Sweep(name="demo", trials=[replace(trial, eval_draw=DrawSpec(max_pairs=4)) for trial in trials])
-    growth = Growth(
-        base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store), options=Options()
+    store, trials = (
+        Store(tmp_path),
+        [sample.trial(seed=seed, reward=kind) for seed in (0, 1) for kind in KINDS],
     )
+    base = Sweep(name="demo", trials=[replace(trial, eval_draw=DrawSpec(max_pairs=4)) for trial in trials])
+    growth = Growth(base=base, store=store, nodes=(), resolve=lambda sweep: resolve(sweep, store))
     before, after = (
         declare(growth.resolve(growth.sweep(State(seeds={("tiny_world", "llama-64"): seeds}, pairs=pairs))))
         for seeds, pairs in ((2, 4), (3, 8))
@@ -145,23 +167,73 @@ def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--until nan", "--until nan: give half the width"),
-        ("--until 0.1 --budget 1cpuh", "and no --budget beside it"),
-        ("--budget 40", "--budget 40: give an amount above 0 with its unit: 40cpuh"),
-        ("--budget 0cpuh", "give an amount above 0"),
-        ("--budget $200", "nothing here has a price"),
-        ("--budget 0.000001cpuh", "one seed of each model on each training set takes about"),
-        ("plan --cluster 1x8xH100-80GB --budget 1cpuh", "give an amount above 0 with its unit: 40gpuh"),
-        ("--until 0.1 --rewards ex_rm", "no training set has two; name them: --rewards"),
+        (["--until", "0"], "--until 0.0: give half the width"),
+        (["--until", "nan"], "--until nan: give half the width"),
+        (["--until", "0.1", "--budget", "1cpuh"], "give one of them"),
+        (["--budget", "40"], "--budget 40: give an amount above 0 with its unit: 40gpuh"),
+        (["--budget", "0cpuh"], "give an amount above 0"),
+        (["--budget", "1gpuh"], "there is no GPU to run on; give CPU-hours: --budget 1cpuh"),
+        (["--budget", "$200"], "nothing here has a price"),
+        (["--budget", "1e3cpuh"], "give an amount above 0 with its unit"),
+        (["--budget", "0.000001cpuh"], "no cell fits. The cheapest, llama-64 on tiny_world, takes about"),
+        (["--until", "0.1", "--rewards", "ex_rm"], "no training set has two; name them: --rewards"),
+        (["status", "--until", "0.1"], "leave out these flags"),
+        (["plan", "--cluster", "1x8xH100-80GB", "--budget", "1cpuh"], "give GPU-hours: --budget 1gpuh"),
+        (
+            [
+                "plan",
+                "--cluster",
+                "1x1xA100-40GB",
+                "--budget",
+                "100gpuh",
+                "--models",
+                "llama-3.1-8b",
+                "--precision",
+                "fp32",
+            ],
+            "llama-3.1-8b · ex_rm needs 40 GB on each of at most 1 GPUs",
+        ),
     ],
 )
-def test_a_rule_that_says_nothing_is_refused(words, said, tmp_path, capsys):
-    assert run(tmp_path / "store", *words.split(), "--models", "llama-64", "--train-sets", "tiny_world") == 2
+def test_a_rule_that_says_nothing_is_refused(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = [
+        "--profile",
+        "laptop",
+        "--backend",
+        "inline",
+        "--models",
+        "llama-64",
+        "--train-sets",
+        "tiny_world",
+    ]
+    if words[0] == "status":
+        base = []
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), "full_grid.py", arguments=[*words, *base])
+    assert ended.value.code == 2
     assert said in " ".join(capsys.readouterr().err.split())
-    assert not [*(tmp_path / "store").glob("artifacts/train/*")]
+    assert not [file for file in (tmp_path / "rmsweep-store").rglob("manifest.json") if "train" in file.parts]
 
 
-def test_a_plan_says_what_the_design_detects(tmp_path, capsys):
-    assert run(tmp_path / "store", "plan", "--train-sets", "tiny_world", "--until", "0.2") == 0
-    power = r"domain shift: 6 models × 1 seed × 40 pairs detect a difference of 0\.\d\d with 80 % power \(± 0\.\d\d\), by priors"
-    assert re.search(power, " ".join(capsys.readouterr().out.split()))
+def test_a_plan_says_what_the_design_detects_and_what_a_rule_would_add(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "plan",
+        "--profile",
+        "laptop",
+        "--backend",
+        "inline",
+        "--train-sets",
+        "tiny_world",
+        "--until",
+        "0.2",
+    ]
+    with pytest.raises(SystemExit):
+        main(Grid(build=full_grid), "full_grid.py", arguments=words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"domain shift: 6 models × 1 seed × 40 pairs detect a difference of 0\.\d\d with 80 % power \(± 0\.\d\d\), by priors",
+        said,
+    )
+    assert "expected under the rule: reached: ±" in said

@@ -1,4 +1,4 @@
-"""One small sweep from --keep-weights none to gc --delete, on the command line: what is freed, and what comes back."""
+"""One small sweep from --keep-weights best to gc --delete, on the command line: what is freed, and what comes back."""
 
 import json
 import shutil
@@ -48,8 +48,8 @@ def small(tiny_model):
 @pytest.fixture(scope="module")
 def swept(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "store"
-    said = grid(folder, "run", *small, *WIDE, "--keep-weights", "none")
-    assert "of weights evicted (--keep-weights none)" in said
+    said = grid(folder, "run", *small, *WIDE, "--keep-weights", "best")
+    assert "of weights evicted (--keep-weights best)" in said
     return folder
 
 
@@ -60,11 +60,16 @@ def storage(swept, tmp_path):
 
 
 def test_weights_go_and_come_back_and_garbage_goes(small, storage):
-    first = trainings(storage)
-    assert (len(first), with_weights(storage)) == (4, set())
+    first, kept = trainings(storage), with_weights(storage)
+    assert (len(first), len(kept)) == (4, 2)
     assert "4 trials in sqlite" in grid(storage, "sync")
-    # An added evaluation set needs the evicted trainings again.
-    assert "to run: 4 evaluate, 1 prepare, 1 reference, 4 train" in grid(storage, "run", *small, *WIDER)
+    # An added evaluation set needs the evicted trainings, and no other, again.
+    took = sum(json.loads(manifest)["seconds"] for key, manifest in first.items() if key not in kept)
+    said = f"2 train again, as their weights were evicted; they took {took:,.0f} s"
+    assert said in grid(storage, "plan", *small, *WIDER)
+    rows = json.loads(grid(storage, "plan", *small, *WIDER, "--json"))["trials"]
+    assert sum(row["trains_again_s"] or 0 for row in rows) == pytest.approx(took)
+    assert said in grid(storage, "run", *small, *WIDER)
     assert (trainings(storage), with_weights(storage)) == (first, {*first})
 
     # Another grid takes no name by chance, and what a replaced one needs is garbage only where one asks.
@@ -91,6 +96,7 @@ def test_weights_go_and_come_back_and_garbage_goes(small, storage):
     (survivor,) = trainings(storage).items()
     again = grid(storage, "run", *small, *WIDER)
     assert "4 trials, 0 complete; to run: 7 evaluate, 1 prepare, 3 reference, 3 train" in again
+    assert "train again" not in again
     assert trainings(storage)[survivor[0]] == survivor[1]
 
 

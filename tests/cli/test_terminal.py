@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -92,6 +94,14 @@ def test_help_documents_every_flag_and_command(
         assert line in said
 
 
+def test_help_is_readable_on_a_narrow_terminal_without_utf_8(tmp_path: Path):
+    code, said, _ = run("--help", cwd=tmp_path, COLUMNS="40", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert code == 0
+    assert "? of im_rm" in " ".join(said.replace("|", " ").split())
+    prose = [line for line in said.splitlines() if "python sweeps" not in line]
+    assert max(map(len, prose)) <= 40
+
+
 def test_who_reads_the_first_line_alone_hears_no_complaint(store: Store, tmp_path: Path):
     words = (str(GRID), "status", "--json", "--storage", str(store.root))
     script = '"$@" | true; echo "${PIPESTATUS[0]}"'
@@ -123,7 +133,7 @@ def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(
 
 
 def test_status_for_machines_is_whole_in_any_encoding_and_an_error_is_said_once(store: Store, tmp_path: Path):
-    code, said, _ = run("status", "--json", "--storage", str(store.root), cwd=tmp_path, **ASCII)
+    code, said, _ = run("status", "--json", "--watch", "--storage", str(store.root), cwd=tmp_path, **ASCII)
     rows = json.loads(said)
     assert (code, len(rows)) == (3, 4)
     assert rows[0]["trial"] == "llama-64 · ex_rm · ultrafeedback · s0"
@@ -150,31 +160,62 @@ def test_hints_name_the_command_as_it_was_called(on_path: bool, store: Store, rm
     assert f"to run the failed trials again: {called} full_grid retry\n" in done.stdout
 
 
+@pytest.mark.parametrize("no_colour", [False, True])
+def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bool, tmp_path: Path):
+    ours, theirs = pty.openpty()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm",
+        **({"NO_COLOR": "1"} if no_colour else {}),
+    }
+    command = [sys.executable, str(GRID), "report", "--storage", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            said += os.read(ours, 4096)
+        except OSError:
+            break
+    os.close(ours)
+    assert process.wait(60) == 2
+    assert said.count(b"error:") == 1
+    assert (b"\x1b[31m" in said) is not no_colour
+
+
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
-def test_a_failure_is_said_when_it_comes_and_at_the_end_in_red(terminal: bool, store: Store):
+def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
+    """In a pipe when it comes, as there is no live table; on a terminal at the end."""
     out = io.StringIO()
-    colours = "standard" if terminal else "auto"
-    console = Console(file=out, width=200, force_terminal=terminal, color_system=colours)
+    console = Console(
+        file=out, width=200, force_terminal=terminal, color_system="standard" if terminal else "auto"
+    )
     declared = read_declaration("full_grid", store)
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, {failed.key: TrialNote()}, 3) as shown:
         shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
-    options, name = Options(), "full_grid"
     session = Session(
-        options=options, sweep_name=name, store=store, tracking_uri="", folder=ROOT, console=console
+        options=Options(),
+        sweep_name="full_grid",
+        store=store,
+        tracking_uri="",
+        folder=ROOT,
+        console=console,
     )
-    assert say_holes(session, sweep_results(declared, store)) == HOLES
-    lines = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
-    for line, said in zip(lines, ("failed: ", f"missing: {failed.name}"), strict=True):
-        assert said in line
-        assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
+    assert say_holes(session, sweep_results(declared, store), told=[failed.key]) == HOLES
+    (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
+    assert "failed: " in line
+    assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
+    assert f"missing: {failed.name}" in out.getvalue()
 
 
 @pytest.mark.parametrize(
     ("words", "ignored"),
     [
-        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status"),
-        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report"),
+        (["status", "--models", "llama-64", "--seeds", "1"], "--models, --seeds: status reads"),
+        (["status", "--profile", "laptop"], "--profile: status reads"),
+        (["report", "--lr", "1e-4", "--profile", "laptop"], "--lr: report reads"),
     ],
 )
 def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
@@ -183,7 +224,7 @@ def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
     with pytest.raises(SystemExit) as ended:
         main(Grid(build=full_grid), GRID, arguments=[*words, "--storage", str(store.root)])
     assert ended.value.code == 2
-    assert f"error: {ignored} takes no flags of a grid" in capsys.readouterr().err
+    assert f"error: {ignored} the whole sweep as it was declared" in capsys.readouterr().err
 
 
 def test_rmsweep_runs_any_experiment_by_name(rmsweep: Path, tmp_path: Path):
@@ -198,3 +239,8 @@ def test_rmsweep_runs_any_experiment_by_name(rmsweep: Path, tmp_path: Path):
     assert "usage: rmsweep full_grid " in said
     assert "  rmsweep full_grid --profile laptop  " in said
     assert (code, "python sweeps" in said) == (0, False)
+
+
+def test_the_script_is_declared():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["scripts"] == {"rmsweep": "sweeps:main"}

@@ -177,7 +177,7 @@ def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: 
 
 def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:
     """Score a trained model on the granted device."""
-    with working("evaluate", posting_for(trial, coordinator.post.remote)) as report:
+    with working("evaluate", posting_for(trial, coordinator.post.remote), stages[0].key) as report:
         compute.run_evaluations(stages, store, report)
 
 
@@ -188,7 +188,8 @@ def train_rank(config: dict[str, Any]) -> None:
     import_deepspeed()
     stage, coordinator = config["stage"], config["coordinator"]
     call = replace(config["call"], stop=_asking(coordinator))
-    with working("train", posting_for(stage.key, coordinator.post.remote)) as report:
+    post, ranks = posting_for(stage.key, coordinator.post.remote), call.placement.world_size
+    with working("train", post, stage.key, ranks) as report:
         compute.run_train(stage, call, config["store"], report)
 
 

@@ -391,5 +391,5 @@ def shared_task(stage: SharedStage, store: Store, coordinator: ActorHandle) -> N
     def post(event: Event) -> None:
         coordinator.post_shared.remote(stage.key, event)
 
-    with working(stage.kind, post) as report:
+    with working(stage.kind, post, stage.key) as report:
         compute.run_shared(stage, store, report)

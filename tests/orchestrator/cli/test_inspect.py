@@ -1,4 +1,4 @@
-"""`status` says what runs and where weights are; `ui` says where runs are, and refuses a port that is taken."""
+"""`status --watch` follows a driver to its end; `ui` says where runs are, and refuses a port that is taken."""
 
 import io
 import socket
@@ -11,6 +11,7 @@ from orchestrator.cli import inspect
 from orchestrator.cli.options import Options, Report
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
+from orchestrator.run.events import RowsLogged, Started
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import write_declaration
 from tests.orchestrator.sweep_samples import commit_scores, commit_trial, declaration, record
@@ -21,11 +22,47 @@ def session(store: Store, uri: str = "") -> tuple[Session, io.StringIO]:
     """An invocation, and what it prints."""
     said = io.StringIO()
     console = Console(file=said, width=160)
-    place = {"store": store, "tracking_uri": uri, "folder": Path(), "console": console}
-    return Session(options=Options(), sweep_name="demo", **place), said
+    made = Session(
+        options=Options(),
+        sweep_name="demo",
+        store=store,
+        tracking_uri=uri,
+        folder=Path(),
+        console=console,
+    )
+    return made, said
 
 
-def test_a_sweep_that_runs_says_so(store: Store, monkeypatch: pytest.MonkeyPatch):
+def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkeypatch: pytest.MonkeyPatch):
+    trial = record()
+    commit_trial(store, trial, 9)
+    write_declaration(declaration(trial), store)
+    writer = StateWriter("demo", store, "driver-1", [], [trial.key])
+    writer.on_event(Started(trial=trial.key))
+    row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
+    monkeypatch.setattr("orchestrator.cli.running.WRITE_EVERY_S", 0.0)
+    changes = iter(
+        [
+            lambda: None,
+            lambda: writer.on_event(RowsLogged(trial=trial.key, stage="train", rows=[row])),
+            lambda: commit_scores(store, trial.evaluations[1].key, right=5),
+            lambda: drivers.clear(),
+        ]
+    )
+    drivers = {"driver-1": {}}
+    monkeypatch.setattr(inspect, "live_drivers", lambda root: drivers)
+    monkeypatch.setattr(inspect.time, "sleep", lambda seconds: next(changes)())
+    watched, said = session(store)
+    assert inspect.status(watched, watch=True) == 0
+    tables = said.getvalue().split("demo in ")[1:]
+    assert len(tables) == 3
+    assert "1/2" in tables[0]
+    assert "train 1/4" in tables[1]
+    assert "0.5000" in tables[1]
+    assert "complete" in tables[2]
+
+
+def test_without_watch_a_running_sweep_is_told_once(store: Store, monkeypatch: pytest.MonkeyPatch):
     trial = record()
     write_declaration(declaration(trial), store)
     StateWriter("demo", store, "driver-1", [], [trial.key])
@@ -72,5 +109,5 @@ def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
     write_declaration(declaration(trial), store)
     asked, said = session(store)
     assert inspect.report(asked, Report(ensemble=True)) == 0
-    assert "no model and reward type has two complete seeds" in said.getvalue()
+    assert "--ensemble: no model and reward type has two complete seeds" in said.getvalue()
     assert "Ensembles" not in said.getvalue()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.running import StateWriter
-from orchestrator.cli.terminal import Progress, fitting, progress_cells
+from orchestrator.cli.terminal import Progress, fitting, late_bar, progress_cells
 from orchestrator.plan import durations
 from orchestrator.plan.durations import Durations
 from orchestrator.run.compute import run_shared
@@ -190,14 +190,15 @@ def test_the_live_table_keeps_its_height_and_columns_and_its_counts_agree_with_i
     assert few[2].index("train") == full[2].index("train")
 
 
-def test_piped_progress_is_lines(store: Store):
+def test_piped_progress_is_lines_under_a_header(store: Store):
     out = io.StringIO()
     names = {"k": NAME, "l": NAME.replace("im_rm", "ex_rm")}
     state = StateWriter("demo", store, "", [], list(names))
-    row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
     with Progress(Console(file=out, width=120), names, state.notes, 0, "starting Ray") as shown:
         for key in names:
+            row = {"step": 1, "total": 4, "loss": 0.5, "pairs": 8, "step_s": 2.0}
             for event in (
+                Started(trial=key),
                 StageBegan(trial=key, stage="train"),
                 RowsLogged(trial=key, stage="train", rows=[row]),
                 Completed(trial=key),
@@ -206,7 +207,18 @@ def test_piped_progress_is_lines(store: Store):
                 shown.on_event(event)
     assert out.getvalue().splitlines() == [
         "starting Ray …",
-        f"{NAME}: train step 1/4 loss 0.5000 pairs/s 4.0",
+        "trial  stage           step    loss  pairs/s",
+        "im_rm  train            1/4  0.5000      4.0",
         f"1/2 complete: {NAME}",
         f"2/2 complete: {names['l']}",
     ]
+
+
+def test_a_bar_counts_what_is_done():
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True, no_color=True)
+    with late_bar(console, "bootstrap", 0.0) as step:
+        for done in range(3):
+            step(done, 10)
+    assert "2/10" in out.getvalue()
+    assert "/s" in out.getvalue()

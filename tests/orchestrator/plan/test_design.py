@@ -19,8 +19,10 @@ from orchestrator.plan.design import (
     State,
     decide,
     detectable,
+    first,
     half_width,
     play,
+    predicts,
     spread,
 )
 from orchestrator.report.power import components
@@ -210,10 +212,33 @@ def test_a_step_at_most_doubles_what_was_spent():
 def test_a_budget_runs_the_grid_breadth_first_and_is_kept():
     begin = start(3, 1, None)
     rule = Rule(budget_h=14.5, declared={("a", f"m{number}"): 2 for number in range(3)})
+    assert first(None, rule, costs(begin), PAIRS) == begin
     sweep = Sweeps("seeds", 3, 0)
     states = [item.state for item in play(begin, sweep.measure, rule)]
     assert set(states[0].seeds.values()) == {2}
     assert 13.5 < sum(states[-1].seeds.values()) * 1.04 <= 14.5
+
+
+def test_a_budget_that_buys_nothing_leaves_no_seed():
+    rule = Rule(budget_h=0.5, declared={("a", "m0"): 2})
+    assert not first(None, rule, costs(start(1)), PAIRS).seeds
+
+
+def test_a_cell_pays_for_its_own_reference_passes_and_not_for_those_of_others():
+    rule = Rule(budget_h=2.5, declared={("a", "m0"): 1, ("a", "m1"): 1, ("b", "m0"): 1})
+    hours = dict.fromkeys(rule.declared, 1.0)
+    needs = {("a", "m0"): {"of m0": 0.25}, ("a", "m1"): {"of m1": 9.0}, ("b", "m0"): {"of m0": 0.25}}
+    asked = Costs(spent=0.0, train=hours, score=dict.fromkeys(rule.declared, 0.0), shared=needs)
+    assert [*first(None, rule, asked, PAIRS).seeds] == [("a", "m0"), ("b", "m0")]
+
+
+def test_a_forecast_comes_to_what_it_predicts():
+    begin = start(2, 3, None)
+    found = Sweeps("seeds", 2, 5).measure(begin)
+    *_, decision = play(begin, predicts(begin, found), Rule(until=0.05))
+    assert decision.why.startswith("reached")
+    wide = found.questions[0].predicted(begin, decision.state)
+    assert wide <= 0.05 < found.questions[0].half_width
 
 
 def test_cheap_seeds_are_bought_where_a_second_seed_of_a_dear_model_does_not_fit():
@@ -224,10 +249,10 @@ def test_cheap_seeds_are_bought_where_a_second_seed_of_a_dear_model_does_not_fit
     assert sum(decision.state.seeds.values()) > 5
 
 
-def test_where_nothing_learned_the_decision_says_so():
+def test_where_nothing_learned_a_forecast_says_so():
     begin = start(2, 2, None)
     found = replace(Sweeps("seeds", 2, 0).measure(begin), questions=[])
-    decision = decide(begin, found, Rule(until=0.05))
+    (decision,) = play(begin, predicts(begin, found), Rule(until=0.05))
     assert decision.stops
     assert "did not learn" in decision.why
 

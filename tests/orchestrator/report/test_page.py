@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pyarrow import Table, parquet
+from rich.console import Console
 
 from orchestrator.cli.main import Grid, main
+from orchestrator.cli.terminal import late_bar
 from orchestrator.report import figures, house_style, two_sweeps
 from orchestrator.report import page as full_report
 from orchestrator.report.comparison import Analysis
@@ -318,3 +320,17 @@ def test_the_command_prints_what_is_concluded(store: Store, capsys: pytest.Captu
         main(Grid(build=full_grid), "full_grid.py", arguments=["report", *flags, "--by", "lr"])
     assert ended.value.code == 2
     assert "--by lr: the sweep does not vary it; it varies no axis." in capsys.readouterr().err
+
+
+def test_a_bar_comes_late_and_only_on_a_terminal():
+    def drawn(after_s: float, terminal: bool) -> str:
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=80)
+        with late_bar(console, "bootstrap", after_s) as step:
+            step(1, 2)
+            step(2, 2)
+        return out.getvalue()
+
+    assert "bootstrap" in drawn(0.0, terminal=True)
+    assert drawn(0.0, terminal=False) == ""
+    assert drawn(60.0, terminal=True) == ""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from orchestrator.cli.run import evictable
 from orchestrator.report.results import sweep_results
 from orchestrator.spec.declaration import adopt, adopted, declare
 from orchestrator.spec.resolve import ResolvedSweep
@@ -483,6 +484,7 @@ def trained_plan(store: Store, **changes: Any) -> TrialPlan:
 def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, reward: Any):
     item = trained_plan(store, reward=reward)
     assert item.complete(store)
+    assert item.trains_again_s(store) is None
     wider = pretrained_plan(reward=reward, eval_sets=SETS)
     missing = wider.missing(store)
     kinds = [stage.kind for stage in missing]
@@ -490,8 +492,10 @@ def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, r
         ["train", "prepare", "evaluate"] + (["reference"] if reward == IM_RM else [])
     )
     assert kinds.index("train") < kinds.index("evaluate")
+    assert wider.trains_again_s(store) == store.manifest("train", wider.key)["seconds"]
     commit_weights(store, wider.key, "second")
     assert "train" not in [stage.kind for stage in wider.missing(store)]
+    assert wider.trains_again_s(store) is None
 
 
 def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
@@ -513,6 +517,35 @@ def trials_of(store: Store, rights: dict[tuple[str, int], tuple[int, ...]]) -> t
             commit_scores(store, evaluation.key, right=count)
         found.append(item)
     return tuple(found)
+
+
+RIGHTS = {
+    ("ex_rm", 0): (5, 9),
+    ("ex_rm", 1): (9, 6),
+    ("im_rm", 1): (8, 8),
+    ("im_rm", 0): (7, 9),
+    ("im_rm", 2): (9, 3),
+    ("ex_grm", 0): (5, 5),
+    ("ex_grm", 1): (5,),
+}
+
+
+@pytest.mark.parametrize(
+    ("keep", "gone"),
+    [
+        ("best", {"llama-64-ex_rm-0", "llama-64-im_rm-1", "llama-64-im_rm-2"}),
+        ("none", {f"llama-64-{reward}-{seed}" for (reward, seed) in RIGHTS} - {"llama-64-ex_grm-1"}),
+    ],
+)
+def test_the_best_of_a_group_is_kept_and_a_group_with_a_hole_is_not_judged(
+    store: Store, keep: Any, gone: set[str]
+):
+    declared = declaration(*trials_of(store, RIGHTS))
+    write_declaration(declared, store)
+    gone_keys = evictable(sweep_results(declared, store), keep)
+    freed = gc.evict_weights(store, "demo", gone_keys)
+    assert {item.key for item in declared.trials if evicted(store, item.key)} == gone
+    assert freed > 2000 * len(gone)
 
 
 def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):

@@ -1,5 +1,7 @@
 """state.json: what a driver noted, read back whole or, where it is damaged, not at all."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from orchestrator.cli import running
@@ -52,6 +54,33 @@ def test_a_failed_trial_is_read_back_as_noted(store: Store):
     assert notes == {"a": expected}
     read = read_state("s", store)
     assert (read.driver, read.command) == ("driver-1", ("full_grid.py", "--json"))
+
+
+def test_the_hours_of_attempts_that_made_nothing_are_noted_and_outlive_a_killed_driver(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    now_h = 0.0
+    clock = SimpleNamespace(monotonic=lambda: 3600 * now_h)
+    monkeypatch.setattr("orchestrator.cli.running.time", clock)
+
+    def lost_h(*events: tuple[float, Event]) -> dict[str, float]:
+        nonlocal now_h
+        writer = StateWriter("s", store, "driver-1", [], ["a"])
+        for hour, event in events:
+            now_h = hour
+            writer.on_event(event)
+        # Killed: never closed.
+        return dict(read_state("s", store).trials["a"].lost_h)
+
+    train = StageBegan(trial="a", stage="train", key="k", devices=2)
+    gone = Retried(trial="a", cause="WorkerLost", message="gone", how="again in 5 s")
+    row = RowsLogged(trial="a", stage="train", rows=[{"step": 1, "total": 4}])
+    # The second rank begins, too; nothing counts while the trial waits to try again.
+    assert lost_h((1, train), (2, train), (4, gone), (7, train), (8, row)) == {"train/k": 2 * 3 + 2 * 1}
+    waiting = StageBegan(trial="a", stage="waiting")
+    score = StageBegan(trial="a", stage="evaluate", key="e")
+    scored = (9, train), (10, row), (11, waiting), (12, score), (13, waiting), (14, Completed(trial="a"))
+    assert lost_h(*scored) == {"train/k": 8}
 
 
 def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
