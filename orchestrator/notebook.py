@@ -282,13 +282,21 @@ class FigureFiles:
 def _options(words: Mapping[str, Any]) -> Options:
     """Return the words as flags. Raises SpecError for an unknown word or a value that the flag would not take."""
     # Methods take the place of the others.
-    known = [field.name for field in dataclasses.fields(Options) if field.name not in ("command", "json")]
+    fields = dataclasses.fields(Options)
+    known = {field.name: field.default for field in fields if field.name not in ("command", "json")}
     flags: list[str] = []
     for word, value in words.items():
         if word not in known:
             raise SpecError(f"grid has no {word}; {nearest(word, known)}")
-        if value is not None and value is not False:
-            flags += [f"--{word.replace('_', '-')}", *map(str, () if value is True else _listed(value))]
+        if value is None:
+            continue
+        is_switch = isinstance(known[word], bool)
+        texts = [] if is_switch else [str(item) for item in _listed(value)]
+        if isinstance(value, bool) != is_switch or any(re.match(r"-[^\d.]", text) for text in texts):
+            right = "True or False" if is_switch else "a value, not True or False, and not a flag"
+            raise SpecError(f"{word}={value!r}: give {right}.")
+        if value is not False:
+            flags += [f"--{word.replace('_', '-')}", *texts]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -66,7 +66,12 @@ def test_values_are_the_words_of_the_command_line():
         ({"modles": ["llama-64"]}, "grid has no modles; did you mean models"),
         ({"lr": "high"}, "parsing --lr: "),
         ({"seeds": [0, 1.5]}, "parsing --seeds: "),
-        ({"extend": 1}, "Unrecognized options: 1"),
+        ({"extend": 1}, "extend=1: give True or False."),
+        ({"seeds": True}, "seeds=True: give a value, not True or False"),
+        (
+            {"models": ["llama-64", "--replace"]},
+            "--replace']: give a value, not True or False, and not a flag.",
+        ),
         ({"backend": "big"}, "invalid choice 'big' for argument '--backend'"),
         ({"models": ["lama-64"], "profile": "laptop"}, "--models lama-64: no such file"),
         ({"name": "a/b"}, "--name"),
