@@ -3,17 +3,19 @@
 The words are the flags of the command line, and the same code carries them out.
 """
 
+import contextlib
 import dataclasses
-import inspect
 import io
 import json
-import types
+import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
 
 from orchestrator.cli import run as commands
 from orchestrator.cli.inspect import state_and_cause
@@ -31,7 +33,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import WEIGHTS
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
-from trainers.data.records import Message
+from trainers.command import parse
 from trainers.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 By = Literal["category", "set", "model"]
 METRICS = ("accuracy", "loss", "abs_margin", *CONTROLS)
-# Methods take the place of these flags.
-_SAID_OTHERWISE = ("command", "json")
 
 
 def grid(name: str, **words: Any) -> "DeclaredSweep":
@@ -49,14 +49,14 @@ def grid(name: str, **words: Any) -> "DeclaredSweep":
     `words` are the flags of `rmsweep full_grid --help` with `_` for `-`: one value or a list; where a flag takes KEY=VALUE, a
     mapping does as well. Raises SpecError.
     """
-    return DeclaredSweep(name, _options({"name": name, **words}))
+    return DeclaredSweep(name, words)
 
 
 class DeclaredSweep:
     """A declared sweep; nothing has been read or started."""
 
-    def __init__(self, name: str, options: Options) -> None:
-        self.name, self.options = name, options
+    def __init__(self, name: str, words: dict[str, Any]) -> None:
+        self.name, self._words = name, {"name": name, **words}
         self._session(Plan())
 
     def plan(self, price: float | None = None) -> "SweepPlan":
@@ -81,14 +81,8 @@ class DeclaredSweep:
         session.say(repr(results))
         return results
 
-    def __repr__(self) -> str:
-        values = [(word, getattr(self.options, word), field.default) for word, field in _WORDS.items()]
-        given = (f"{word}={value!r}" for word, value, default in values if value != default)
-        return f"grid({', '.join(given)})"
-
     def _session(self, command: Plan | Run | Retry, **changes: Any) -> Session:
-        checked = {word: _taken(word, value, _TYPES[word]) for word, value in changes.items()}
-        options = dataclasses.replace(self.options, command=command, **checked)
+        options = dataclasses.replace(_options(self._words | changes), command=command)
         return open_session(options, self.name, Path.cwd(), command=())
 
 
@@ -169,7 +163,7 @@ class SweepResults:
             table["margin"] = table["chosen_reward"] - table["rejected_reward"]
             places = zip(table["evaluation_set"], table["index"], strict=True)
             said = [rows[row] if (rows := texts[name]) else None for name, row in places]
-            table["prompt"] = [pair and _said(pair.prompt) for pair in said]
+            table["prompt"] = [pair and "\n\n".join(turn.content for turn in pair.prompt) for pair in said]
             for name in ("chosen", "rejected"):
                 table[name] = [pair and getattr(pair, name) for pair in said]
             tables.append(table)
@@ -189,9 +183,8 @@ class SweepResults:
             self._require("reward type", reward, dict.fromkeys(item.record.reward for item in results))
         if first == second:
             raise SpecError(f"{first} − {second} is 0; give two reward types.")
-        for word, value, known in (("by", by, typing.get_args(By)), ("metric", metric, METRICS)):
-            if value not in known:
-                raise SpecError(f"{word}={value!r}: {nearest(str(value), known)}")
+        self._require("difference by", by, typing.get_args(By))
+        self._require("interval of", metric, METRICS)
         analysis, rows = Analysis(results, first), []
         for scope in analysis.single_sets() if by == "set" else analysis.categories():
             place = {"train_set": scope.train_set, "category": scope.category}
@@ -256,19 +249,6 @@ class SweepResults:
             raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
         return self._store.read(WEIGHTS, key, "model") / "model"
 
-    def push(self, trial: str, name: str, *, public: bool = False) -> str:
-        """Push a trial's trained model to ORG/NAME on the hub, a private repository unless `public`; return its address.
-
-        Raises what `model_path` does, and SpecError where there is no token or the hub refuses.
-        """
-        from trainers.models import adapters, hub
-
-        folder = self.model_path(trial)
-        if (folder / adapters.CONFIG).is_file():
-            hub.require_base_on_hub(adapters.base_of(folder)[0])
-        hub.open_repository(name, public=public)
-        return hub.push(folder, name)
-
     def __repr__(self) -> str:
         complete = sum(item.complete for item in self.trials)
         lines = [f"{self.name} in {self._store.root}: {complete} of {len(self.trials)} trials complete"]
@@ -298,44 +278,32 @@ class FigureFiles:
         return self.png.read_bytes()
 
 
-def _said(turns: Sequence[Message]) -> str:
-    """Return a prompt's text, with roles if it has several turns."""
-    return (
-        turns[0].content if len(turns) == 1 else "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns)
-    )
-
-
-_WORDS = {field.name: field for field in dataclasses.fields(Options) if field.name not in _SAID_OTHERWISE}
-_TYPES = typing.get_type_hints(Options)
-
-
 def _options(words: Mapping[str, Any]) -> Options:
     """Return the words as flags. Raises SpecError for an unknown word or a value that the flag would not take."""
-    for word in words:
-        if word not in _WORDS:
-            raise SpecError(f"grid has no {word}; {nearest(word, _WORDS)}")
-    return Options(**{word: _taken(word, value, _TYPES[word]) for word, value in words.items()})
-
-
-def _taken(word: str, value: Any, wanted: Any) -> Any:
-    """Return a Python value as the flag of that name has it."""
-    origin, parts = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is tuple:
-        return tuple(_taken(word, item, parts[0]) for item in _listed(value))
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _taken(word, value, parts[0])
-    if origin is Literal:
-        fits = value in parts
-    elif wanted is str:
-        value, fits = str(value), isinstance(value, str | Path | int | float)
-    elif wanted is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        fits = type(value) is wanted
-    if not fits:
-        said = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
-        raise SpecError(f"{word}={value!r}: give {' or '.join(map(repr, parts)) or said[wanted]}.")
-    return value
+    # Methods take the place of the others.
+    fields = dataclasses.fields(Options)
+    known = {field.name: field.default for field in fields if field.name not in ("command", "json")}
+    flags: list[str] = []
+    for word, value in words.items():
+        if word not in known:
+            raise SpecError(f"grid has no {word}; {nearest(word, known)}")
+        if value is None:
+            continue
+        is_switch = isinstance(known[word], bool)
+        texts = [] if is_switch else [str(item) for item in _listed(value)]
+        if isinstance(value, bool) != is_switch or any(re.match(r"-[^\d.]", text) for text in texts):
+            right = "True or False" if is_switch else "a value, not True or False, and not a flag"
+            raise SpecError(f"{word}={value!r}: give {right}.")
+        if value is not False:
+            flags += [f"--{word.replace('_', '-')}", *texts]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(Options, flags, prog="grid", config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as error:
+        # tyro says it in a box, with help below.
+        text = " ".join(re.sub("[─│╭╮╰╯]", " ", said.getvalue()).split())
+        raise SpecError(re.split(" Argument helptext| Available sub| For full helptext", text)[0]) from error
 
 
 def _listed(value: Any) -> Iterator[Any]:
@@ -349,19 +317,3 @@ def _listed(value: Any) -> Iterator[Any]:
         yield value
     else:
         yield from value
-
-
-# The signature that a notebook shows for `grid(`: every word with its default.
-grid.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        inspect.Parameter("name", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
-        *(
-            inspect.Parameter(
-                word, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_TYPES[word]
-            )
-            for word, field in _WORDS.items()
-            if word != "name"
-        ),
-    ],
-    return_annotation=DeclaredSweep,
-)

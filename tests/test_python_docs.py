@@ -36,6 +36,7 @@ def said(cell: nbformat.NotebookNode) -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_plan_progress_numbers_and_figure(notebook: nbformat.NotebookNode):
     plan, run, table, difference, figure, pairs, path = (
         cell for cell in notebook.cells if cell.cell_type == "code"

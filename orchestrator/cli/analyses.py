@@ -324,13 +324,12 @@ def declare_models(
         dataclasses.replace(item, source=trained.source) if item.selection == PERSONA else item
         for item in own
     ]
-    if SEEN in {item.name for item in unseen} or len({item.name for item in unseen}) < len(unseen):
-        raise SpecError(
-            "--eval-sets: two sets have the same name, or one is called seen; tell them apart with NAME=."
-        )
     models = [selection.parse_model(text) for text in options.models]
-    if len({model.name for model in models}) < len(models):
-        raise SpecError("--models: two have the same name; tell them apart with NAME=.")
+    for flag_name, named in ("--models", models), ("--eval-sets", unseen):
+        if len({SEEN, *(item.name for item in named)}) <= len(named):
+            raise SpecError(
+                f"{flag_name}: two have the same name, or one is called seen; tell them apart with NAME=."
+            )
     drawn, most = trained.train_draw, options.max_train_pairs
     train_draw = drawn if drawn and most in (None, drawn.max_pairs) else DrawSpec(max_pairs=most)
     fetch = not isinstance(options.command, Plan)
@@ -340,16 +339,15 @@ def declare_models(
         *((item.name, item, item.test_split, DrawSpec(max_pairs=options.max_eval_pairs)) for item in unseen),
     ]
     lock = session.folder / "revisions.lock.json"
-    bases = [identify_model(model, lock=lock, fetch=fetch) for model in models]
     asked = AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)
     stages = []
-    for base in bases:
+    for base in [identify_model(model, lock=lock, fetch=fetch) for model in models]:
         prepared = tuple(
             (name, PrepareStage(base=base, split=reader.split(dataset, split), draw=draw))
             for name, dataset, split, draw in wanted
         )
         stages.append(dataclasses.replace(asked, base=base, prepared=prepared))
-    session.say_left_out(reader.said_left_out())
+    session.warn(*(() if options.json else reader.said_left_out()))
     return stages
 
 

@@ -137,11 +137,11 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         session = open_session(options, file.stem, file.parent)
         match options.command:
             case Ui(port=port):
-                code = inspect.ui(session, port)
+                return inspect.ui(session, port)
             case Gc() as command:
-                code = inspect.gc(session, command)
+                return inspect.gc(session, command)
             case _:
-                code = experiment.run(options, session)
+                return experiment.run(options, session)
     except SweepError as error:
         say(errors, f"error: {redacted(str(error))}", style="red")
         return USAGE
@@ -155,7 +155,6 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         log.write_text(redacted(traceback.format_exc()), encoding="utf-8")
         say(errors, f"this is a defect of rmsweep; please report it with {log}", style="red")
         return DEFECT
-    return code
 
 
 def _refuse_ignored(options: CommonOptions) -> None:

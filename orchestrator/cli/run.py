@@ -98,7 +98,7 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     else:
         todo = [item for item in missing if not is_final(causes.get(item.key, ""))]
         session.say(_headline(len(resolved.plans), len(resolved.plans) - len(missing), todo, session))
-        session.say_left_out(resolved.left_out)
+        session.warn(*resolved.left_out)
         if final := len(missing) - len(todo):
             session.say(f"{final} trials failed for good before and are left out; `retry` runs them again")
         say_damage(session, missing)
@@ -286,17 +286,16 @@ def plan_only(session: Session, build: Build) -> Outlook:
             }
             for item in resolved.plans
         ]
-        left_out = [dataclasses.asdict(item) for item in long]
         said = {
             "categories": _categories(resolved),
-            "too_long": left_out,
+            "too_long": [dataclasses.asdict(item) for item in long],
             "refused": refused,
             "design": told,
             "rule": forecast,
         }
         dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
         return found
-    session.say_left_out(resolved.left_out)
+    session.warn(*resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
     for train_set, evaluated in _categories(resolved).items():
         by_category = (f"{', '.join(names)} ({category})" for category, names in evaluated.items())
@@ -313,13 +312,12 @@ def plan_only(session: Session, build: Build) -> Outlook:
 
 
 def _categories(resolved: ResolvedSweep) -> dict[str, dict[str, list[str]]]:
-    """Return for each training set its evaluation sets by category."""
+    """Return for each training set its evaluation sets by category, in the order of the trials."""
     found: dict[str, dict[str, list[str]]] = {}
-    for spec in (plan.spec for plan in resolved.plans):
-        for item in spec.eval_sets:
-            category = resolved.categories[spec.train_set.name, item.name]
-            names = found.setdefault(spec.train_set.name, {}).setdefault(category, [])
-            names += [] if item.name in names else [item.name]
+    pairs = [(plan.spec.train_set.name, item.name) for plan in resolved.plans for item in plan.spec.eval_sets]
+    for train_set, evaluated in dict.fromkeys(pairs):
+        category = resolved.categories[train_set, evaluated]
+        found.setdefault(train_set, {}).setdefault(category, []).append(evaluated)
     return found
 
 
@@ -451,12 +449,7 @@ def _sweep(session: Session, build: Build) -> Sweep:
 
 
 def _resolve(session: Session, sweep: Sweep, *, fetch: bool) -> ResolvedSweep:
-    return resolve(
-        sweep,
-        session.store,
-        fetch=fetch,
-        lock=session.folder / "revisions.lock.json",
-    )
+    return resolve(sweep, session.store, fetch=fetch, lock=session.folder / "revisions.lock.json")
 
 
 def _headline(trials: int, complete: int, todo: Sequence[TrialPlan], session: Session) -> str:

@@ -71,10 +71,6 @@ class Session:
         """Print each line in yellow."""
         say(self.console, *lines, style="yellow")
 
-    def say_left_out(self, lines: Sequence[str]) -> None:
-        """Warn of the bad rows that were left out, except with --json."""
-        self.warn(*(() if self.options.json else lines))
-
 
 def set_flags(options: Any, besides: Sequence[str] = ()) -> list[str]:
     """Return the flags of a dataclass that are not at their defaults, without those of the fields `besides`."""
@@ -89,9 +85,7 @@ def require_price(price: float | None) -> None:
 
 
 def dump_json(value: object) -> None:
-    # Text in memory has no encoding.
-    utf = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    print(json.dumps(value, indent=1, ensure_ascii=not utf))
+    print(json.dumps(value, indent=1))
 
 
 def open_session(

@@ -121,7 +121,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
 def late_bar(
     console: Console | None, label: str, after_s: float = BAR_AFTER_S
 ) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that draws a bar, on a terminal and after `after_s`."""
+    """Yield a function of (done, total) that draws a bar with rate and time left, on a terminal and after `after_s`."""
     began = time.monotonic()
     bar: progress.Progress | None = None
 
@@ -131,10 +131,13 @@ def late_bar(
             if console is None or not console.is_terminal or time.monotonic() - began < after_s:
                 return
             columns = (*progress.Progress.get_default_columns()[:2], progress.MofNCompleteColumn())
-            bar = progress.Progress(*columns, progress.TimeRemainingColumn(), console=console, transient=True)
-            bar.add_task(label)
+            rate = progress.TextColumn("{task.fields[rate]:.3g}/s")
+            left = progress.TimeRemainingColumn()
+            bar = progress.Progress(*columns, rate, left, console=console, transient=True)
+            bar.add_task(label, rate=0.0)
             bar.start()
-        bar.update(bar.task_ids[0], completed=done, total=total)
+        rate_s = done / (time.monotonic() - began)
+        bar.update(bar.task_ids[0], completed=done, total=total, rate=rate_s)
 
     try:
         yield step

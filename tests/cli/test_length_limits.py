@@ -8,6 +8,7 @@ import pytest
 from orchestrator.spec import catalog
 from sweeps.full_grid import full_grid
 from tests.conftest import save_tiny_llama
+from tests.orchestrator.sweep_samples import write_jsonl
 from tests.sweep_runs import run_sweep, trial_rows
 from trainers.models.tiny import build_tokenizer
 
@@ -22,29 +23,14 @@ def words(tmp_path: Path, tiny_model: Path) -> tuple[str, ...]:
     save_tiny_llama(tmp_path / "letters", letters, seed=0, tied=True)
     for split in ("train", "test"):
         rows = [
-            {
-                "prompt": f"{split} question {number}",
-                "chosen": "good " * (12 if number % 2 else 2),
-                "rejected": "bad",
-            }
+            {"prompt": f"{split} {number}", "chosen": "good " * (12 if number % 2 else 2), "rejected": "bad"}
             for number in range(20)
         ]
-        data = tmp_path / "data" / f"{split}.jsonl"
-        data.parent.mkdir(exist_ok=True)
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data, small = str(tmp_path / "data"), ("--seeds", "0", "--epochs", "1", "--rewards", "ex_rm")
-    models = (f"words={tiny_model}", f"letters={tmp_path / 'letters'}")
-    return (
-        "--models",
-        *models,
-        "--train-sets",
-        data,
-        "--eval-sets",
-        data,
-        *small,
-        "--max-response-tokens",
-        "40",
-    )
+        write_jsonl(tmp_path / "data" / f"{split}.jsonl", rows)
+    data = str(tmp_path / "data")
+    flags = ["--models", f"words={tiny_model}", f"letters={tmp_path / 'letters'}", "--train-sets", data]
+    flags += ["--eval-sets", data, "--seeds", "0", "--epochs", "1", "--rewards", "ex_rm"]
+    return (*flags, "--max-response-tokens", "40")
 
 
 def test_what_is_left_out_for_length_is_said_before_and_after(

@@ -57,10 +57,10 @@ def rmsweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+def run(*words: str, cwd: Path, command: Path = GRID, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, read as the encoding that was asked for."""
     done = subprocess.run(
-        [sys.executable, str(GRID), *words],
+        [sys.executable, str(command), *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -74,36 +74,23 @@ def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     return done.returncode, *said
 
 
-def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What `python sweeps/full_grid.py … --help` prints, without the lines of its boxes."""
-    with pytest.raises(SystemExit) as ended:
-        main(Grid(build=full_grid), GRID, full_grid_file.__doc__, [*words, "--help"])
-    assert not ended.value.code
-    return capsys.readouterr().out.replace("│", " ")
-
-
 @pytest.mark.parametrize("command", [None, *get_args(Command)])
 def test_help_documents_every_flag_and_command(
     command: type | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setenv("COLUMNS", "100")
-    said = help_of(capsys, *([command.__name__.lower()] if command else []))
+    monkeypatch.setenv("COLUMNS", "120")
+    words = [command.__name__.lower()] if command else []
+    with pytest.raises(SystemExit) as ended:
+        main(Grid(build=full_grid), GRID, full_grid_file.__doc__, [*words, "--help"])
+    assert not ended.value.code
+    said = capsys.readouterr().out.replace("│", " ")
     entries = [" ".join(entry.split()) for entry in re.split(r"\n +(?=--)", said)]
     documented = {entry.split()[0] for entry in entries if len(entry.partition("(default")[0].split()) > 3}
     for field in (*fields(Options), *(fields(command) if command else ())):
         assert field.name == "command" or f"--{field.name.replace('_', '-')}" in documented, field.name
-    words = " ".join(said.split())
     for item in [command] if command else get_args(Command):
-        assert f"{item.__name__.lower()} " in words
-        assert " ".join(item.__doc__.split()) in words
-
-
-def test_help_opens_with_what_the_file_is_for_and_its_examples(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("COLUMNS", "120")
-    said = help_of(capsys)
-    for line in full_grid_file.__doc__.splitlines():
+        assert " ".join(item.__doc__.split()) in " ".join(said.split())
+    for line in "" if command else full_grid_file.__doc__.splitlines():
         assert line in said
 
 
@@ -115,24 +102,11 @@ def test_help_is_readable_on_a_narrow_terminal_without_utf_8(tmp_path: Path):
     assert max(map(len, prose)) <= 40
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        f"{GRID} status --json --storage STORE",
-        f"{GRID} --help",
-        "RMSWEEP --help",
-        "RMSWEEP full_grid gc --help",
-        "-m trainers.data --help",
-    ],
-    ids=lambda text: text.replace(str(GRID), "full_grid"),
-)
-def test_who_reads_the_first_line_alone_hears_no_complaint(
-    words: str, store: Store, rmsweep: Path, tmp_path: Path
-):
-    words = words.replace("STORE", str(store.root)).replace("RMSWEEP", str(rmsweep))
+def test_who_reads_the_first_line_alone_hears_no_complaint(store: Store, tmp_path: Path):
+    words = (str(GRID), "status", "--json", "--storage", str(store.root))
     script = '"$@" | true; echo "${PIPESTATUS[0]}"'
     done = subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, *words.split()],
+        ["bash", "-c", script, "bash", sys.executable, *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -144,16 +118,11 @@ def test_who_reads_the_first_line_alone_hears_no_complaint(
     assert list(tmp_path.iterdir()) == []
 
 
+ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "40"}
+
+
 def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(store: Store, tmp_path: Path):
-    code, said, _ = run(
-        "status",
-        "--storage",
-        str(store.root),
-        cwd=tmp_path,
-        COLUMNS="40",
-        PYTHONIOENCODING="ascii",
-        LC_ALL="C",
-    )
+    code, said, _ = run("status", "--storage", str(store.root), cwd=tmp_path, **ASCII)
     assert code == 3
     words = " ".join(said.split())
     for model in ("llama-64", "qwen2-64"):
@@ -161,46 +130,34 @@ def test_status_in_ascii_and_forty_columns_names_every_trial_and_the_cause_once(
     assert words.count("loss is nan ? step 3") == 1
     assert words.count("state complete") == 3
     assert "evaluations 2/2" in words
-    assert "to run the failed trials again: " in words
 
 
-@pytest.mark.parametrize("on_path", [True, False])
-def test_hints_and_help_name_the_command_as_it_was_called(
-    on_path: bool, store: Store, rmsweep: Path, tmp_path: Path
-):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    if on_path:
-        environment["PATH"] = f"{rmsweep.parent}:{os.environ['PATH']}"
-    called = "rmsweep" if on_path else os.path.relpath(rmsweep, tmp_path)
-
-    def said(*words: str) -> str:
-        command = [called, "full_grid", *words]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        ).stdout
-
-    shown = said("status", "--storage", str(store.root))
-    assert f"to run the failed trials again: {called} full_grid retry\n" in shown
-    assert "usage: rmsweep full_grid " in (opening := said("plan", "--help"))
-    assert "  rmsweep full_grid --profile laptop  " in said("--help")
-    assert "python sweeps" not in opening
-
-
-def test_status_for_machines_is_whole_in_any_encoding(store: Store, tmp_path: Path):
-    words = ("status", "--json", "--watch", "--storage", str(store.root))
-    code, said, _ = run(*words, cwd=tmp_path, PYTHONIOENCODING="ascii", COLUMNS="40")
+def test_status_for_machines_is_whole_in_any_encoding_and_an_error_is_said_once(store: Store, tmp_path: Path):
+    code, said, _ = run("status", "--json", "--watch", "--storage", str(store.root), cwd=tmp_path, **ASCII)
     rows = json.loads(said)
     assert (code, len(rows)) == (3, 4)
     assert rows[0]["trial"] == "llama-64 · ex_rm · ultrafeedback · s0"
     assert rows[-1]["cause"] == "loss is nan – step 3"
-
-
-def test_an_error_is_said_once_in_ascii(tmp_path: Path):
     words = ("report", "--name", "nöne", "--storage", str(tmp_path / "störe"))
-    code, out, error = run(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert code == 2
-    assert (out + error).count("knows no sweep") == 1
+    code, out, error = run(*words, cwd=tmp_path, **ASCII)
+    assert (code, (out + error).count("knows no sweep")) == (2, 1)
     assert error.startswith("error: ")
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_hints_name_the_command_as_it_was_called(on_path: bool, store: Store, rmsweep: Path, tmp_path: Path):
+    path = {"PATH": f"{rmsweep.parent}:{os.environ['PATH']}"} if on_path else {}
+    called = "rmsweep" if on_path else os.path.relpath(rmsweep, tmp_path)
+    done = subprocess.run(
+        [called, "full_grid", "status", "--storage", str(store.root)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert f"to run the failed trials again: {called} full_grid retry\n" in done.stdout
 
 
 @pytest.mark.parametrize("no_colour", [False, True])
@@ -270,34 +227,18 @@ def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
     assert f"error: {ignored} the whole sweep as it was declared" in capsys.readouterr().err
 
 
-def test_rmsweep_runs_any_experiment_by_name(tmp_path: Path):
-    def rmsweep(*words: str) -> tuple[int, str, str]:
-        script = Path(sys.executable).with_name("rmsweep")
-        command = [str(script)] if script.exists() else [sys.executable, "-c", "import sweeps; sweeps.main()"]
-        done = subprocess.run(
-            [*command, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    code, said, _ = rmsweep()
+def test_rmsweep_runs_any_experiment_by_name(rmsweep: Path, tmp_path: Path):
+    code, said, _ = run(cwd=tmp_path, command=rmsweep, COLUMNS="120")
     assert code == 0
     for file in (ROOT / "sweeps").glob("[!_]*.py"):
         (line,) = [line for line in said.splitlines() if line.split()[:1] == [file.stem]]
         assert line.split(maxsplit=1)[1] in file.read_text(encoding="utf-8").splitlines()[0]
-    assert rmsweep("full_gird", "plan")[::2] == (
-        2,
-        "error: no experiment is called full_gird; did you mean full_grid?\n",
-    )
-    code, said, _ = rmsweep(
-        "full-grid", "plan", "--profile", "laptop", "--backend", "inline", "--max-trials", "1"
-    )
-    assert (code, said.splitlines()[0].split(" on ")[0]) == (0, "full_grid: 1 trials")
+    code, _, error = run("full_gird", "plan", cwd=tmp_path, command=rmsweep)
+    assert (code, error) == (2, "error: no experiment is called full_gird; did you mean full_grid?\n")
+    code, said, _ = run("full-grid", "--help", cwd=tmp_path, command=rmsweep)
+    assert "usage: rmsweep full_grid " in said
+    assert "  rmsweep full_grid --profile laptop  " in said
+    assert (code, "python sweeps" in said) == (0, False)
 
 
 def test_the_script_is_declared():

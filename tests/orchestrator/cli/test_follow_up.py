@@ -37,15 +37,8 @@ def follow(store: Store, *, loads_weights: bool = False, seeds: tuple[int, ...] 
         asked = {"compute": compute, "parameters": Parameters(), "loads_weights": loads_weights}
         return [AnalyseStage(analysis="how far", version=1, reads=reads, **asked)]
 
-    session = Session(
-        options=Options(),
-        sweep_name="demo",
-        store=store,
-        tracking_uri="",
-        folder=Path(),
-        console=Console(),
-        follow_up=analyses,
-    )
+    place = {"store": store, "tracking_uri": "", "folder": Path(), "console": Console()}
+    session = Session(options=Options(), sweep_name="demo", follow_up=analyses, **place)
     declaration = with_analyses(declare(resolved), session, resolved.plans)
     computed = run_follow_up(session, declaration, resolved.plans)
     (stage,) = analyses(resolved.plans)
@@ -65,13 +58,8 @@ def train(store: Store, key: str) -> None:
         (attempt.directory / "model" / "model.safetensors").write_bytes(b"weights")
 
 
-def test_an_analysis_waits_for_the_training_that_it_reads(store: Store, training: str):
+def test_an_analysis_waits_for_what_it_reads_and_weights_may_be_that(store: Store, training: str):
     assert not follow(store)
-    train(store, training)
-    assert follow(store)
-
-
-def test_an_analysis_that_loads_weights_does_not_follow_once_they_are_evicted(store: Store, training: str):
     train(store, training)
     assert evict_weights(store, "demo", [training]) > 0
     assert not follow(store, loads_weights=True)

@@ -41,22 +41,6 @@ def complete(folder, tmp_path, monkeypatch) -> Session:
     return dataclasses.replace(session, store=Store(tmp_path / "store"))
 
 
-def test_compiled_layers_are_a_switch_of_the_placement_and_in_no_key(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(run, "cluster_address", lambda: None)
-    monkeypatch.setattr(
-        run, "run_missing", lambda session, declared, todo, placed, done: asked.append(placed) or refuse()
-    )
-    session = make_session(LOAD, tmp_path)
-    run.run(session, full_grid)
-    options = dataclasses.replace(session.options, compile=True)
-    run.run(dataclasses.replace(session, options=options), full_grid)
-    plain, compiled = asked
-    assert plain.keys() == compiled.keys()
-    assert {placed.compile for placed in plain.values()} == {False}
-    assert {dataclasses.replace(placed, compile=True) for placed in plain.values()} == {*compiled.values()}
-
-
 def refuse(*_: object):
     raise StorageError("joined")
 
@@ -79,10 +63,24 @@ def test_a_sweep_with_something_missing_or_damaged_joins(complete, monkeypatch):
         run.run(complete, full_grid)
 
 
-def test_models_of_the_hub_are_fetched_before_the_trials_run(tmp_path, monkeypatch):
-    seen: list[object] = []
+def test_models_are_fetched_and_compiled_layers_are_a_switch_of_the_placement_and_in_no_key(
+    tmp_path, monkeypatch
+):
+    seen, placements = [], []
+
+    def stop(session, declared, todo, placed, done):
+        seen.append("run")
+        placements.append(placed)
+        raise StorageError("enough")
+
     monkeypatch.setattr(run, "cluster_address", lambda: None)
     monkeypatch.setattr(run, "fetch_models_here", lambda session, todo: seen.append(len(todo)))
-    monkeypatch.setattr(run, "run_missing", lambda *_: seen.append("run") or refuse())
-    run.run(make_session(LOAD, tmp_path), full_grid)
-    assert seen == [LOAD.trials, "run"]
+    monkeypatch.setattr(run, "run_missing", stop)
+    session = make_session(LOAD, tmp_path)
+    run.run(session, full_grid)
+    options = dataclasses.replace(session.options, compile=True)
+    run.run(dataclasses.replace(session, options=options), full_grid)
+    assert seen == [LOAD.trials, "run"] * 2
+    plain, compiled = placements
+    assert {placed.compile for placed in plain.values()} == {False}
+    assert {key: dataclasses.replace(placed, compile=True) for key, placed in plain.items()} == compiled
