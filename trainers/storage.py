@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -47,7 +47,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class ObjectPath:
     """The name of an object or prefix, and its bucket's endpoint. Holds no credentials and can be pickled.
 
@@ -72,7 +72,7 @@ class ObjectPath:
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(self.key).stem
+        return Path(self.name).stem
 
     @property
     def parent(self) -> "ObjectPath":
@@ -85,10 +85,10 @@ class ObjectPath:
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
-    def write_text(self, text: str) -> None:
+    def write_bytes(self, content: bytes) -> None:
         """Put the object, replacing any that is there."""
         with self.asked("written") as (obstore, client):
-            obstore.put(client, self.key, text.encode())
+            obstore.put(client, self.key, content)
 
     def create(self, text: str) -> bool:
         """Put the object unless there is one; return whether we did. Rarely False if the answer to our request was lost."""
@@ -99,11 +99,10 @@ class ObjectPath:
                 return False
         return True
 
-    def upload(self, file: Path) -> str | None:
-        """Upload a file atomically, a large one in parts; return the object's ETag."""
+    def upload(self, file: Path) -> None:
+        """Upload a file atomically, a large one in parts."""
         with self.asked("written") as (obstore, client):
-            put = obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
-        return put["e_tag"]
+            obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
 
     def download(self, file: Path) -> str:
         """Download the object into a file and return its SHA-256."""
@@ -144,16 +143,6 @@ class ObjectPath:
                 with contextlib.suppress(FileNotFoundError):
                     found = [obstore.head(client, self.key)]
         return {changed(self, key=item["path"]): int(item["size"]) for item in found}
-
-    def e_tags(self, most: int) -> dict["ObjectPath", str]:
-        """Return the ETag of each object below this name; nothing where there are more than `most`."""
-        found: dict[ObjectPath, str] = {}
-        with self.asked("listed") as (obstore, client):
-            for page in obstore.list(client, self.key, chunk_size=1000):
-                found |= {changed(self, key=item["path"]): item["e_tag"] for item in page if item["e_tag"]}
-                if len(found) > most:
-                    return {}
-        return found
 
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object if it is there."""
@@ -272,7 +261,7 @@ def require_access(root: ObjectPath, *, write: bool) -> None:
         list(root.glob("*"))
         if write:
             probe = root / f".probe-{uuid.uuid4().hex}"
-            probe.write_text(probe.name)
+            probe.write_bytes(b"")
             probe.unlink()
     except Unreachable as error:
         place = root.endpoint or f"AWS ({root.region or 'the region of your profile'})"
@@ -310,9 +299,9 @@ def cache_of(root: ObjectPath) -> Path:
     return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
-def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> list[str | None]:
-    """Upload the files `names` of a folder below `target` and return their ETags. Raises Unreachable, and leaves what is up."""
-    return at_once(lambda name: (target / name).upload(folder / name), names)
+def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> None:
+    """Upload the files `names` of a folder below `target`. Raises Unreachable, and leaves what is up."""
+    at_once(lambda name: (target / name).upload(folder / name), names)
 
 
 def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[str]:
@@ -383,19 +372,15 @@ def publish(file: Location, text: str) -> bool:
     return True
 
 
-def replace(file: Location, text: str) -> None:
-    """Write `text` to `file` atomically, replacing what it held."""
-    if isinstance(file, ObjectPath):
-        file.write_text(text)
-    else:
-        replace_bytes(file, text.encode())
-
-
-def replace_bytes(file: Path, content: bytes) -> None:
+def replace(file: Location, content: str | bytes) -> None:
     """Write `content` to `file` atomically, replacing what it held."""
-    with disk_named(file, len(content)):
+    data = content.encode() if isinstance(content, str) else content
+    if isinstance(file, ObjectPath):
+        file.write_bytes(data)
+        return
+    with disk_named(file, len(data)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _draft(file, content) as draft:
+        with _draft(file, data) as draft:
             draft.replace(file)
 
 
@@ -414,16 +399,9 @@ def _draft(file: Path, content: bytes) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free bytes on the file system of `path`, which need not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
 def require_room(path: Path, need: int) -> None:
-    """Raise StorageError where fewer than `need` bytes are free at `path`."""
-    if free_bytes(path) < need:
+    """Raise StorageError where fewer than `need` bytes are free at `path`, which need not exist yet."""
+    if _free_bytes(path) < need:
         raise StorageError(_message(path, need))
 
 
@@ -450,10 +428,16 @@ def _says_no_room(error: BaseException | None) -> bool:
     return False
 
 
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def _message(path: Path, need: int) -> str:
     wanted = f" about {need / 1e6:,.1f} MB are needed," if need else ""
     return (
-        f"no room to write {path}:{wanted} {free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
+        f"no room to write {path}:{wanted} {_free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
         "sweep needs) and run the same command again."
     )
 

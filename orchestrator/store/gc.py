@@ -172,23 +172,21 @@ def _size(path: Location) -> int:
     return size
 
 
-def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
-    """Remove what killed drivers left; `leases` are this driver's, if it has written its record."""
-    leases = leases or Leases(store.root, "")
-    leases.forget_dead_drivers()
-    # List the leftovers before checking for other drivers: then none is of a driver that has just arrived.
-    notes = (
-        store.local_sweep_dir(sweep),
-        *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
-    )
+def clear_up(store: Store, sweep: str, driver: str = "") -> None:
+    """Remove what killed drivers left, unless other drivers live; `driver` is this one, if it has written its record."""
+    leases = Leases(store.root, driver)
+    leases.forget_dead()
+    notes = (store.local_sweep_dir(sweep), *(store.local / name for name in ("sources", "audits", "drivers")))
     drafts = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
     # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
-    if drafts and not leases.others():
+    left += matching(store.root / "leases", "*")
+    if drafts:
         # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
-    for path in () if leases.others() else left:
+    # Ask after the listing: then nothing that is listed is of a driver that has just arrived.
+    for path in () if leases.forget_dead() else left:
         # A leftover that cannot be removed does no harm, and `gc` says why.
         with contextlib.suppress(StorageError):
             delete(path)
@@ -226,7 +224,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
     """Return the damage of one file of a committed artifact, None where it is sound."""
     try:
-        store.sound(stage, key, name)
+        store.found(stage, key, name)
     except Damaged as error:
         # A damaged manifest names no attempt; its stage already counts as missing.
         return error if error.attempt else None
@@ -236,8 +234,8 @@ def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
 def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
     """Check files (stage, key, name); make their artifacts count as missing where one is damaged, and return the damage."""
     files = list(files)
-    for stage in {stage for stage, _, _ in files}:
-        store.look(**{stage: [key for kind, key, _ in files if kind == stage]})
+    for stage, name in {(stage, name) for stage, _, name in files}:
+        store.fetch_ahead(stage, [key for kind, key, _ in files if kind == stage], name)
     found = [error for file in files if (error := damage(store, *file)) is not None]
     for error in found:
         store.discard(error.stage, error.key, error.attempt)

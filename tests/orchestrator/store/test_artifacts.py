@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.store import artifacts
+from orchestrator.store import artifacts, gc
 from orchestrator.store.artifacts import MANIFEST, Store
-from orchestrator.store.gc import clear_up
 from trainers.errors import StorageError
 from trainers.storage import publish, replace
 
@@ -171,7 +170,8 @@ def test_what_is_published_can_be_read_by_others(tmp_path: Path):
     assert len(set(modes.values())) == 1, modes
 
 
-def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
+def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(gc.time, "sleep", lambda seconds: None)
     store = Store(tmp_path)
     folders = [tmp_path, tmp_path / "leases", tmp_path / "sources", tmp_path / "audits"]
     folders += [store.sweep_dir("demo"), store.sweep_dir("demo") / "report" / "tables"]
@@ -180,13 +180,13 @@ def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path):
         (folder / ".draft-0a").write_text("{")
     (tmp_path / "scratch" / "demo-1" / "tune").mkdir(parents=True)
     (tmp_path / "drivers").mkdir()
-    another = tmp_path / "drivers" / "another.json"
-    another.write_text('{"machine": "another", "counter": 1}')
-    clear_up(store, "demo")
+    another = tmp_path / "drivers" / "another"
+    another.write_text("machine 1 1 1")
+    gc.clear_up(store, "demo")
     assert all((folder / ".draft-0a").is_file() for folder in folders)
     assert list((tmp_path / "scratch").iterdir())
     another.unlink()
-    clear_up(store, "demo")
+    gc.clear_up(store, "demo")
     for folder in folders:
         # A lease of nobody is no note.
         left = [file.name for file in folder.iterdir() if file.is_file()]
