@@ -127,8 +127,8 @@ class ObjectPath:
         """Yield the names that match part by part; a pattern that ends in a slash matches only prefixes."""
         wanted = pattern.rstrip("/").split("/")
         below: dict[tuple[str, ...], bool] = {}
-        for name in self._names(deep=len(wanted) > 1):
-            parts = name.split("/")
+        for path in self.sizes():
+            parts = path.key.removeprefix(self.key).lstrip("/").split("/")
             if len(parts) >= len(wanted):
                 below[tuple(parts[: len(wanted)])] = len(parts) > len(wanted)
         for found, is_folder in below.items():
@@ -154,17 +154,6 @@ class ObjectPath:
         paths = [path.key for path in self.sizes()]
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
             obstore.delete(client, paths)
-
-    def _names(self, *, deep: bool) -> list[str]:
-        """Return the names of all objects below this one, or of its direct children, prefixes with a slash at the end."""
-        with self.asked("listed") as (obstore, client):
-            if deep:
-                names = [item["path"] for page in obstore.list(client, self.key or None) for item in page]
-            else:
-                found = obstore.list_with_delimiter(client, self.key or None)
-                names = [item["path"] for item in found["objects"]]
-                names += [f"{path}/" for path in found["common_prefixes"]]
-        return [name.removeprefix(self.key).lstrip("/") for name in names]
 
     def arrow_uri(self) -> str:
         """Return the URI that pyarrow, and so Ray, takes."""
@@ -234,14 +223,15 @@ def _reason(error: BaseException) -> str:
 def parse_uri(uri: str) -> ObjectPath:
     """Parse `s3://bucket/prefix`; the endpoint is $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL or AWS. Raises StorageError."""
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
-    parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+    prefix = prefix.strip("/")
     if "@" in uri or "?" in uri or "#" in uri:
         # We do not repeat the address: it may hold a secret.
         raise StorageError(
             "--storage s3://… takes a bucket and a prefix only; give credentials in AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or ~/.aws, and another endpoint than AWS's in AWS_ENDPOINT_URL."
         )
-    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in parts) or "\0" in uri:
+    absurd = prefix and {"", ".", ".."}.intersection(prefix.split("/"))
+    if absurd or not _BUCKET.fullmatch(bucket):
         raise StorageError(f"--storage {uri[:200]!r} names no bucket and prefix; give s3://BUCKET/PREFIX.")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint is not None:
@@ -252,13 +242,13 @@ def parse_uri(uri: str) -> ObjectPath:
                 "AWS_ENDPOINT_URL must be http://HOST:PORT or https://HOST, without credentials."
             )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
-    return ObjectPath(bucket, "/".join(parts), endpoint, region)
+    return ObjectPath(bucket, prefix, endpoint, region)
 
 
 def require_access(root: ObjectPath, *, write: bool) -> None:
     """Check that `root` can be listed and, to `write`, that an object can be put and deleted. Raises StorageError."""
     try:
-        list(root.glob("*"))
+        list((root / "sweeps").glob("*"))
         if write:
             probe = root / f".probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"")

@@ -62,7 +62,7 @@ class Leases(NamedTuple):
         if _text(lease := self.root / "leases" / name) == self.driver:
             lease.unlink(missing_ok=True)
 
-    def alive(self, driver: str, lease_s: float | None = None) -> bool:
+    def alive(self, driver: str) -> bool:
         """Return whether a driver of this machine runs, or whether this process saw another one's counter move of late."""
         record = self.root / "drivers" / Path(driver).name
         try:
@@ -73,12 +73,12 @@ class Leases(NamedTuple):
             return started == _started(pid)
         if _SEEN.get(record, ("", 0.0))[0] != counter:
             _SEEN[record] = counter, time.monotonic()
-        return time.monotonic() - _SEEN[record][1] < (lease_s or LEASE_S)
+        return time.monotonic() - _SEEN[record][1] < LEASE_S
 
     def forget_dead(self) -> set[str]:
         """Remove the records of dead drivers, and return the other drivers."""
         others = set()
-        for record in self.root.glob("drivers/[!.]*"):
+        for record in (self.root / "drivers").glob("[!.]*"):
             if self.alive(record.name):
                 others.add(record.name)
             else:
@@ -87,12 +87,12 @@ class Leases(NamedTuple):
 
 
 def live_drivers(root: Location) -> set[str]:
-    """Return the living drivers, after watching those of other machines for two beats."""
-    watched_s, leases = 2.5 * BEAT_S, Leases(root)
-    records = [record for record in root.glob("drivers/[!.]*") if leases.alive(record.name, watched_s)]
-    if not _SEEN.keys().isdisjoint(records):
-        time.sleep(watched_s)
-    return {record.name for record in records if leases.alive(record.name, watched_s)}
+    """Return the living drivers; one of another machine must raise its counter within two beats."""
+    leases = Leases(root)
+    found = {file: _text(file) for file in (root / "drivers").glob("[!.]*") if leases.alive(file.name)}
+    if watched := _SEEN.keys() & found.keys():
+        time.sleep(2.5 * BEAT_S)
+    return {file.name for file, said in found.items() if file not in watched or _text(file) not in (said, "")}
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_a_file_says_each_trial(planned, file, text):
         ("--axis momentum=0,0.9", "no trial would use momentum; it is read by --optimizer sgd or rmsprop"),
         ("--zip lr=1e-5,1e-4 epochs=1", "as many values of each"),
         ("--zip lr=1e-5 lr=1e-4", "give each axis once"),
-        ("--zip lr=1e-5 im_rm.beta=1", "give all axes for one model or reward type, or for all"),
+        ("--zip lr=1e-5 im_rm.beta=1", "all for one model or reward type, or for all"),
         ("--zip lr=1e-5,1e-4 epochs=1,2 --axis lr=1e-3", "both set lr"),
         ("--axis loss=hinge --lora-rank -1", "--lora-rank -1: at least 1; 0 means no adapter"),
         ("--axis label-smoothing=0.5", "--label-smoothing 0.5 is not in [0, 0.5)"),
