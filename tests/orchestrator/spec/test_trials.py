@@ -5,7 +5,7 @@ import pytest
 from orchestrator.spec.trials import Sweep, TrialSpec, grid, only
 from tests.orchestrator.sweep_samples import EX_RM, HAMILTONIAN, IM_RM, LLAMA, QWEN, TINY_WORLD, trial
 from trainers.errors import SpecError
-from trainers.specs import DrawSpec, ModelSpec, OptimSpec
+from trainers.specs import DrawSpec, OptimSpec
 
 
 def small_grid() -> tuple[TrialSpec, ...]:
@@ -59,20 +59,9 @@ def test_only_takes_globs_of_one_key_as_or_and_of_several_as_and(patterns, among
     assert names(only(small_grid(), patterns)) == kept
 
 
-def test_only_with_an_unknown_key_is_refused_and_names_the_known_ones():
-    with pytest.raises(SpecError, match=r"colour.*model, reward, train, seed"):
-        only(small_grid(), [("colour", "red")])
-
-
 def test_a_sweep_with_a_trial_twice_is_refused_and_names_it():
     with pytest.raises(SpecError, match="llama-64 · im_rm · tiny_world · s0"):
         Sweep(name="demo", trials=(trial(), trial()))
-
-
-def test_two_models_under_one_name_are_refused():
-    other = ModelSpec(name=LLAMA.name, source="builtin:qwen2-64")
-    with pytest.raises(SpecError, match="twice"):
-        Sweep(name="demo", trials=(trial(), trial(model=other)))
 
 
 def test_an_empty_sweep_is_refused():

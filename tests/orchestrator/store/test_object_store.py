@@ -124,14 +124,6 @@ def test_an_object_that_is_not_as_written_is_found_and_written_again(store, tmp_
     assert read(reader) == CONTENT
 
 
-def test_the_first_of_two_writers_stays_and_the_second_leaves_nothing(store):
-    with store.write("train", KEY) as late:
-        (late.directory / "log.parquet").write_bytes(b"late")
-        write(store)
-    assert read(store) == CONTENT
-    assert len({name.split("/")[3] for name in objects(store)}) == 2  # the attempt and its manifest
-
-
 def test_a_manifest_whose_answer_was_lost_is_ours_and_its_files_stay(store, monkeypatch):
     """The request is repeated and then finds what it has itself put."""
     create = ObjectPath.create
@@ -181,15 +173,6 @@ def test_names_are_as_they_were_given(store, name):
     assert (found.name, found.read_text(), objects(store)) == (name, "x", [f"sweeps/demo/{name}"])
     (store.root / "sweeps").remove_below()
     assert objects(store) == []
-
-
-def test_names_below_a_place(store):
-    for name in ("drivers/a.json", "drivers/b.json", "drivers/c.txt", "artifacts/train/k/manifest.json"):
-        replace(store.root / name, "x")
-    assert [path.stem for path in matching(store.root / "drivers", "*.json")] == ["a", "b"]
-    assert [path.name for path in matching(store.root / "artifacts", "*/*/")] == ["k"]
-    assert matching(store.root / "nothing", "*") == []
-    assert not (store.root / "drivers").is_file()
 
 
 def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, monkeypatch):
