@@ -47,7 +47,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class ObjectPath:
     """The name of an object or prefix, and its bucket's endpoint. Holds no credentials and can be pickled.
 
