@@ -71,17 +71,6 @@ def test_an_exception_passes_through_and_leaves_nothing(store: Store, error: typ
     assert list(folder_of(store).iterdir()) == []
 
 
-def test_the_second_of_two_writers_leaves_the_first_one_standing(store: Store):
-    with store.write("train", KEY) as slow:
-        (slow.directory / "file.txt").write_text("slow")
-        write(store, "fast")
-    assert (store.read("train", KEY) / "nested" / "file.txt").read_text() == "fast"
-    assert not slow.directory.exists()
-    assert sorted(item.name for item in folder_of(store).iterdir()) == sorted(
-        [MANIFEST, store.manifest("train", KEY)["attempt"]]
-    )
-
-
 def test_of_many_writers_at_once_one_stays_whole(tmp_path: Path):
     stores = [Store(tmp_path) for _ in range(8)]
     gate = threading.Barrier(len(stores))

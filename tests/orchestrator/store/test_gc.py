@@ -170,30 +170,6 @@ def test_a_grid_and_an_analysis_do_not_take_each_others_name(store: Store):
         adopted(grown([1], "a", 0.1), store)
 
 
-def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):
-    plans = [pretrained_plan(reward=reward, seed=seed) for reward in (EX_RM, IM_RM) for seed in (0, 1)]
-    declared = declare(resolved(*plans))
-    kinds = [name.partition("/")[0] for name in declared.artifacts]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "dataset": 3,
-        "evaluate": 8,
-        "prepare": 3,
-        "pretrain": 1,
-        "reference": 3,
-        "train": 4,
-    }
-    assert list(declared.artifacts) == sorted(set(declared.artifacts))
-    needed = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.missing(store)}
-    assert needed | {
-        "dataset/tiny_world/train",
-        "dataset/tiny_world/test",
-        "dataset/hamiltonian/test",
-    } == set(declared.artifacts)
-    write_declaration(declared, store)
-    assert read_declaration("demo", store) == declared
-    assert declared_sweeps(store) == ["demo"]
-
-
 def test_a_sweep_to_drop_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
     with pytest.raises(SpecError, match=r"--drop ful_grid: .* did you mean full_grid"):
@@ -227,6 +203,9 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
             commit(store, f"{stage.kind}/{stage.key}")
     everything = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.stages()}
     items = gc.garbage(store, needed(keep))
+    write_declaration(keep, store)
+    assert read_declaration("demo", store) == keep
+    assert declared_sweeps(store) == ["demo"]
     assert {item.owner for item in items} == everything - set(keep.artifacts)
     assert len(gc.remove(store, items, busy=True)) == len(items)
     for choice in kept:
@@ -238,14 +217,17 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
 
 
 def litter(store: Store) -> Declaration:
-    """What killed processes leave beside two kept trainings, one of them complete."""
-    commit(store, "train/done", f"{WEIGHTS}/done")
+    """What killed processes leave beside two kept trainings, one of them complete; of a third the weights are evicted."""
+    commit(store, "train/done", f"{WEIGHTS}/done", "sample/drawn")
+    commit_weights(store, "evicted")
+    evict(store, "evicted")
     leftovers = ("artifacts/train/done/killed", "artifacts/train/half/killed", "scratch/run-1")
-    for name in (*leftovers, "checkpoints/done", "checkpoints/half", "checkpoints/undeclared"):
+    checkpoints = ("done", "half", "evicted", "undeclared", "sample-drawn", "sample-undrawn")
+    for name in (*leftovers, *(f"checkpoints/{name}" for name in checkpoints)):
         (store.root / name).mkdir(parents=True)
         (store.root / name / "file").write_text("x" * 10)
     (folder(store, "train/done") / ".draft-1").write_text("{")
-    return declare_names(store, "demo", "train/done", "train/half")
+    return declare_names(store, "demo", "train/done", "train/half", "train/evicted", "sample/drawn")
 
 
 def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
@@ -255,25 +237,20 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
         "artifacts/train/done/killed": "left by a process that did not finish",
         "artifacts/train/half/killed": "left by a process that did not finish",
         "checkpoints/done": "its training is complete",
+        "checkpoints/sample-drawn": "its sample is complete",
+        "checkpoints/sample-undrawn": "no kept sweep declares its sample",
         "checkpoints/undeclared": "no kept sweep declares its training",
         "scratch/run-1": "scratch of a run that ended",
     }
-    assert [item.bytes for item in items] == [1, 10, 10, 10, 10, 10]
+    assert [item.bytes for item in items] == [1, *[10] * 7]
+    gc.remove_finished_checkpoints(store)
+    left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
+    assert left == ["evicted", "half", "sample-undrawn", "undeclared"]
     assert gc.remove(store, items, busy=False) == items
     assert store.read("train", "done")
     assert (store.root / "checkpoints" / "half" / "file").is_file()
     assert not folder(store, "train/half").exists()
     assert gc.garbage(store, needed(read_declaration("demo", store))) == []
-
-
-def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
-    litter(store)
-    commit_weights(store, "evicted")
-    evict(store, "evicted")
-    (store.root / "checkpoints" / "evicted").mkdir()
-    gc.remove_finished_checkpoints(store)
-    left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
-    assert left == ["evicted", "half", "undeclared"]
 
 
 def test_what_a_live_driver_may_be_writing_stays(store: Store):
@@ -283,12 +260,10 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     attempt.mkdir()
     items = gc.garbage(store, needed(read_declaration("demo", store)))
     removed = gc.remove(store, items, busy=True)
-    assert paths(removed) == ["artifacts/evaluate/undeclared", "checkpoints/done"]
+    safe = ["artifacts/evaluate/undeclared", "checkpoints/done", "checkpoints/sample-drawn"]
+    assert paths(removed) == safe
     assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
-    for item in items:
-        assert (store.root / item.path).exists() == (
-            item not in removed or attempt.is_relative_to(store.root / item.path)
-        )
+    assert all((store.root / item.path).exists() for item in items if item not in removed)
 
 
 def test_a_draft_of_a_driver_that_comes_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -462,18 +437,6 @@ def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     commit_scores(store, waiting.trials[0].evaluations[1].key, right=3)
     assert gc.evict_weights(store, "demo", keys) > 2000
     assert evicted(store, trials[0].key)
-
-
-def test_checkpoints_of_another_stage_say_which(store: Store):
-    with store.write("sample", "drawn") as attempt:
-        (attempt.directory / "answers.jsonl").write_bytes(b"a")
-    for name in ("sample-drawn", "sample-undrawn"):
-        (store.root / "checkpoints" / name).mkdir(parents=True)
-    why = {item.path: (item.why, item.safe) for item in gc.listing(store) if item.kind == "checkpoint"}
-    assert why == {
-        "checkpoints/sample-drawn": ("its sample is complete", True),
-        "checkpoints/sample-undrawn": ("no kept sweep declares its sample", False),
-    }
 
 
 def test_a_sweep_is_not_extended_over_another_content_of_an_evaluation_set(store: Store):
