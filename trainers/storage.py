@@ -99,10 +99,11 @@ class ObjectPath:
                 return False
         return True
 
-    def upload(self, file: Path) -> None:
-        """Upload a file atomically, a large one in parts."""
+    def upload(self, file: Path) -> str | None:
+        """Upload a file atomically, a large one in parts; return the object's ETag."""
         with self.asked("written") as (obstore, client):
-            obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
+            put = obstore.put(client, self.key, file, chunk_size=PART_BYTES, max_concurrency=2)
+        return put["e_tag"]
 
     def download(self, file: Path) -> str:
         """Download the object into a file and return its SHA-256."""
@@ -127,8 +128,8 @@ class ObjectPath:
         """Yield the names that match part by part; a pattern that ends in a slash matches only prefixes."""
         wanted = pattern.rstrip("/").split("/")
         below: dict[tuple[str, ...], bool] = {}
-        for path in self.sizes():
-            parts = path.key.removeprefix(self.key).lstrip("/").split("/")
+        for name in self._names(deep=len(wanted) > 1):
+            parts = name.split("/")
             if len(parts) >= len(wanted):
                 below[tuple(parts[: len(wanted)])] = len(parts) > len(wanted)
         for found, is_folder in below.items():
@@ -144,6 +145,16 @@ class ObjectPath:
                     found = [obstore.head(client, self.key)]
         return {changed(self, key=item["path"]): int(item["size"]) for item in found}
 
+    def e_tags(self, most: int) -> dict["ObjectPath", str]:
+        """Return the ETag of each object below this name; nothing where there are more than `most`."""
+        found: dict[ObjectPath, str] = {}
+        with self.asked("listed") as (obstore, client):
+            for page in obstore.list(client, self.key, chunk_size=1000):
+                found |= {changed(self, key=item["path"]): item["e_tag"] for item in page if item["e_tag"]}
+                if len(found) > most:
+                    return {}
+        return found
+
     def unlink(self, missing_ok: bool = True) -> None:
         """Delete the object if it is there."""
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
@@ -154,6 +165,17 @@ class ObjectPath:
         paths = [path.key for path in self.sizes()]
         with self.asked("removed") as (obstore, client), contextlib.suppress(FileNotFoundError):
             obstore.delete(client, paths)
+
+    def _names(self, *, deep: bool) -> list[str]:
+        """Return the names of all objects below this one, or of its direct children, prefixes with a slash at the end."""
+        with self.asked("listed") as (obstore, client):
+            if deep:
+                names = [item["path"] for page in obstore.list(client, self.key or None) for item in page]
+            else:
+                found = obstore.list_with_delimiter(client, self.key or None)
+                names = [item["path"] for item in found["objects"]]
+                names += [f"{path}/" for path in found["common_prefixes"]]
+        return [name.removeprefix(self.key).lstrip("/") for name in names]
 
     def arrow_uri(self) -> str:
         """Return the URI that pyarrow, and so Ray, takes."""
@@ -231,7 +253,7 @@ def parse_uri(uri: str) -> ObjectPath:
             "AWS_SECRET_ACCESS_KEY or ~/.aws, and another endpoint than AWS's in AWS_ENDPOINT_URL."
         )
     absurd = prefix and {"", ".", ".."}.intersection(prefix.split("/"))
-    if absurd or not _BUCKET.fullmatch(bucket):
+    if absurd or not _BUCKET.fullmatch(bucket) or "\0" in uri:
         raise StorageError(f"--storage {uri[:200]!r} names no bucket and prefix; give s3://BUCKET/PREFIX.")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint is not None:
@@ -248,7 +270,7 @@ def parse_uri(uri: str) -> ObjectPath:
 def require_access(root: ObjectPath, *, write: bool) -> None:
     """Check that `root` can be listed and, to `write`, that an object can be put and deleted. Raises StorageError."""
     try:
-        list((root / "sweeps").glob("*"))
+        list(root.glob("*"))
         if write:
             probe = root / f".probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"")
@@ -289,9 +311,9 @@ def cache_of(root: ObjectPath) -> Path:
     return Path(place).absolute() / f"{root.bucket}-{digest[:12]}"
 
 
-def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> None:
-    """Upload the files `names` of a folder below `target`. Raises Unreachable, and leaves what is up."""
-    at_once(lambda name: (target / name).upload(folder / name), names)
+def upload(folder: Path, names: Iterable[str], target: ObjectPath) -> list[str | None]:
+    """Upload the files `names` of a folder below `target` and return their ETags. Raises Unreachable, and leaves what is up."""
+    return at_once(lambda name: (target / name).upload(folder / name), names)
 
 
 def fetch(source: ObjectPath, digests: Mapping[str, str], folder: Path) -> list[str]:

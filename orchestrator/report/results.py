@@ -134,7 +134,7 @@ class TrialResult(TrialState):
 
 
 def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialState]:
-    """Return what the store has of each trial."""
+    """Return what the store has of each trial, without reading scores."""
 
     @functools.cache
     def too_long(prepared: str) -> int:
@@ -143,7 +143,6 @@ def trial_states(records: Sequence[TrialRecord], store: Store) -> list[TrialStat
 
     scored = [key for record in records for key in record.scored]
     store.look(train=[record.key for record in records], evaluate=scored)
-    store.fetch_ahead("evaluate", scored, SCORES)
     return [_trial_state(record, store, too_long) for record in records]
 
 
@@ -155,6 +154,10 @@ def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]
     """Return the trials with the scores of their evaluations; trials that have them are returned as they are."""
     # Seeds, models and reward types share splits.
     leaked = functools.cache(functools.partial(leaked_rows, store))
+    unread = [
+        item.key for state in states if not isinstance(state, TrialResult) for item in state.evaluations
+    ]
+    store.fetch_ahead("evaluate", unread, SCORES)
     return [
         state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
     ]
@@ -180,19 +183,18 @@ def _trial_state(record: TrialRecord, store: Store, too_long: Callable[[str], in
         faults.append(str(error))
     for wanted in record.evaluations:
         try:
-            found = store.found("evaluate", wanted.key, SCORES)
+            found = store.sound("evaluate", wanted.key, SCORES)
         except Damaged as error:
             faults.append(str(error))
         else:
             if found:
-                scored, _ = found
                 evaluations.append(
                     Evaluated(
                         **_fields(wanted),
-                        finished=_committed(scored),
-                        attempt=scored["attempt"],
-                        left_out=too_long(scored["inputs"].get("data", "")),
-                        weights=scored["info"].get("weights"),
+                        finished=_committed(found),
+                        attempt=found["attempt"],
+                        left_out=too_long(found["inputs"].get("data", "")),
+                        weights=found["info"].get("weights"),
                     )
                 )
     # If it was scored with several weights, only the scores of its present weights count.

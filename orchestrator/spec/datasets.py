@@ -149,7 +149,7 @@ class DatasetReader:
             )
         key = _source_key(spec, split)
         record = self._store.root / "sources" / f"{key}.json"
-        known = _read_record(record)
+        known = _read_record(record) if record.is_file() else None
         # A remembered set is fetched again where gc has removed its rows.
         if known and (not self._fetch or self._store.complete("dataset", known["digest"])):
             return _Known(
@@ -206,12 +206,15 @@ def _short_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_record(file: Location) -> dict[str, Any] | None:
-    """Return what is remembered of a split that the hub gave; None where that is nothing."""
+def _read_record(file: Location) -> dict[str, Any]:
+    """Return what is remembered of a split that the hub gave."""
     try:
         known: dict[str, Any] = json.loads(file.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
+        _ = [known[name] for name in (*_REMEMBERED, "chosen", "originals")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{file} is unreadable ({error}); delete it to fetch the data set again."
+        ) from error
     return known
 
 

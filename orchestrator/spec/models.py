@@ -42,12 +42,13 @@ def identify_model(spec: ModelSpec, *, lock: Path = REVISION_LOCK, fetch: bool =
         tokenizer_key = content_key("tokenizer", 1, vocabulary=worlds.VOCABULARY, template=CHAT_TEMPLATE)
         return _base(spec, tiny.key, tokenizer_key, origin=tiny)
     path = Path(spec.source)
-    if path.suffix == ".gguf" and path.is_file():
-        read_header(path)
-        gguf = ConvertStage(file=str(path.absolute()), digest=digest_file(path), name=spec.name)
-        return _base(spec, gguf.key, gguf.key, origin=gguf)
     if path.exists():
-        return _folder_model(spec, path)
+        file = _gguf_file(path)
+        if file is None:
+            return _folder_model(spec, path)
+        read_header(file)
+        gguf = ConvertStage(file=str(file.absolute()), digest=digest_file(file), name=spec.name)
+        return _base(spec, gguf.key, gguf.key, origin=gguf)
     if not HUB_ID.fullmatch(spec.source):
         raise ModelError(f"model {spec.name}: there is no file or folder {spec.source}, and it is no hub id.")
     revision = spec.revision or _read_lock(lock).get(spec.source)
@@ -74,11 +75,27 @@ def _base(spec: ModelSpec, key: str, tokenizer_key: str, **found: Any) -> BaseMo
     )
 
 
+def _gguf_file(path: Path) -> Path | None:
+    """Find the GGUF file that `path` is or holds; None in a folder with safetensors, which are preferred."""
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(
+                f"{path} is no model: give a folder with config.json and safetensors, or a .gguf file."
+            )
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if not files or list(path.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise ModelError(
+            f"{path} holds {len(files)} GGUF files; name one of them: {', '.join(f.name for f in files)}."
+        )
+    return files[0]
+
+
 def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{path} is no model: give a folder with config.json and safetensors, or a .gguf file."
-        )
+        raise ModelError(f"{path} is no model: it has no config.json and no .gguf file.")
     weights = require_sound_model(path, spec.trust)
     # Code changes results only if it is run.
     ran = _digests(code_files(path) if spec.trust.trust_remote_code else [], path)
@@ -95,23 +112,42 @@ def _folder_model(spec: ModelSpec, path: Path) -> BaseModel:
     return _base(spec, key, tokenizer_key, location=str(path.absolute()))
 
 
-def ending_tokens(base: BaseModel) -> tuple[int, ...]:
+def ending_tokens(base: BaseModel, *, fetch: bool = True) -> tuple[int, ...]:
     """Return the tokens that end an answer of a folder's model, which its key does not cover; () for any other model.
 
-    Raises ModelError where the folder does not say.
+    With `fetch` it also asks the hub for the generation config of a hub model. Raises ModelError where a model has none,
+    or one without an eos_token_id.
     """
     folder, name = Path(base.location), "generation_config.json"
-    if base.origin is not None or not folder.is_dir():
+    if base.origin is not None or not (folder.is_dir() or fetch):
         return ()
     try:
-        ends = json.loads((folder / name).read_text())["eos_token_id"]
-        return tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
+        file = folder / name if folder.is_dir() else _of_hub(base, name)
+        ends = json.loads(file.read_text())["eos_token_id"] if file else []
+        ends = tuple(sorted([ends] if isinstance(ends, int) else map(int, ends)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"the policy {base.name} does not say what ends an answer: {name} of {base.location} is missing or names no "
             "eos_token_id. Give a causal language model that was saved with one, or save it in the model's folder: "
             "transformers.GenerationConfig(eos_token_id=N).save_pretrained(FOLDER)."
         ) from error
+    return ends if folder.is_dir() else ()
+
+
+def _of_hub(base: BaseModel, name: str) -> Path | None:
+    """Return a file of a hub model, None where the hub does not answer. Raises OSError where the model has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(base.location, name, revision=base.revision))
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            return None
+        raise FileNotFoundError(name) from error
+    except Exception:
+        # Whoever loads the weights fails as well, and says why.
+        return None
 
 
 def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
@@ -185,9 +221,10 @@ def _why_denied(source: str) -> str:
         return f"{source} is gated, and its licence is not accepted by the account of the token (or there is none)"
     except RepositoryNotFoundError:
         return f"the hub knows no {source}, or not for this token"
-    except Exception:
+    except Exception as error:
         # Offline, nothing is refused.
-        return ""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        return f"the token is refused for {source}" if status in (401, 403) else ""
     return ""
 
 
@@ -208,10 +245,12 @@ def architecture_of(model: ModelSpec, *, ask: bool = False) -> Architecture | No
 
 
 def _of_files(path: Path) -> Architecture | None:
-    if path.is_file():
-        return of_config(architecture_numbers(path))
-    try:
-        loaded = json.loads((path / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return of_config(loaded) if isinstance(loaded, dict) else None
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    config = path / "config.json"
+    if config.is_file():
+        try:
+            loaded = json.loads(config.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return of_config(loaded) if isinstance(loaded, dict) else None
+    return of_config(architecture_numbers(files[0])) if len(files) == 1 else None

@@ -81,7 +81,7 @@ def resolve(sweep: Sweep, store: Store, *, fetch: bool = True, lock: Path = REVI
         )
 
     policies = {item.policy for item in asked}
-    ends = _all(policies, lambda model: ending_tokens(models[model]), ModelError)
+    ends = _all(policies, lambda model: ending_tokens(models[model], fetch=fetch), ModelError)
     plans = tuple(
         plan_trial(
             trial,

@@ -50,7 +50,10 @@ from trainers.storage import (
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights"
-# How long a manifest that was read ahead from a bucket is trusted. A removed one shows by its missing files.
+# The index of manifests already read from a bucket. With more than MANY still to read, the index in the bucket helps.
+INDEX = "manifests.json"
+MANY = 200
+# How long a listing of a bucket is trusted. A manifest that it lacks is requested; a removed one shows by its missing files.
 LOOK_S = 30.0
 
 
@@ -70,9 +73,13 @@ class Store:
         # On this machine: the store itself, or the cache of a bucket.
         self.local: Path = self.root if isinstance(self.root, Path) else cache_of(self.root)
         self._sound: set[Path] = set()
-        # Manifests with the inode, time and size of the file that was read; of a bucket, until when they are trusted.
-        self._manifests: dict[Path, tuple[object, dict[str, Any]]] = {}
-        self._looked: dict[Location, tuple[float, dict[str, Any]]] = {}
+        # Each manifest with what identified its content (inode, time and size; or its text) when it was read.
+        self._manifests: dict[Location, tuple[object, dict[str, Any]]] = {}
+        # For a bucket: the manifests found by the last listing of their stage, the ETags of all its objects, and until
+        # when the listing is trusted.
+        self._standing: dict[Location, str] = {}
+        self._listed: dict[str, dict[ObjectPath, str]] = {}
+        self._until: dict[str, float] = {}
 
     def __reduce__(self) -> tuple[type["Store"], tuple[Location]]:
         # Another process, perhaps on another machine, checks files for itself.
@@ -98,18 +105,17 @@ class Store:
         A command asks for each manifest several times; in a folder it is read again only when its file has changed.
         """
         file = self._folder(stage, key) / MANIFEST
-        until, looked = self._looked.get(file, (0.0, None))
-        if time.monotonic() < until:
-            return looked
         mark: object = None
         try:
             if isinstance(file, Path):
                 said = file.stat()
                 mark = (said.st_ino, said.st_mtime_ns, said.st_size)
-                known, manifest = self._manifests.get(file, (None, None))
-                if known == mark:
-                    return manifest
-            loaded = json.loads(file.read_bytes())
+            elif time.monotonic() < self._until.get(stage, 0.0):
+                mark = self._standing.get(file)
+            known, manifest = self._manifests.get(file, (None, None))
+            if mark is not None and known == mark:
+                return manifest
+            loaded = json.loads(mark if isinstance(mark, str) else file.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Unreachable:
@@ -119,27 +125,58 @@ class Store:
         except ValueError:
             loaded = None
         if not isinstance(loaded, dict) or loaded.get(SEAL) != seal(loaded):
+            if self._forget_look(stage, key):
+                # Perhaps only this machine's index is damaged.
+                return self.manifest(stage, key)
             raise Damaged(f"{file} is not what was written", stage, key)
         for name in (loaded["attempt"], *loaded["files"]):
             if not _inside(name):
                 raise StorageError(
                     f"{file} names {name!r}, which leads out of its folder; delete {file.parent}."
                 )
-        if isinstance(file, Path):
+        if mark is not None:
             self._manifests[file] = (mark, loaded)
         return loaded
 
     def look(self, **wanted: Sequence[str]) -> None:
-        """Read the manifests of the artifacts stage=keys from a bucket, some at a time, and trust them for LOOK_S."""
+        """List the stages of a bucket once, so that for LOOK_S the artifacts stage=keys need no request each.
 
-        def read(name: tuple[str, str]) -> None:
-            file = self._folder(*name) / MANIFEST
-            until, _ = self._looked.get(file, (0.0, None))
-            if time.monotonic() >= until and (manifest := self.sound_manifest(*name)):
-                self._looked[file] = (time.monotonic() + LOOK_S, manifest)
+        The listing gives the ETag of each manifest, and this machine reads none twice. A stage with many more objects
+        than `keys` is not listed. Raises Unreachable.
+        """
+        stale = {
+            stage: keys for stage, keys in wanted.items() if time.monotonic() >= self._until.get(stage, 0.0)
+        }
+        if not isinstance(self.root, ObjectPath) or not stale:
+            return
+        standing: dict[ObjectPath, str] = {}
+        for stage, keys in stale.items():
+            for key in keys:
+                self._forget_look(stage, key)
+            # One request lists 1,000 objects.
+            found = self._listed[stage] = (self.root / f"artifacts/{stage}").e_tags(100 * len(keys))
+            files = [self.root / f"artifacts/{stage}/{key}/{MANIFEST}" for key in keys]
+            standing |= {file: found[file] for file in files if file in found}
+        index, seen = self.local / INDEX, dict[str, tuple[str, str]]()
 
-        if isinstance(self.root, ObjectPath):
-            at_once(read, [(stage, key) for stage in wanted for key in wanted[stage]])
+        def unread() -> list[ObjectPath]:
+            return [file for file, e_tag in standing.items() if seen.get(str(file), ("", ""))[0] != e_tag]
+
+        with contextlib.suppress(OSError, ValueError):
+            seen = json.loads(index.read_bytes())
+        if many := len(unread()) > MANY:
+            with contextlib.suppress(OSError, ValueError):
+                seen |= json.loads((self.root / INDEX).read_bytes())
+        new = unread()
+        for file, text in zip(new, at_once(_text, new), strict=True):
+            seen[str(file)] = (standing[file], text)
+        if new or many:
+            with contextlib.suppress(OSError, StorageError):
+                replace(index, json.dumps(seen))
+                if len(new) > MANY:
+                    self.share(index)
+        self._standing |= {file: seen[str(file)][1] for file in standing}
+        self._until |= dict.fromkeys(stale, time.monotonic() + LOOK_S)
 
     def sound_manifest(self, stage: str, key: str) -> dict[str, Any] | None:
         """Return the manifest, None where there is none or it is damaged. Raises StorageError."""
@@ -151,8 +188,9 @@ class Store:
         """Return whether the artifact is committed and its manifest is sound. Does not read its files."""
         return self.sound_manifest(stage, key) is not None
 
-    def _forget_look(self, stage: str, key: str) -> None:
-        self._looked.pop(self._folder(stage, key) / MANIFEST, None)
+    def _forget_look(self, stage: str, key: str) -> bool:
+        """Request this manifest from the bucket from now on; return whether the listing had stood in for it."""
+        return self._standing.pop(self._folder(stage, key) / MANIFEST, None) is not None
 
     def discard(self, stage: str, key: str, attempt: str | None = None) -> None:
         """Make an artifact count as missing; with `attempt`, only if its manifest still names that one.
@@ -224,6 +262,22 @@ class Store:
         self._sound |= {folder / name for name in unread}
         return manifest, folder
 
+    def sound(self, stage: str, key: str, name: str) -> dict[str, Any] | None:
+        """Check the file `name` of an artifact and return the manifest; None where there is no artifact.
+
+        Where a trusted listing shows the file's ETag, the file is not read. Raises Damaged, StorageError.
+        """
+        if (listed := self._listed.get(stage)) and time.monotonic() < self._until.get(stage, 0.0):
+            manifest = self.manifest(stage, key)
+            if manifest is None:
+                return None
+            e_tag = manifest["files"].get(name, {}).get("e_tag")
+            file: Any = self._folder(stage, key) / manifest["attempt"] / name
+            if e_tag and listed.get(file) == e_tag:
+                return manifest
+        found = self.found(stage, key, name)
+        return found and found[0]
+
     def fetch_ahead(self, stage: str, keys: Sequence[str], name: str) -> None:
         """Download the file `name` of each artifact, a few at a time; an error is raised only when the file is read."""
 
@@ -232,7 +286,6 @@ class Store:
                 self.found(stage, key, name)
 
         if isinstance(self.root, ObjectPath):
-            self.look(**{stage: keys})
             at_once(fetched, keys)
 
     def forget_fetched(self, stage: str, key: str) -> None:
@@ -275,7 +328,8 @@ class Store:
 
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
         """Put the manifest; False where another attempt was committed first."""
-        files = {name: attempt.directory / name for name in files_below(attempt.directory)}
+        names = files_below(attempt.directory)
+        files = {name: attempt.directory / name for name in names}
         manifest: dict[str, Any] = {
             **{"stage": stage, "key": key, "attempt": attempt.directory.name, "inputs": inputs},
             "files": {
@@ -292,7 +346,9 @@ class Store:
         if isinstance(folder, ObjectPath):
             # If this fails, the next holder of the lease, or gc, removes what is uploaded. We must not: the manifest
             # may have been put although its answer was lost.
-            upload(attempt.directory, files, folder / attempt.directory.name)
+            e_tags = upload(attempt.directory, names, folder / attempt.directory.name)
+            for name, e_tag in zip(names, e_tags, strict=True):
+                manifest["files"][name]["e_tag"] = e_tag
         text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         self._forget_look(stage, key)
         if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
@@ -315,6 +371,14 @@ class Store:
 
     def _local_folder(self, stage: str, key: str) -> Path:
         return self.local / f"artifacts/{stage}/{key}"
+
+
+def _text(file: ObjectPath) -> str:
+    """Return an object's text; '', which is no manifest, where it is gone or is not text."""
+    try:
+        return file.read_text()
+    except (FileNotFoundError, ValueError):
+        return ""
 
 
 def _inside(name: object) -> bool:

@@ -176,12 +176,14 @@ def clear_up(store: Store, sweep: str, driver: str = "") -> None:
     """Remove what killed drivers left, unless other drivers live; `driver` is this one, if it has written its record."""
     leases = Leases(store.root, driver)
     leases.forget_dead()
-    notes = (store.local_sweep_dir(sweep), *(store.local / name for name in ("sources", "audits", "drivers")))
+    notes = (
+        store.local_sweep_dir(sweep),
+        *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
+    )
     drafts = [draft for folder in notes for draft in folder.rglob(f"{DRAFT}*")]
     # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
-    left += matching(store.root / "leases", "*")
     if drafts:
         # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
@@ -224,7 +226,7 @@ def evict_weights(store: Store, sweep: str, keys: Iterable[str]) -> int:
 def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
     """Return the damage of one file of a committed artifact, None where it is sound."""
     try:
-        store.found(stage, key, name)
+        store.sound(stage, key, name)
     except Damaged as error:
         # A damaged manifest names no attempt; its stage already counts as missing.
         return error if error.attempt else None
@@ -234,8 +236,8 @@ def damage(store: Store, stage: str, key: str, name: str) -> Damaged | None:
 def set_aside(store: Store, files: Iterable[tuple[str, str, str]]) -> list[Damaged]:
     """Check files (stage, key, name); make their artifacts count as missing where one is damaged, and return the damage."""
     files = list(files)
-    for stage, name in {(stage, name) for stage, _, name in files}:
-        store.fetch_ahead(stage, [key for kind, key, _ in files if kind == stage], name)
+    for stage in {stage for stage, _, _ in files}:
+        store.look(**{stage: [key for kind, key, _ in files if kind == stage]})
     found = [error for file in files if (error := damage(store, *file)) is not None]
     for error in found:
         store.discard(error.stage, error.key, error.attempt)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trainers.errors import StorageError
+from trainers.errors import StorageError, Unreachable
 from trainers.storage import Location, publish, replace
 
 BEAT_S, POLL_S, LEASE_S = 2.0, 1.0, 20.0
@@ -39,8 +39,7 @@ class Leases(NamedTuple):
         while not done():
             if self.take(name):
                 try:
-                    # The last holder may have finished between our two checks.
-                    yield not done()
+                    yield not done()  # The last holder may have finished between our two checks.
                 finally:
                     self.release(name)
                 return
@@ -48,11 +47,11 @@ class Leases(NamedTuple):
         yield False
 
     def take(self, name: str) -> bool:
-        """Take the lease on `name`; return False if another living driver has it."""
+        """Take the lease on `name`; return False if another driver has it that lives, or took it over since we looked."""
         lease = self.root / "leases" / name
         if publish(lease, self.driver) or (holder := _text(lease)) == self.driver:
             return True
-        if self.alive(holder):
+        if self.alive(holder) or _text(lease) != holder:
             return False
         lease.unlink(missing_ok=True)
         return publish(lease, self.driver)
@@ -67,6 +66,8 @@ class Leases(NamedTuple):
         record = self.root / "drivers" / Path(driver).name
         try:
             machine, pid, started, counter = _text(record).split()
+        except Unreachable:
+            return True  # We take over nobody's work just because the bucket does not answer.
         except ValueError:
             return False
         if machine == _machine():
@@ -76,20 +77,19 @@ class Leases(NamedTuple):
         return time.monotonic() - _SEEN[record][1] < LEASE_S
 
     def forget_dead(self) -> set[str]:
-        """Remove the records of dead drivers, and return the other drivers."""
-        others = set()
-        for record in (self.root / "drivers").glob("[!.]*"):
-            if self.alive(record.name):
-                others.add(record.name)
-            else:
-                record.unlink(missing_ok=True)
-        return others - {self.driver}
+        """Remove the records and the leases of dead drivers, and return the other drivers."""
+        records = {file.name: file for file in (self.root / "drivers").glob("[!.]*")}
+        dead = {name: file for name, file in records.items() if not self.alive(name)}
+        leases = (file for file in (self.root / "leases").glob("[!.]*") if not self.alive(_text(file)))
+        # Each lease is read just before it is removed: another driver may have taken it over meanwhile.
+        for file in itertools.chain(dead.values(), leases):
+            file.unlink(missing_ok=True)
+        return records.keys() - dead - {self.driver}
 
 
 def live_drivers(root: Location) -> set[str]:
     """Return the living drivers; one of another machine must raise its counter within two beats."""
-    leases = Leases(root)
-    found = {file: _text(file) for file in (root / "drivers").glob("[!.]*") if leases.alive(file.name)}
+    found = {file: _text(file) for file in (root / "drivers").glob("[!.]*") if Leases(root).alive(file.name)}
     if watched := _SEEN.keys() & found.keys():
         time.sleep(2.5 * BEAT_S)
     return {file.name for file, said in found.items() if file not in watched or _text(file) not in (said, "")}
@@ -100,17 +100,15 @@ def heartbeat(root: Location) -> Iterator[Leases]:
     """Show others that this driver lives, and yield its leases; at the end, forget dead drivers."""
     leases = Leases(root, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     record, process = root / "drivers" / leases.driver, f"{_machine()} {os.getpid()} {_started(os.getpid())}"
-    done = threading.Event()
+    done, counter = threading.Event(), itertools.count()
 
     def beat() -> None:
-        for counter in itertools.count(1):
-            if done.wait(BEAT_S):
-                return
+        while not done.wait(BEAT_S):
             # A full disk must not end the driver; at worst another driver repeats its work.
             with contextlib.suppress(OSError, StorageError):
-                replace(record, f"{process} {counter}")
+                replace(record, f"{process} {next(counter)}")
 
-    replace(record, f"{process} 0")
+    replace(record, f"{process} {next(counter)}")
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
@@ -119,16 +117,18 @@ def heartbeat(root: Location) -> Iterator[Leases]:
         with contextlib.suppress(OSError, StorageError):
             leases.forget_dead()
         done.set()
-        # A beat still being written would bring the record back.
-        thread.join(timeout=10.0)
+        thread.join(timeout=10.0)  # A beat still being written would bring the record back.
         record.unlink(missing_ok=True)
 
 
 def _text(file: Location) -> str:
-    """Return what a small file holds; '' where it is missing or is no text."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    """Return what a small file holds; '' where it cannot be read or is no text. Raises Unreachable."""
+    try:
         return file.read_text()
-    return ""
+    except Unreachable:
+        raise
+    except (OSError, ValueError):
+        return ""
 
 
 def _machine() -> str:

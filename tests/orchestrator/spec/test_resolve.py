@@ -296,11 +296,19 @@ def test_code_of_its_own_is_refused_and_that_of_another_repository_even_if_trust
         identify_model(replace(foreign, trust=trusted))
 
 
-def test_a_gguf_model_is_its_file(tmp_path: Path):
+def test_a_folder_with_several_gguf_files_asks_for_one(store: Store, tmp_path: Path):
+    for name in ("q4.gguf", "q8.gguf"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ModelError, match=r"q4\.gguf, q8\.gguf"):
+        identify_model(ModelSpec(name="m", source=str(tmp_path)))
+
+
+def test_a_gguf_model_is_its_file_and_its_folder_alike(store: Store, tmp_path: Path):
     write_gguf(tmp_path / "q4.gguf")
-    found = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")))
-    assert found.origin.kind == "convert"
-    assert identify_model(ModelSpec(name="n", source=str(tmp_path / "q4.gguf"))).key == found.key
+    file = identify_model(ModelSpec(name="m", source=str(tmp_path / "q4.gguf")))
+    folder = identify_model(ModelSpec(name="m", source=str(tmp_path)))
+    assert file == folder
+    assert file.origin.kind == "convert"
 
 
 class Hub(Loopback):
@@ -437,3 +445,33 @@ def test_a_policy_in_a_folder_must_say_what_ends_an_answer(tmp_path: Path, said:
             ending_tokens(base)
     else:
         assert ending_tokens(base) == ends
+
+
+@pytest.mark.parametrize("said", [None, "{}", '{"eos_token_id": 2}', "offline"])
+def test_a_policy_of_the_hub_must_say_what_ends_an_answer(said, tmp_path, monkeypatch):
+    """The revision is in its key, so the tokens are not; a plan does not ask the hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    from orchestrator.spec.models import ending_tokens
+    from orchestrator.spec.stages import BaseModel
+
+    def download(model, name, *, revision):
+        assert (model, name, revision) == ("org/policy", "generation_config.json", "abc")
+        if said == "offline":
+            raise LocalEntryNotFoundError("no network")
+        if said is None:
+            raise EntryNotFoundError("404", None)
+        (tmp_path / name).write_text(said)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    base = BaseModel(
+        name="policy", key="k", tokenizer_key="k", precision="fp32", location="org/policy", revision="abc"
+    )
+    assert ending_tokens(base, fetch=False) == ()
+    if said in (None, "{}"):
+        with pytest.raises(ModelError, match="does not say what ends an answer"):
+            ending_tokens(base)
+    else:
+        assert ending_tokens(base) == ()

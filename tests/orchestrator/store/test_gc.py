@@ -285,6 +285,20 @@ def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.MonkeyPatch):
+    commit(store, "train/a")
+    items = gc.garbage(store, frozenset())
+    with monkeypatch.context() as patch:
+        patch.setattr(gc.shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            gc.remove(store, items, busy=False)
+    assert not store.complete("train", "a")
+    (rest,) = gc.garbage(store, needed(declare_names(store, "demo", "train/a")))
+    assert rest.kind == "attempt"
+    gc.remove(store, [rest], busy=False)
+    assert not folder(store, "train/a").exists()
+
+
 def test_an_unreadable_manifest_goes_only_with_its_artifact(store: Store):
     commit(store, "train/a")
     (folder(store, "train/a") / MANIFEST).write_text("{")

@@ -53,6 +53,37 @@ def test_a_driver_loses_its_lease_when_its_counter_has_stood_still_for_the_lease
     assert holder(tmp_path) == "near"
 
 
+def test_a_lease_renewed_between_the_look_and_the_taking_stays(tmp_path, monkeypatch):
+    elsewhere(tmp_path, "third")
+    assert Leases(tmp_path, "dead").take("x")
+    near, alive = Leases(tmp_path, "near"), Leases.alive
+
+    def renewed_first(self, driver):
+        # Another waiter is quicker than the one that finds the driver dead.
+        lives = alive(self, driver)
+        leases.replace(tmp_path / "leases" / "x", "third")
+        return lives
+
+    monkeypatch.setattr(Leases, "alive", renewed_first)
+    assert not near.take("x")
+    assert holder(tmp_path) == "third"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"x" * 300, b"a\0b", b"../../outside", b'{"driver": "far"}']
+)
+def test_a_damaged_lease_is_nobodys(tmp_path, content):
+    lease = tmp_path / "leases" / "x"
+    for folder in ("leases", "drivers"):
+        (tmp_path / folder).mkdir()
+    lease.write_bytes(content)
+    Leases(tmp_path, "near").forget_dead()
+    assert not lease.exists()
+    lease.write_bytes(content)
+    assert Leases(tmp_path, "near").take("x")
+    assert holder(tmp_path) == "near"
+
+
 def test_of_many_that_lease_at_once_one_gets_it(tmp_path):
     gate, won = threading.Barrier(8), []
 
@@ -127,10 +158,13 @@ def test_another_machines_driver_lives_while_its_counter_moves(tmp_path, monkeyp
         assert live_drivers(tmp_path) == {"far"}
     (seconds,) = paused
     assert seconds >= 2 * leases.BEAT_S
+    for driver in ("far", "still"):
+        assert Leases(tmp_path, driver).take(driver)
     with heartbeat(tmp_path):
         time.sleep(LEASE_S)
         elsewhere(tmp_path, "far", counter=9)
     assert drivers(tmp_path) == {"far"}
+    assert [file.name for file in (tmp_path / "leases").iterdir()] == ["far"]
 
 
 def test_a_heart_beats_on_when_a_beat_cannot_be_written(tmp_path, monkeypatch):

@@ -1,9 +1,12 @@
 """The store in a bucket, on a real S3 server: what readers see, what two writers do, what is refused."""
 
+import json
 import pickle
 import random
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import moto.settings
 import obstore
@@ -11,14 +14,16 @@ import pytest
 
 from orchestrator.cli.main import Grid, execute
 from orchestrator.cli.options import Gc, Options, Run, Status
+from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import USAGE
+from orchestrator.run.events import Failed
 from orchestrator.run.failures import NextAttempt, classify, next_attempt
 from orchestrator.spec.trials import RetryPolicy
 from orchestrator.store import leases
 from orchestrator.store.artifacts import MANIFEST, Store
-from orchestrator.store.gc import garbage, kept_artifacts, remove
+from orchestrator.store.gc import evict_weights, garbage, kept_artifacts, remove
 from orchestrator.store.leases import Leases, heartbeat, live_drivers
-from orchestrator.store.records import Declaration, write_declaration
+from orchestrator.store.records import Declaration, read_state, write_declaration
 from tests.object_store import SECRET
 from trainers import storage
 from trainers.errors import Damaged, StorageError, Unreachable
@@ -124,6 +129,20 @@ def test_an_object_that_is_not_as_written_is_found_and_written_again(store, tmp_
     assert read(reader) == CONTENT
 
 
+def test_of_many_that_commit_at_once_one_stays_whole_and_the_others_leave_nothing(store):
+    gate = threading.Barrier(6)
+
+    def commit(number: int) -> None:
+        with Store(store.root).write("train", KEY) as attempt:
+            (attempt.directory / "log.parquet").write_bytes(b"%d" % number)
+            gate.wait(20)
+
+    with ThreadPoolExecutor(6) as writers:
+        list(writers.map(commit, range(6)))
+    assert read(store) in [{"log.parquet": b"%d" % number} for number in range(6)]
+    assert len(objects(store)) == 2
+
+
 def test_a_manifest_whose_answer_was_lost_is_ours_and_its_files_stay(store, monkeypatch):
     """The request is repeated and then finds what it has itself put."""
     create = ObjectPath.create
@@ -190,11 +209,38 @@ def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, m
     assert objects(store) == []
 
 
+def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
+    replace(store.root / "drivers" / "far", "another 1 1 1")
+    monkeypatch.setattr(type(store.root), "read_text", unreachable)
+    assert Leases(store.root, "near").alive("far")
+
+
+def unreachable(path):
+    raise Unreachable(f"{path} cannot be read")
+
+
 def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
     failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
     placement = Placement(forward_tokens=1)
     assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
     assert next_attempt(failed * 4, placement, RetryPolicy()) is None
+
+
+def test_what_a_sweep_does_is_read_by_another_process(store):
+    writer = StateWriter("demo", store, "driver", ["run"], ["a"])
+    writer.on_event(Failed(trial="a", cause="Diverged", message="not finite"))
+    writer.close()
+    note = read_state("demo", Store(store.root)).trials["a"]
+    assert (note.state, note.cause) == ("failed", "Diverged")
+
+
+def test_names_below_a_place(store):
+    for name in ("drivers/a.json", "drivers/b.json", "drivers/c.txt", "artifacts/train/k/manifest.json"):
+        replace(store.root / name, "x")
+    assert [path.stem for path in matching(store.root / "drivers", "*.json")] == ["a", "b"]
+    assert [path.name for path in matching(store.root / "artifacts", "*/*/")] == ["k"]
+    assert matching(store.root / "nothing", "*") == []
+    assert not (store.root / "drivers").is_file()
 
 
 def test_garbage_is_listed_without_a_change_and_then_removed(store):
@@ -218,6 +264,18 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     assert {name.split("/")[2] for name in left} == {KEY}
     assert read(Store(store.root)) == CONTENT
     assert garbage(store, kept_artifacts(store)) == []
+
+
+def test_evicted_weights_free_their_room_and_the_log_is_read(store, tmp_path, monkeypatch):
+    write(store)
+    with store.write("weights", KEY) as attempt:
+        (attempt.directory / "model.safetensors").write_bytes(b"w" * 5000)
+    assert evict_weights(store, "demo", [KEY]) == 5000
+    assert not [name for name in objects(store) if name.startswith("artifacts/weights")]
+    other = elsewhere(monkeypatch, store, tmp_path, "other")
+    assert other.read_file("train", KEY, "log.parquet").read_bytes() == CONTENT["log.parquet"]
+    with pytest.raises(StorageError, match="were evicted"):
+        other.read("weights", KEY)
 
 
 def refused(capsys, tmp_path, **options) -> str:
@@ -270,6 +328,14 @@ def test_a_bucket_that_may_only_be_read_is_refused_to_who_writes(store, monkeypa
         require_access(store.root, write=True)
 
 
+def test_an_endpoint_where_nobody_answers_is_refused(bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("trainers.storage.RETRIES", 1)
+    said = refused(capsys, tmp_path, storage=bucket.uri, tracking_uri="sqlite:///x")
+    assert "http://127.0.0.1:1" in said
+    assert "Connection refused" in said
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -306,30 +372,116 @@ def test_what_is_gone_or_rotten_on_this_machine_is_fetched_again(store):
     assert read(store) == CONTENT
 
 
-def test_manifests_that_were_read_ahead_are_trusted_until_something_is_wrong(store, monkeypatch):
-    keys = [str(number) * 32 for number in range(4)]
+def requests_of(monkeypatch, method: str) -> list[str]:
+    """The keys of objects that this process asks for from now on."""
+    asked: list[str] = []
+    real = getattr(obstore, method)
+    monkeypatch.setattr(
+        obstore, method, lambda client, key, *a, **k: asked.append(key) or real(client, key, *a, **k)
+    )
+    return asked
+
+
+def test_of_many_artifacts_one_listing_spares_the_requests(store, monkeypatch):
+    keys = [str(number) * 32 for number in range(10)]
     for key in keys[:-1]:
+        write(store, key=key)
+    other = Store(store.root)
+    other.look(train=keys)
+    asked = requests_of(monkeypatch, "get")
+    again = Store(store.root)
+    again.look(train=keys)
+    for looked in (other, again):
+        assert [looked.complete("train", key) for key in keys] == [True] * 9 + [False]
+    # What has come since is asked for.
+    assert asked == [f"{store.root.key}/artifacts/train/{keys[-1]}/{MANIFEST}"] * 2
+    write(store, key=keys[-1])
+    assert other.complete("train", keys[-1])
+
+
+def test_what_has_gone_or_been_made_anew_since_the_listing_is_found_out(store):
+    keys = [str(number) * 32 for number in range(10)]
+    for key in keys[:3]:
         write(store, key=key)
     looked, other = Store(store.root), Store(store.root)
     looked.look(train=keys)
-    with monkeypatch.context() as patched:
-        get, asked = obstore.get, []
-        patched.setattr(obstore, "get", lambda client, key: asked.append(key) or get(client, key))
-        assert [looked.complete("train", key) for key in keys] == [True] * 3 + [False]
-        # What may have come since is asked for.
-        assert asked == [f"{store.root.key}/artifacts/train/{keys[-1]}/{MANIFEST}"]
-    for key in keys[:3]:
+    for key in keys[:2]:
         other.discard("train", key, other.manifest("train", key)["attempt"])
         other.remove_leftovers("train", key)
-    for key in keys[1:]:
-        write(other, key=key)
+    write(other, key=keys[1])
     assert looked.found("train", keys[0]) is None
-    assert read(looked, keys[1]) == read(looked, keys[3]) == CONTENT
-    # What was made anew since is not what is discarded, and no leftover.
+    assert read(looked, keys[1]) == CONTENT
     looked.discard("train", keys[2], looked.manifest("train", keys[2])["attempt"])
-    looked.remove_leftovers("train", keys[2])
-    assert read(other, keys[2]) == CONTENT
-    monkeypatch.setattr("orchestrator.store.artifacts.LOOK_S", 0.0)
-    looked.look(train=keys[3:])
-    other.discard("train", keys[3])
-    assert not looked.complete("train", keys[3])
+    assert not looked.complete("train", keys[2])
+
+
+def test_a_later_look_forgets_what_has_gone_since_the_first(store, monkeypatch):
+    write(store)
+    looked = Store(store.root)
+    with monkeypatch.context() as early:
+        early.setattr("orchestrator.store.artifacts.LOOK_S", 0.0)
+        looked.look(train=[KEY])
+    store.discard("train", KEY)
+    looked.look(train=[KEY])
+    assert not looked.complete("train", KEY)
+
+
+@pytest.mark.parametrize("act", ["discard", "clear"])
+def test_what_was_made_anew_since_the_listing_stays(store, act):
+    write(store)
+    looked, other = Store(store.root), Store(store.root)
+    looked.look(train=[KEY])
+    earlier = looked.manifest("train", KEY)["attempt"]
+    other.discard("train", KEY)
+    other.remove_leftovers("train", KEY)
+    write(other)
+    if act == "discard":
+        looked.discard("train", KEY, earlier)
+    else:
+        looked.remove_leftovers("train", KEY)
+    assert read(Store(store.root)) == CONTENT
+
+
+def test_a_bucket_of_many_more_objects_is_not_listed(store, monkeypatch):
+    write(store)
+    asked = requests_of(monkeypatch, "get")
+    assert (store.root / "artifacts").e_tags(2) == {}
+    looked = Store(store.root)
+    monkeypatch.setattr(ObjectPath, "e_tags", lambda self, most: {})
+    looked.look(train=[KEY])
+    assert looked.complete("train", KEY)
+    assert len(asked) == 1
+
+
+def test_a_remembered_manifest_that_is_damaged_is_read_again(store):
+    write(store)
+    Store(store.root).look(train=[KEY])
+    index = store.local / "manifests.json"
+    said = json.loads(index.read_text())
+    said = {name: [e_tag, text.replace("log.parquet", "lug.parquet")] for name, (e_tag, text) in said.items()}
+    index.write_text(json.dumps(said))
+    looked = Store(store.root)
+    looked.look(train=[KEY])
+    assert looked.complete("train", KEY)
+
+
+def test_what_the_listing_says_of_a_file_spares_its_reading(store, monkeypatch):
+    """Where it says that the file is another one, its bytes are read; what others have read of manifests is shared."""
+    keys = [str(number) * 32 for number in range(3)]
+    for key in keys:
+        write(store, key=key)
+    monkeypatch.setattr("orchestrator.store.artifacts.MANY", 2)
+    Store(store.root).look(train=keys)
+    shutil.rmtree(store.local)
+    asked, looked = requests_of(monkeypatch, "get"), Store(store.root)
+    looked.look(train=keys)
+    assert [looked.sound("train", key, "log.parquet")["key"] for key in keys] == keys
+    assert asked == [f"{store.root.key}/manifests.json"]
+    damaged = (
+        store.root / f"artifacts/train/{keys[0]}/{looked.manifest('train', keys[0])['attempt']}/log.parquet"
+    )
+    damaged.write_bytes(b"another")
+    again = Store(store.root)
+    again.look(train=keys)
+    with pytest.raises(Damaged):
+        again.sound("train", keys[0], "log.parquet")
