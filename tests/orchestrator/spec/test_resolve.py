@@ -30,7 +30,7 @@ from tests.orchestrator.sweep_samples import (
     write_jsonl,
 )
 from trainers.data.sources import read_pairs
-from trainers.errors import DataError, ModelError, SpecError
+from trainers.errors import DataError, ModelError, SpecError, StorageError
 from trainers.pairs.tokens import draw_order
 from trainers.specs import DatasetSpec, DrawSpec, LoraSpec, ModelSpec, Trust
 
@@ -141,6 +141,17 @@ def test_a_set_whose_rows_carry_the_training_sets_responses_is_a_token_level_shi
     rewritten = rows(4, "rewritten", orig_chosen=f"{original} answer")
     evaluated = dataset_folder(tmp_path / "rewritten", test=rewritten)
     assert category(resolve(sweep([trained], [evaluated]), store), evaluated) == expected
+
+
+def test_a_bad_row_among_the_originals_is_refused_and_makes_no_domain_shift(store: Store, tmp_path: Path):
+    trained = dataset_folder(tmp_path / "data", train=rows(4, "train"), test=rows(4, "test"))
+    evaluated = dataset_folder(
+        tmp_path / "rewritten", test=rows(4, "rewritten", orig_chosen="test good answer")
+    )
+    (file,) = (tmp_path / "data").glob("test.*")
+    file.write_text(file.read_text() + "{broken\n")
+    with pytest.raises(DataError, match=r"test\.jsonl"):
+        resolve(sweep([trained], [evaluated]), store)
 
 
 def test_a_category_can_be_overridden_for_one_pair_alone(store: Store):
@@ -430,6 +441,10 @@ def test_a_hub_data_set_is_remembered_and_asked_for_again_where_gc_has_removed_i
     records = [json.loads(file.read_text()) for file in (store.root / "sources").iterdir()]
     (record,) = [record for record in records if record["source"] == "acme/prefs"]
     assert (record["revision"], record["rows"], record["digest"]) == ("c0ffee", 4, split.digest)
+    for file in (store.root / "sources").iterdir():
+        file.write_text("{}")
+    with pytest.raises(StorageError, match="delete it to fetch the data set again"):
+        resolve(sweep([trained], [evaluated]), store, fetch=False)
     # Another filter is another source.
     filtered = replace(trained, keep=(("subset", "a"),))
     assert not DatasetReader(store, fetch=False).split(filtered, "train").fetched

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from orchestrator.cli.run import evictable
 from orchestrator.report.results import sweep_results
@@ -35,6 +36,7 @@ from tests.orchestrator.sweep_samples import (
     PARAPHRASE,
     TINY_WORLD,
     commit_scores,
+    commit_trial,
     declaration,
     pretrained_plan,
     record,
@@ -451,6 +453,26 @@ def test_weights_that_another_sweep_has_yet_to_evaluate_stay(store: Store):
     commit_scores(store, waiting.trials[0].evaluations[1].key, right=3)
     assert gc.evict_weights(store, "demo", keys) > 2000
     assert evicted(store, trials[0].key)
+
+
+def test_weights_that_another_sweep_has_yet_to_score_answers_with_stay(store: Store):
+    (trial,) = trials_of(store, {("ex_rm", 0): (5, 9)})
+    write_declaration(declaration(dataclasses.replace(trial, answers=("answered",)), name="other"), store)
+    assert gc.evict_weights(store, "demo", [trial.key]) == 0
+    commit_scores(store, "answered", right=3)
+    assert gc.evict_weights(store, "demo", [trial.key]) > 2000
+
+
+def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):
+    item = record()
+    commit_trial(store, item, 7, 8)
+    with store.write(WEIGHTS, item.key) as attempt:
+        (attempt.directory / "model.safetensors").write_bytes(SHARD)
+    (before,) = sweep_results(declaration(item), store)
+    assert evict(store, item.key)
+    reader = Store(store.root)
+    assert sweep_results(declaration(item), reader) == [before]
+    assert parquet.read_table(reader.read_file("train", item.key, "log.parquet")).num_rows == 3
 
 
 def test_a_sweep_is_not_extended_over_another_content_of_an_evaluation_set(store: Store):
