@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -72,7 +72,7 @@ class ObjectPath:
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(self.key).stem
+        return Path(self.name).stem
 
     @property
     def parent(self) -> "ObjectPath":
@@ -85,10 +85,10 @@ class ObjectPath:
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
-    def write_text(self, text: str) -> None:
+    def write_bytes(self, content: bytes) -> None:
         """Put the object, replacing any that is there."""
         with self.asked("written") as (obstore, client):
-            obstore.put(client, self.key, text.encode())
+            obstore.put(client, self.key, content)
 
     def create(self, text: str) -> bool:
         """Put the object unless there is one; return whether we did. Rarely False if the answer to our request was lost."""
@@ -245,14 +245,15 @@ def _reason(error: BaseException) -> str:
 def parse_uri(uri: str) -> ObjectPath:
     """Parse `s3://bucket/prefix`; the endpoint is $AWS_ENDPOINT_URL_S3, $AWS_ENDPOINT_URL or AWS. Raises StorageError."""
     bucket, _, prefix = uri.removeprefix(SCHEME).partition("/")
-    parts = prefix.strip("/").split("/") if prefix.strip("/") else []
+    prefix = prefix.strip("/")
     if "@" in uri or "?" in uri or "#" in uri:
         # We do not repeat the address: it may hold a secret.
         raise StorageError(
             "--storage s3://… takes a bucket and a prefix only; give credentials in AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or ~/.aws, and another endpoint than AWS's in AWS_ENDPOINT_URL."
         )
-    if not _BUCKET.fullmatch(bucket) or any(part in ("", ".", "..") for part in parts) or "\0" in uri:
+    absurd = prefix and {"", ".", ".."}.intersection(prefix.split("/"))
+    if absurd or not _BUCKET.fullmatch(bucket) or "\0" in uri:
         raise StorageError(f"--storage {uri[:200]!r} names no bucket and prefix; give s3://BUCKET/PREFIX.")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint is not None:
@@ -263,7 +264,7 @@ def parse_uri(uri: str) -> ObjectPath:
                 "AWS_ENDPOINT_URL must be http://HOST:PORT or https://HOST, without credentials."
             )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
-    return ObjectPath(bucket, "/".join(parts), endpoint, region)
+    return ObjectPath(bucket, prefix, endpoint, region)
 
 
 def require_access(root: ObjectPath, *, write: bool) -> None:
@@ -272,7 +273,7 @@ def require_access(root: ObjectPath, *, write: bool) -> None:
         list(root.glob("*"))
         if write:
             probe = root / f".probe-{uuid.uuid4().hex}"
-            probe.write_text(probe.name)
+            probe.write_bytes(b"")
             probe.unlink()
     except Unreachable as error:
         place = root.endpoint or f"AWS ({root.region or 'the region of your profile'})"
@@ -383,19 +384,15 @@ def publish(file: Location, text: str) -> bool:
     return True
 
 
-def replace(file: Location, text: str) -> None:
-    """Write `text` to `file` atomically, replacing what it held."""
-    if isinstance(file, ObjectPath):
-        file.write_text(text)
-    else:
-        replace_bytes(file, text.encode())
-
-
-def replace_bytes(file: Path, content: bytes) -> None:
+def replace(file: Location, content: str | bytes) -> None:
     """Write `content` to `file` atomically, replacing what it held."""
-    with disk_named(file, len(content)):
+    data = content.encode() if isinstance(content, str) else content
+    if isinstance(file, ObjectPath):
+        file.write_bytes(data)
+        return
+    with disk_named(file, len(data)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _draft(file, content) as draft:
+        with _draft(file, data) as draft:
             draft.replace(file)
 
 
@@ -414,16 +411,9 @@ def _draft(file: Path, content: bytes) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free bytes on the file system of `path`, which need not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
 def require_room(path: Path, need: int) -> None:
-    """Raise StorageError where fewer than `need` bytes are free at `path`."""
-    if free_bytes(path) < need:
+    """Raise StorageError where fewer than `need` bytes are free at `path`, which need not exist yet."""
+    if _free_bytes(path) < need:
         raise StorageError(_message(path, need))
 
 
@@ -450,10 +440,16 @@ def _says_no_room(error: BaseException | None) -> bool:
     return False
 
 
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
 def _message(path: Path, need: int) -> str:
     wanted = f" about {need / 1e6:,.1f} MB are needed," if need else ""
     return (
-        f"no room to write {path}:{wanted} {free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
+        f"no room to write {path}:{wanted} {_free_bytes(path) / 1e6:,.1f} MB are free; make room (`gc` lists what no "
         "sweep needs) and run the same command again."
     )
 

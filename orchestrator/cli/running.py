@@ -173,7 +173,7 @@ def run_missing(
         stop.listening(),
         heartbeat(store.root) as leases,
     ):
-        clear_up(store, sweep, leases)
+        clear_up(store, sweep, leases.driver)
         steps = session.options.checkpoint_steps
         execution = Execution(store=store, leases=leases, checkpoint_steps=steps)
         tracker = Tracker(session.tracking_uri, store, declaration)

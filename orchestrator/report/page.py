@@ -46,7 +46,7 @@ from orchestrator.store.records import Declaration, SweepState, TrialNote, read_
 from trainers.data.audit import Audit
 from trainers.data.records import Pair
 from trainers.errors import SpecError
-from trainers.storage import replace, replace_bytes
+from trainers.storage import replace
 
 # Raised by hand when the same results would give other pages.
 VERSION = 12
@@ -124,9 +124,9 @@ def write_full_report(
     write_page(folder, page, HTML)
     if audit.sets:
         replace(folder / "audit.json", json.dumps(audit.as_json(), indent=1, ensure_ascii=False) + "\n")
-    replace_bytes(folder / PAIRS, as_parquet(pairs))
+    replace(folder / PAIRS, as_parquet(pairs))
     # Two drivers that end at the same time both write it.
-    replace_bytes(trials, as_parquet(trial_rows(results)))
+    replace(trials, as_parquet(trial_rows(results)))
     written = Written(folder, results, brief, left_out_lines(results, analysis.results))
     note = {
         "key": key,
@@ -195,7 +195,7 @@ def write_page(folder: Path, page: Page, html: str) -> None:
         files[folder / "figures" / f"{figure.name}.png"] = figure.png
         files[folder / "figures" / f"{figure.name}.svg"] = figure.svg
     for file, content in files.items():
-        replace_bytes(file, content)
+        replace(file, content)
     for file in (folder / "figures").glob("*.*"):
         if file not in files:
             file.unlink()

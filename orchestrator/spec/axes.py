@@ -341,10 +341,10 @@ def _choice(flag: str, texts: Sequence[str], labels: Mapping[str, str]) -> Choic
             raise SpecError(
                 f"{flag} {text}: no model and no reward type of this sweep is {scope}; {nearest(scope, labels)}"
             )
-    if len(columns) < len(texts) or len({*map(len, columns.values())}) > 1:
-        raise SpecError(f"{said}: give each axis once, and as many values of each.")
-    if len(scopes) > 1:
-        raise SpecError(f"{said}: give all axes for one model or reward type, or for all.")
+    if len(columns) < len(texts) or len({*map(len, columns.values())}) > 1 or len(scopes) > 1:
+        raise SpecError(
+            f"{said}: give each axis once, as many values of each, and all for one model or reward type, or for all."
+        )
     (scope,) = scopes
     label = {labels[scope]: scope} if scope else {}
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -4,7 +4,6 @@ The store remembers what the hub gave. The flags on one's own sets choose rows, 
 change the rows.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -105,7 +104,8 @@ class DatasetReader:
         left_out: list[str] = []
         funnel: Funnel = []
         found_pairs = self._mixed(spec, parts) if parts else sources.iter_pairs(spec, split, left_out, funnel)
-        with self._spool() as spool:
+        with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
+            spool = Path(folder) / "pairs.jsonl" if self._fetch else None
             for pair in written(found_pairs, spool):
                 digest.add(pair)
                 chosen.add(_short_digest(pair.chosen))
@@ -174,15 +174,6 @@ class DatasetReader:
         replace(record, json.dumps(remembered))
         return found
 
-    @contextlib.contextmanager
-    def _spool(self) -> Iterator[Path | None]:
-        """Yield a temporary file for the rows; None where rows are not kept."""
-        if not self._fetch:
-            yield None
-            return
-        with tempfile.TemporaryDirectory(prefix="rmsweep-rows-") as folder, disk_named(Path(folder)):
-            yield Path(folder) / "pairs.jsonl"
-
 
 def _source_key(spec: DatasetSpec, split: str) -> str:
     meant = {
@@ -216,6 +207,7 @@ def _short_digest(text: str) -> str:
 
 
 def _read_record(file: Location) -> dict[str, Any]:
+    """Return what is remembered of a split that the hub gave."""
     try:
         known: dict[str, Any] = json.loads(file.read_text())
         _ = [known[name] for name in (*_REMEMBERED, "chosen", "originals")]

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from abc import ABC, abstractmethod
 from typing import Any, Union
 
 from trainers.errors import SpecError
@@ -53,22 +52,3 @@ def content_key(stage: str, version: int, **inputs: object) -> str:
     """Hash of exactly the inputs that can change a stage's result: 32 hexadecimal digits."""
     canonical = json.dumps([stage, version, stable(inputs)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
-class Keyed(ABC):
-    """A value whose key is computed once, when it is first asked for: a sweep asks for each dozens of times."""
-
-    __slots__ = ("_key",)
-    _key: str
-
-    @property
-    def key(self) -> str:
-        try:
-            return self._key
-        except AttributeError:
-            object.__setattr__(self, "_key", self._content_key())
-            return self._key
-
-    @abstractmethod
-    def _content_key(self) -> str:
-        """Hash exactly what can change the stage's result."""

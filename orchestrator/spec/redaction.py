@@ -104,16 +104,13 @@ def shown_uri(uri: str) -> str:
 
 def without_credentials(text: str, uri: str) -> str:
     """Remove from a text of MLflow's what `shown_uri` removes from the URI."""
-    shown = shown_uri(uri)
-    if shown == uri:
+    if (shown := shown_uri(uri)) == uri:
         return text
     credentials, _, _ = uri.partition("://")[2].rpartition("@")
     user, _, password = credentials.partition(":")
     secret = password or user
     text = text.replace(uri, shown)
-    if credentials:
-        text = text.replace(f"{credentials}@", "")
-    for word in {secret, unquote(secret)} - {""}:
+    for word in filter(None, (credentials, secret, unquote(secret))):
         text = text.replace(word, MASK)
     return text
 

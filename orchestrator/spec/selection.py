@@ -143,14 +143,13 @@ def _parse_mixture(text: str, flag: str) -> DatasetSpec:
     found = [re.fullmatch(r"(.+):(\d*\.?\d+)", word) for word in source.split("+")]
     if not flag.startswith("--train-set"):
         raise SpecError(f"{flag} {text}: only sets that are trained on are mixed; name each set by itself.")
-    if None in found:
-        raise SpecError(f"{flag} {text}: a mixture gives each set a share, as in a:0.7+b:0.3.")
     mixture = tuple((parse_dataset(match[1], flag), float(match[2])) for match in found if match)
     shares, sets = [share for _, share in mixture], [(part.source, part.train_split) for part, _ in mixture]
-    if len(set(sets)) < len(sets):
-        raise SpecError(f"{flag} {text}: a set is mixed with itself; name each one once.")
-    if not math.isclose(sum(shares), 1) or not all(shares):
-        raise SpecError(f"{flag} {text}: shares are above 0 and sum to 1; these sum to {sum(shares):g}.")
+    if None in found or len(set(sets)) < len(sets) or not all(shares) or not math.isclose(sum(shares), 1):
+        raise SpecError(
+            f"{flag} {text}: a mixture names each set once, with a share above 0, and its shares sum to 1, as in "
+            f"a:0.7+b:0.3; these sum to {sum(shares):g}."
+        )
     own = "_".join(f"{part.name}_{100 * share:g}" for part, share in mixture)
     return DatasetSpec(name=name or clean_name(own), source=source, mixture=mixture)
 
@@ -204,15 +203,15 @@ def parse_categories(
         pair, _, value = text.rpartition("=")
         train, slash, evaluated = pair.partition("/")
         category = by_text.get(value.strip().replace(" ", "-"))
-        if not slash or category is None:
-            raise SpecError(f"--category {text}: give TRAIN/EVAL=VALUE, VALUE one of {', '.join(by_text)}.")
+        if not slash or category is None or (train, evaluated) in parsed:
+            raise SpecError(
+                f"--category {text}: give each pair once, as TRAIN/EVAL=VALUE, VALUE one of {', '.join(by_text)}."
+            )
         for name, (role, names) in zip((train, evaluated), known, strict=True):
             if name not in names:
                 raise SpecError(
                     f"--category {text}: no set that this sweep {role} is {name}; {nearest(name, names)}"
                 )
-        if (train, evaluated) in parsed:
-            raise SpecError(f"--category {text}: {train}/{evaluated} is given twice.")
         parsed[train, evaluated] = category
     return tuple((train, evaluated, category) for (train, evaluated), category in parsed.items())
 

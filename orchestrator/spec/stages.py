@@ -8,10 +8,11 @@ sweeps (orchestrator/run/compute.py), and is done when its artifact is committed
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Union
 
-from orchestrator.spec.keys import Keyed, changed, content_key
+from orchestrator.spec.keys import changed, content_key
 from orchestrator.spec.trials import TrialSpec
 from orchestrator.store.artifacts import WEIGHTS, Attempt, Store
 from orchestrator.store.records import unscored
@@ -73,8 +74,8 @@ class Split:
         return self.rows > 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class ConvertStage:
     """The conversion of a GGUF file to safetensors."""
 
     file: str
@@ -83,7 +84,8 @@ class ConvertStage(Keyed):
     kind = "convert"
     needs: ClassVar["tuple[Stage, ...]"] = ()
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(self.kind, versions.CONVERT, gguf=self.digest)
 
     @property
@@ -91,15 +93,16 @@ class ConvertStage(Keyed):
         return f"convert {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class PretrainStage:
     """A built-in tiny model, pretrained on the tiny world."""
 
     model: TinyModel
     name: str
     kind = "pretrain"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(self.kind, tiny.VERSION, model=self.model)
 
     @property
@@ -151,8 +154,8 @@ class BaseModel:
         return () if self.origin is None else (self.origin,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrepareStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class PrepareStage:
     """Tokenised pairs of a drawn split; shared by all models with one tokenizer."""
 
     base: BaseModel
@@ -161,7 +164,8 @@ class PrepareStage(Keyed):
     rendering: Rendering = "response"
     kind = "prepare"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             versions.PREPARE,
@@ -182,8 +186,8 @@ class PrepareStage(Keyed):
         return (*tokenizer, *filter(None, [self.split.sampled]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class SampleStage:
     """Answers of a policy to the prompts of a split, drawn once for all reward models.
 
     `draw` selects the prompts. `ends` are the tokens that end an answer, unless the policy's key covers them.
@@ -196,7 +200,8 @@ class SampleStage(Keyed):
     ends: tuple[int, ...] = ()
     kind = "sample"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             versions.SAMPLE,
@@ -226,15 +231,16 @@ class SampleStage(Keyed):
         return Split(name=name, split="answers", digest=self.key, rows=rows, sampled=self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStage:
     """Reference log-probs of a base model on a prepared set."""
 
     base: BaseModel
     prepared: PrepareStage
     kind = "reference"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             versions.REFERENCE,
@@ -252,8 +258,8 @@ class ReferenceStage(Keyed):
         return (*self.base.needs, self.prepared)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class TrainStage:
     """One training: weights and log. No evaluation set is in its key."""
 
     base: BaseModel
@@ -268,7 +274,8 @@ class TrainStage(Keyed):
     lora: LoraSpec | None = field(default=None, metadata=ADDED)
     kind = "train"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             versions.TRAIN,
@@ -293,8 +300,8 @@ class TrainStage(Keyed):
         return (*self.base.needs, self.prepared, *filter(None, [self.reference]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage:
     """Scores of a trained model on one evaluation set, after one of its epochs (from 1)."""
 
     train: TrainStage
@@ -303,7 +310,8 @@ class EvaluateStage(Keyed):
     epoch: int
     kind = "evaluate"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             versions.EVALUATE,
@@ -456,8 +464,8 @@ def plan_trial(
     return TrialPlan(spec=spec, train=train, evaluations=evaluations, answers=answers, gold=gold)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnalyseStage(Keyed):
+@dataclass(frozen=True, kw_only=True)
+class AnalyseStage:
     """One analysis: `parameters` is a frozen dataclass; `prepared` are the pairs that it reads, by its own names for them.
 
     `reads` are trainings and evaluations of a sweep, in the order that the analysis wants. `compute` writes summary.md,
@@ -474,7 +482,8 @@ class AnalyseStage(Keyed):
     loads_weights: bool = False
     kind = "analyse"
 
-    def _content_key(self) -> str:
+    @cached_property
+    def key(self) -> str:
         return content_key(
             self.kind,
             self.version,

@@ -172,11 +172,10 @@ def _size(path: Location) -> int:
     return size
 
 
-def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
-    """Remove what killed drivers left; `leases` are this driver's, if it has written its record."""
-    leases = leases or Leases(store.root, "")
-    leases.forget_dead_drivers()
-    # List the leftovers before checking for other drivers: then none is of a driver that has just arrived.
+def clear_up(store: Store, sweep: str, driver: str = "") -> None:
+    """Remove what killed drivers left, unless other drivers live; `driver` is this one, if it has written its record."""
+    leases = Leases(store.root, driver)
+    leases.forget_dead()
     notes = (
         store.local_sweep_dir(sweep),
         *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
@@ -185,10 +184,11 @@ def clear_up(store: Store, sweep: str, leases: Leases | None = None) -> None:
     # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
-    if drafts and not leases.others():
+    if drafts:
         # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
-    for path in () if leases.others() else left:
+    # Ask after the listing: then nothing that is listed is of a driver that has just arrived.
+    for path in () if leases.forget_dead() else left:
         # A leftover that cannot be removed does no harm, and `gc` says why.
         with contextlib.suppress(StorageError):
             delete(path)

@@ -118,7 +118,7 @@ def test_a_file_says_each_trial(planned, file, text):
         ("--lora-alpha 8", "--lora-alpha 8: no trial would use lora-alpha; give --lora-rank"),
         ("--zip lr=1e-5,1e-4 epochs=1", "as many values of each"),
         ("--zip lr=1e-5 lr=1e-4", "give each axis once"),
-        ("--zip lr=1e-5 im_rm.beta=1", "give all axes for one model or reward type, or for all"),
+        ("--zip lr=1e-5 im_rm.beta=1", "all for one model or reward type, or for all"),
         ("--axis loss=hinge --lora-rank -1", "--lora-rank -1: at least 1; 0 means no adapter"),
         ("--only lrr=1", "the keys are model, reward, train, seed and every axis; did you mean lr"),
         ("--trials none.csv", "--trials none.csv: it cannot be read"),

@@ -90,7 +90,7 @@ def test_in_a_bucket_they_wait_for_whatever_machine_goes_on(inputs, bucket, tmp_
 
 def test_in_a_bucket_kept_weights_that_were_damaged_are_said(inputs, bucket, tmp_path):
     kept = cut_short(inputs, tmp_path, mirror=bucket.root)
-    (bucket.root / "model-epoch-1" / "model.safetensors").write_text("rotten")
+    (bucket.root / "model-epoch-1" / "model.safetensors").write_bytes(b"rotten")
     with pytest.raises(StorageError, match="model-epoch-1 are gone or not what was written"):
         run(inputs, tmp_path / "again", checkpoints=kept)
 

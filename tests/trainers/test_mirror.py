@@ -63,7 +63,7 @@ def test_alone_it_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(ti
     markers = sorted(bucket.root.glob("*.json"))
     assert [marker.name[:12] for marker in markers] == ["step00000002", "step00000004"]
     shard = next(path for path in (bucket.root / markers[-1].stem).sizes() if "optim_states" in path.name)
-    shard.write_text("cut short")
+    shard.write_bytes(b"cut short")
     notices = []
     result = gang._run(
         dataclasses.replace(cut, name="again", out=str(tmp_path / "again"), stop_after=None), notices.append

@@ -15,7 +15,7 @@ from orchestrator.spec.trials import Sweep, TrialSpec, only
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
 from sweeps.full_grid import full_grid
-from tests.orchestrator.sweep_samples import EX_RM, IM_RM, plan, trial
+from tests.orchestrator.sweep_samples import EX_RM, plan, trial
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import (
@@ -115,14 +115,6 @@ def test_other_values_of_a_training_leave_its_key_where_they_say_nothing():
     assert plan(varied(trial(reward=EX_RM), {"beta": 0.9})).key == plan(trial(reward=EX_RM)).key
 
 
-def test_a_reward_type_with_a_loss_of_its_own_is_in_a_product_as_it_is():
-    made = trials("loss=hinge,ipo", "margin=0,0.5", rewards=("ex_grm", "ex_rm"))
-    assert [item.reward_name for item in made[:2]] == ["ex_grm", "ex_rm_loss=hinge_margin=0"]
-    assert len(made) == 5
-    with pytest.raises(SpecError, match="no trial would use loss; the reward type has a loss of its own"):
-        trials("loss=hinge", rewards=("ex_grm",))
-
-
 def test_points_that_are_one_training_are_one_trial():
     names = [item.reward_name for item in trials("lora-rank=0,8", "lora-alpha=16,32", rewards=("ex_rm",))]
     assert names == ["ex_rm_lora-rank=0", *(f"ex_rm_lora-rank=8_lora-alpha={alpha}" for alpha in (16, 32))]
@@ -137,11 +129,6 @@ def test_a_flag_that_only_some_points_read_is_kept_for_those():
     assert [item.lora for item in made] == [None, LoraSpec(rank=8, alpha=32.0, targets=("q_proj", "v_proj"))]
 
 
-def test_names_of_parts_are_one_value_in_any_order():
-    assert AXES["freeze"].read("unembedding+embeddings+embeddings") == ("embeddings", "unembedding")
-    assert AXES["betas"].read("0.9+0.8") == (0.9, 0.8)
-
-
 def test_without_a_draw_its_seed_tells_no_trainings_apart():
     with pytest.raises(
         SpecError, match="no trial would use draw-seed; all pairs are taken; give --max-train-pairs"
@@ -154,22 +141,6 @@ def test_without_a_draw_its_seed_tells_no_trainings_apart():
         "train-pairs=5 draw-seed=1",
     ]
     assert made[0].train_draw == DrawSpec()
-
-
-def test_another_number_of_pairs_of_a_set_with_its_own_draw_is_the_flags_draw():
-    for pairs in (500, 1000):
-        flag, along = (
-            trials(*axis, profile=catalog.PAPER, train_sets=("rewardmath",), **given)
-            for axis, given in (((), {"max_train_pairs": pairs}), ((f"train-pairs={pairs}",), {}))
-        )
-        assert flag[0].train_draw == along[0].train_draw
-        assert (flag[0].train_draw.permutation == "torch") == (pairs == 1000)
-
-
-def test_a_token_limit_is_that_of_evaluation_too():
-    (one, two) = trials("max-response-tokens=32,64", rewards=("ex_rm",))
-    assert [item.eval_draw.max_response_tokens for item in (one, two)] == [32, 64]
-    assert one.eval_draw.max_pairs == one.train_draw.max_pairs is None
 
 
 def test_every_epoch_is_kept_of_each_number_of_epochs():
@@ -198,26 +169,11 @@ def test_an_experiments_own_axis_gives_way_to_a_flag():
     assert {item.optim.warmup_steps for item in made} == {3}
 
 
-def test_values_that_print_alike_have_names_of_their_own():
-    first, second = trials("lr=0.12345678,0.12345679", rewards=("ex_rm",))
-    assert first.name != second.name
-
-
-@pytest.mark.parametrize("kind", [name for name in VALUES if name not in ("lora-targets",)])
-def test_a_word_that_is_no_value_is_refused_with_what_to_write(kind: str):
-    with pytest.raises(SpecError, match=rf"'no value' is no value of {kind}; give "):
-        AXES[kind].read("no value")
-
-
 @pytest.mark.parametrize(
     ("axis", "said"),
     [
         ("lr=2", "--axis lr=2: --lr 2.0 is outside"),
-        ("epochs=1.5", "'1.5' is no value of epochs; give a whole number"),
         ("train-pairs=0", "--axis train-pairs=0: a draw of 0 pairs"),
-        ("max-prompt-tokens=0", "--axis max-prompt-tokens=0: at least 1 token"),
-        ("lora-rank=-1", "--lora-rank -1: at least 1; 0 means no adapter"),
-        ("precision=fp8", "give one of fp32, tf32, bf16"),
         ("freeze=backbone+head", "give one of backbone, embeddings, unembedding; . joins several"),
         ("beta=-1", "im_rm needs a positive beta"),
         ("betas=0.9", "give a number; . joins several"),
@@ -271,21 +227,3 @@ def test_seeds_of_another_model_or_template_of_that_name_are_not_added(tmp_path,
         change = {}
     with pytest.raises(SpecError, match="with other data or settings"):
         adopted(declared(other, **change), store, adds=True)
-
-
-def test_two_precisions_of_a_model_are_one_model_of_two_trials(tmp_path):
-    from orchestrator.spec.resolve import resolve
-
-    made = trials("precision=fp32,bf16", rewards=("ex_rm",))
-    resolved = resolve(Sweep(name="demo", trials=made), Store(tmp_path), fetch=False)
-    assert [item.spec.variant for item in resolved.plans] == ["precision=fp32", "precision=bf16"]
-    assert len({item.key for item in resolved.plans}) == 2
-
-
-def test_values_for_one_reward_type_leave_its_ablation_as_it_is():
-    made = trials("im_rm.beta=0.1,0.2", rewards=("im_rm", "im_rm_no_reference"))
-    assert {item.reward_name: item.reward.beta for item in made} == {
-        "im_rm_beta=0.1": 0.1,
-        "im_rm_beta=0.2": 0.2,
-        "im_rm_no_reference": IM_RM.beta,
-    }

@@ -1,6 +1,5 @@
 """The flags on rows of one's own sets: for all or one, what they leave alone, what they refuse, and what enters a key."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
 from orchestrator.spec import catalog
-from orchestrator.spec.datasets import DatasetReader, ReadingOptions, read_as
+from orchestrator.spec.datasets import ReadingOptions, read_as
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.selection import parse_dataset
 from orchestrator.store.artifacts import Store
@@ -129,24 +128,3 @@ def test_bad_rows_are_an_error_or_left_out_and_listed(file, tmp_path):
         said = [line for line in found.left_out if line.startswith(f"data set mine, split {split}: ")]
         assert "21 rows, read as prompt, chosen and rejected → 20 readable" in said[0]
         assert "1 bad rows left out: mine.jsonl, row 20" in said[1]
-
-
-def test_rows_that_are_recognised_are_said_with_their_ties(file, tmp_path):
-    rows = [
-        {"prompt": f"why {n}?", "response_1": "a", "response_2": "b", "preference_strength": n % 3 - 1}
-        for n in range(12)
-    ]
-    found = resolved(tmp_path, file("mine.jsonl", *rows), test_share=0.5)
-    train, test = sorted(found.left_out, key=lambda line: "split test" in line)
-    assert "split train: 12 rows, read as HelpSteer2 → 8 with a preference → " in train
-    assert "8 with a preference" in test
-
-
-def test_a_set_that_is_evaluated_on_its_training_rows_has_those_of_its_train_split_alone(file, tmp_path):
-
-    data = file("mine.jsonl", *(asked(n) for n in range(40)))
-    ((spec,), _) = read_as(own(data), [], ReadingOptions(test_share=0.5))
-    reader = DatasetReader(Store(tmp_path / "store"))
-    seen = dataclasses.replace(spec, name="seen", test_split=spec.train_split)
-    assert reader.split(seen, seen.test_split).digest == reader.split(spec, "train").digest
-    assert 0 < reader.split(spec, "train").rows < 40

@@ -158,72 +158,24 @@ def test_what_several_drivers_add_to_a_sweep_at_once_is_all_in_it(store: Store):
     assert {trial.seed for trial in read_declaration("demo", store).trials} == set(range(24))
 
 
-def test_an_analysis_takes_no_grids_name_and_keeps_what_it_computed_before(store: Store):
+def test_a_grid_and_an_analysis_do_not_take_each_others_name(store: Store):
     analysis = Declaration(sweep="demo", trials=(), artifacts=("analyse/first",))
     write_declaration(adopted(analysis, store), store)
-    again = dataclasses.replace(analysis, artifacts=("analyse/second",))
-    assert adopted(again, store).earlier == ("analyse/first",)
+    assert adopted(dataclasses.replace(analysis, artifacts=()), store).earlier == ("analyse/first",)
     grid = adopted(grown([0], "a", 0.1), store)
     assert grid.earlier == ("analyse/first",)
     write_declaration(grid, store)
     write_declaration(dataclasses.replace(analysis, sweep="demo-2"), store)
     with pytest.raises(SpecError, match=r"s0\. Nothing was started: .* \(--name demo-3\)\.$"):
         adopted(analysis, store)
-
-
-@pytest.mark.parametrize(("seed", "lr", "offered"), [(1, 0.1, True), (0, 0.2, False), (1, 0.2, False)])
-def test_a_refusal_offers_to_extend_the_sweep_only_where_that_is_not_refused(
-    store: Store, seed: int, lr: float, offered: bool
-):
-    write_declaration(grown([0], "a", 0.1), store)
-    with pytest.raises(SpecError) as refused:
-        adopted(grown([seed], "a", lr), store)
-    assert ("(--extend)" in str(refused.value)) == offered
-
-
-def test_a_declaration_names_everything_that_its_trials_come_to_and_each_once(store: Store):
-    plans = [pretrained_plan(reward=reward, seed=seed) for reward in (EX_RM, IM_RM) for seed in (0, 1)]
-    declared = declare(resolved(*plans))
-    kinds = [name.partition("/")[0] for name in declared.artifacts]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "dataset": 3,
-        "evaluate": 8,
-        "prepare": 3,
-        "pretrain": 1,
-        "reference": 3,
-        "train": 4,
-    }
-    assert list(declared.artifacts) == sorted(set(declared.artifacts))
-    needed = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.missing(store)}
-    assert needed | {
-        "dataset/tiny_world/train",
-        "dataset/tiny_world/test",
-        "dataset/hamiltonian/test",
-    } == set(declared.artifacts)
-    write_declaration(declared, store)
-    assert read_declaration("demo", store) == declared
-    assert declared_sweeps(store) == ["demo"]
+    with pytest.raises(SpecError, match=r"\(--name demo-3\), add it to the sweep \(--extend"):
+        adopted(grown([1], "a", 0.1), store)
 
 
 def test_a_sweep_to_drop_that_the_store_does_not_know_is_an_error(store: Store):
     declare_names(store, "full_grid")
     with pytest.raises(SpecError, match=r"--drop ful_grid: .* did you mean full_grid"):
         gc.kept_artifacts(store, ["full_grid", "ful_grid"])
-
-
-def test_what_no_kept_sweep_needs_is_listed_with_its_size_and_nothing_is_changed(store: Store):
-    commit(store, "train/a", "train/b", "prepare/shared", "reference/b")
-    first = declare_names(store, "first", "train/a", "prepare/shared")
-    second = declare_names(store, "second", "train/b", "prepare/shared", "evaluate/not-yet")
-    before = sorted(store.root.rglob("*"))
-    only_first = gc.garbage(store, needed(first))
-    assert paths(only_first) == ["artifacts/reference/b", "artifacts/train/b"]
-    assert paths(gc.garbage(store, needed(first, second))) == ["artifacts/reference/b"]
-    for item in only_first:
-        files = [file for file in (store.root / item.path).rglob("*") if file.is_file()]
-        assert item.bytes == sum(file.stat().st_size for file in files) > 0
-        assert item.why == "no kept sweep needs it"
-    assert sorted(store.root.rglob("*")) == before
 
 
 CHOICE = st.fixed_dictionaries(
@@ -253,6 +205,9 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
             commit(store, f"{stage.kind}/{stage.key}")
     everything = {f"{stage.kind}/{stage.key}" for item in plans for stage in item.stages()}
     items = gc.garbage(store, needed(keep))
+    write_declaration(keep, store)
+    assert read_declaration("demo", store) == keep
+    assert declared_sweeps(store) == ["demo"]
     assert {item.owner for item in items} == everything - set(keep.artifacts)
     assert len(gc.remove(store, items, busy=True)) == len(items)
     for choice in kept:
@@ -264,14 +219,17 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
 
 
 def litter(store: Store) -> Declaration:
-    """What killed processes leave beside two kept trainings, one of them complete."""
-    commit(store, "train/done", f"{WEIGHTS}/done")
+    """What killed processes leave beside two kept trainings, one of them complete; of a third the weights are evicted."""
+    commit(store, "train/done", f"{WEIGHTS}/done", "sample/drawn")
+    commit_weights(store, "evicted")
+    evict(store, "evicted")
     leftovers = ("artifacts/train/done/killed", "artifacts/train/half/killed", "scratch/run-1")
-    for name in (*leftovers, "checkpoints/done", "checkpoints/half", "checkpoints/undeclared"):
+    checkpoints = ("done", "half", "evicted", "undeclared", "sample-drawn", "sample-undrawn")
+    for name in (*leftovers, *(f"checkpoints/{name}" for name in checkpoints)):
         (store.root / name).mkdir(parents=True)
         (store.root / name / "file").write_text("x" * 10)
     (folder(store, "train/done") / ".draft-1").write_text("{")
-    return declare_names(store, "demo", "train/done", "train/half")
+    return declare_names(store, "demo", "train/done", "train/half", "train/evicted", "sample/drawn")
 
 
 def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
@@ -281,25 +239,20 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
         "artifacts/train/done/killed": "left by a process that did not finish",
         "artifacts/train/half/killed": "left by a process that did not finish",
         "checkpoints/done": "its training is complete",
+        "checkpoints/sample-drawn": "its sample is complete",
+        "checkpoints/sample-undrawn": "no kept sweep declares its sample",
         "checkpoints/undeclared": "no kept sweep declares its training",
         "scratch/run-1": "scratch of a run that ended",
     }
-    assert [item.bytes for item in items] == [1, 10, 10, 10, 10, 10]
+    assert [item.bytes for item in items] == [1, *[10] * 7]
+    gc.remove_finished_checkpoints(store)
+    left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
+    assert left == ["evicted", "half", "sample-undrawn", "undeclared"]
     assert gc.remove(store, items, busy=False) == items
     assert store.read("train", "done")
     assert (store.root / "checkpoints" / "half" / "file").is_file()
     assert not folder(store, "train/half").exists()
     assert gc.garbage(store, needed(read_declaration("demo", store))) == []
-
-
-def test_checkpoints_of_complete_trainings_go_by_themselves(store: Store):
-    litter(store)
-    commit_weights(store, "evicted")
-    evict(store, "evicted")
-    (store.root / "checkpoints" / "evicted").mkdir()
-    gc.remove_finished_checkpoints(store)
-    left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
-    assert left == ["evicted", "half", "undeclared"]
 
 
 def test_what_a_live_driver_may_be_writing_stays(store: Store):
@@ -309,12 +262,10 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     attempt.mkdir()
     items = gc.garbage(store, needed(read_declaration("demo", store)))
     removed = gc.remove(store, items, busy=True)
-    assert paths(removed) == ["artifacts/evaluate/undeclared", "checkpoints/done"]
+    safe = ["artifacts/evaluate/undeclared", "checkpoints/done", "checkpoints/sample-drawn"]
+    assert paths(removed) == safe
     assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
-    for item in items:
-        assert (store.root / item.path).exists() == (
-            item not in removed or attempt.is_relative_to(store.root / item.path)
-        )
+    assert all((store.root / item.path).exists() for item in items if item not in removed)
 
 
 def test_a_draft_of_a_driver_that_comes_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -371,45 +322,31 @@ def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypa
         gc.remove(store, gc.garbage(store, frozenset()), busy=False)
 
 
-def test_evicted_weights_are_gone_and_the_log_is_left(store: Store):
-    commit_weights(store, "a")
-    before = (folder(store, "train/a") / MANIFEST).read_bytes()
-    assert evict(store, "a") > 2000
-    assert not folder(store, f"{WEIGHTS}/a").exists()
-    assert (folder(store, "train/a") / MANIFEST).read_bytes() == before
-    assert evicted(store, "a")
-    assert evict(store, "a") == 0
-
-
-@pytest.mark.parametrize("same_process", [True, False])
 def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
-    store: Store, same_process: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     clock = itertools.chain([1000.0], itertools.repeat(1071.6))
     with monkeypatch.context() as patch:
         patch.setattr("orchestrator.store.artifacts.time.time", lambda: next(clock))
         commit_weights(store, "a")
-    evict(store, "a")
-    reader = store if same_process else Store(store.root)
-    with pytest.raises(StorageError, match=r"training a were evicted .* took 72 s"):
-        reader.read(WEIGHTS, "a")
-    with pytest.raises(StorageError, match="were evicted"):
-        reader.read_file(WEIGHTS, "a", "model/model-00001-of-00002.safetensors")
-    assert reader.read_file("train", "a", "log.parquet").read_text() == "first"
+    before = (folder(store, "train/a") / MANIFEST).read_bytes()
+    assert evict(store, "a") > 2000
+    assert evict(store, "a") == 0
+    assert not folder(store, f"{WEIGHTS}/a").exists()
+    assert (folder(store, "train/a") / MANIFEST).read_bytes() == before
+    for reader in (store, Store(store.root)):
+        with pytest.raises(StorageError, match=r"training a were evicted .* took 72 s"):
+            reader.read(WEIGHTS, "a")
+        assert reader.read_file("train", "a", "log.parquet").read_text() == "first"
 
 
 def test_one_file_is_checked_alone(store: Store):
     attempt = commit_weights(store, "a")
     (attempt / "model" / "config.json").write_text("other")
-    reader = Store(store.root)
-    name, other = "model/README.md", "model/tokenizer.json"
+    reader, name = Store(store.root), "model/README.md"
     assert reader.read_file(WEIGHTS, "a", name) == attempt / name
     with pytest.raises(StorageError, match=r"config\.json is missing or not what was written"):
         reader.read_file(WEIGHTS, "a", "model/config.json")
-    (attempt / other).write_text("other")
-    assert reader.read_file(WEIGHTS, "a", name)
-    with pytest.raises(StorageError, match=r"tokenizer\.json"):
-        Store(store.root).read_file(WEIGHTS, "a", other)
     for key, wanted in (("a", "no-such-file"), ("b", name)):
         with pytest.raises(StorageError, match=rf"{wanted} of artifact weights/{key} is not in"):
             reader.read_file(WEIGHTS, key, wanted)
@@ -431,41 +368,6 @@ def test_an_eviction_that_was_cut_short_is_ended_by_gc(store: Store, monkeypatch
     gc.remove(store, items, busy=False)
     assert not folder(store, f"{WEIGHTS}/a").exists()
     assert store.read_file("train", "a", "log.parquet")
-
-
-def test_evicted_weights_come_back_beside_the_first_log(store: Store):
-    old = commit_weights(store, "a")
-    evict(store, "a")
-    new = commit_weights(store, "a", "second")
-    assert new != old
-    assert (new / "model" / "README.md").read_text() == "second"
-    assert Store(store.root).read_file("train", "a", "log.parquet").read_text() == "first"
-    for name in (f"{WEIGHTS}/a", "train/a"):
-        assert len(list(folder(store, name).iterdir())) == 2
-    # A third writer finds weights, and gives way as ever.
-    assert commit_weights(store, "a", "third") == new
-    (new / "model" / "README.md").write_text("flipped")
-    with pytest.raises(StorageError, match="not what was written"):
-        Store(store.root).read(WEIGHTS, "a")
-
-
-def test_weights_belong_to_the_sweep_of_their_training(store: Store):
-    commit_weights(store, "a")
-    commit_weights(store, "b")
-    items = gc.garbage(store, needed(declare_names(store, "demo", "train/a")))
-    assert paths(items) == ["artifacts/train/b", f"artifacts/{WEIGHTS}/b"]
-    gc.remove(store, items, busy=False)
-    assert store.read(WEIGHTS, "a")
-    assert not folder(store, f"{WEIGHTS}/b").exists()
-
-
-def test_the_checkpoint_of_a_training_that_runs_again_is_no_leftover(store: Store):
-    commit_weights(store, "a")
-    (store.root / "checkpoints" / "a").mkdir(parents=True)
-    declared = declare_names(store, "demo", "train/a")
-    assert paths(gc.garbage(store, needed(declared))) == ["checkpoints/a"]
-    evict(store, "a")
-    assert gc.garbage(store, needed(declared)) == []
 
 
 def trained_plan(store: Store, **changes: Any) -> TrialPlan:
@@ -496,15 +398,6 @@ def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, r
     commit_weights(store, wider.key, "second")
     assert "train" not in [stage.kind for stage in wider.missing(store)]
     assert wider.trains_again_s(store) is None
-
-
-def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
-    item = trained_plan(store, reward=EX_RM)
-    prepared = item.train.prepared
-    gc.delete(folder(store, f"prepare/{prepared.key}"))
-    assert item.complete(store)
-    labels = [stage.label for stage in pretrained_plan(reward=EX_RM, eval_sets=SETS).missing(store)]
-    assert labels.index("prepare tiny_world/train") < labels.index(item.train.label)
 
 
 def trials_of(store: Store, rights: dict[tuple[str, int], tuple[int, ...]]) -> tuple[TrialRecord, ...]:
@@ -568,18 +461,6 @@ def test_weights_that_another_sweep_has_yet_to_score_answers_with_stay(store: St
     assert gc.evict_weights(store, "demo", [trial.key]) == 0
     commit_scores(store, "answered", right=3)
     assert gc.evict_weights(store, "demo", [trial.key]) > 2000
-
-
-def test_checkpoints_of_another_stage_say_which(store: Store):
-    with store.write("sample", "drawn") as attempt:
-        (attempt.directory / "answers.jsonl").write_bytes(b"a")
-    for name in ("sample-drawn", "sample-undrawn"):
-        (store.root / "checkpoints" / name).mkdir(parents=True)
-    why = {item.path: (item.why, item.safe) for item in gc.listing(store) if item.kind == "checkpoint"}
-    assert why == {
-        "checkpoints/sample-drawn": ("its sample is complete", True),
-        "checkpoints/sample-undrawn": ("no kept sweep declares its sample", False),
-    }
 
 
 def test_the_results_of_an_evicted_trial_are_those_from_before(store: Store):

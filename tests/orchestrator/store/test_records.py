@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.cli import running
 from orchestrator.cli.running import StateWriter
 from orchestrator.run.events import (
     Completed,
@@ -90,25 +89,6 @@ def test_what_still_ran_or_waited_at_the_end_is_stopped(store: Store):
         "b": "complete",
         "c": "stopped",
     }
-
-
-def test_each_write_says_what_is_so_by_then(store: Store, monkeypatch):
-    monkeypatch.setattr(running, "WRITE_EVERY_S", 0.0)
-    trials = tuple(f"t{number}" for number in range(50))
-    writer = StateWriter("s", store, "driver-1", [], trials)
-    for kind, state_now in ((Started, "running"), (Completed, "complete")):
-        writer.on_event(kind(trial="t7"))
-        found = read_state("s", store).trials
-        assert list(found) == list(trials)
-        assert (found["t7"].state, found["t8"].state) == (state_now, "waiting")
-
-
-def test_what_earlier_commands_noted_stays_and_what_runs_again_is_new(store: Store):
-    failure = {"cause": "Diverged", "message": "m"}
-    told(store, Failed(trial="a", **failure), Failed(trial="b", **failure), todo=("a", "b"))
-    notes = told(store, Completed(trial="b"), todo=("b",))
-    assert (notes["a"].state, notes["a"].cause) == ("failed", "Diverged")
-    assert (notes["b"].state, notes["b"].cause) == ("complete", "")
 
 
 def test_why_a_trial_failed_is_known_until_it_is_complete(store: Store):
