@@ -1,5 +1,6 @@
 """Which layout each architecture gets, tried on a tiny model of its kind; what is wrong in any layout is refused."""
 
+import dataclasses
 import logging
 from types import SimpleNamespace
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.trainers import naive
 from tests.trainers.architectures import (
     SPECS,
     VOCABULARY,
@@ -17,15 +17,16 @@ from tests.trainers.architectures import (
     small_tokenizer,
     word_tokenizer,
 )
-from trainers.errors import ModelError
+from trainers.errors import DataError, ModelError
 from trainers.evaluate.scoring import scoring_batches
 from trainers.models import layouts
-from trainers.models.attention import shared_tokens
+from trainers.models.attention import require_short_rows
 from trainers.models.layouts import layout_of, settle_layout
 from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.models.unembedding import Unembedding
 from trainers.pairs.packing import collate
+from trainers.pairs.tokens import TokenPair
 from trainers.train.engine import _checkpoint_activations
 from trainers.train.loop import _validated
 
@@ -71,7 +72,7 @@ EXPECTED = [
     ("gptj", {}, "rows"),
     ("gpt_oss", {}, "packed"),
     ("exaone4", {}, "packed"),
-    ("doge", {}, "rows"),
+    ("doge", {}, "padded rows it gives other hidden states"),
     ("lfm2", {"num_hidden_layers": 16, "layer_types": CONV * 4}, "rows"),
     ("granite", {}, "packed"),
     ("granite", {"logits_scaling": 6.0}, "packed"),
@@ -161,14 +162,6 @@ def test_scale_and_cap_of_logits_are_those_of_the_real_config(model_type, option
     assert layer.softcap == (softcap and pytest.approx(softcap, rel=1e-9))
 
 
-def test_rows_that_are_computed_alone_are_refused_under_zero_3():
-    model = without_weights("doge", {})
-    settle_layout(model, "here")
-    next(model.parameters()).ds_id = 0
-    with pytest.raises(ModelError, match=r"DogeForCausalLM is computed row by row, which ZeRO 3 cannot"):
-        RewardModule(model, SPECS["im_rm_no_reference"])(collate(random_pairs(), layout="rows"))
-
-
 def test_weights_that_hide_a_convolution_do_not_make_a_model_packed(tmp_path, caplog):
     saved(tmp_path, "lfm2", layer_types=["conv", "full_attention"], initializer_range=1e-4)
     with caplog.at_level(logging.WARNING):
@@ -222,68 +215,24 @@ def test_a_kind_of_model_is_tried_once(monkeypatch):
     settle_layout(without_weights("llama", {}), "there")
 
 
-# Shorter than some rows of `random_pairs`, and longer than others.
-ORIGINAL_LENGTH = 11
-ROPES = {
-    "dynamic": ("llama", {"max_position_embeddings": ORIGINAL_LENGTH, "rope_parameters": DYNAMIC}),
-    "longrope": (
-        "phi3",
-        {
-            "original_max_position_embeddings": ORIGINAL_LENGTH,
-            "max_position_embeddings": 40,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 10000.0,
-                "original_max_position_embeddings": ORIGINAL_LENGTH,
-                "short_factor": [1.0, 1.5, 1.0, 2.0],
-                "long_factor": [3.0, 5.0, 7.0, 2.0],
-            },
-        },
-    ),
+DRIFTING = {
+    "dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, 16),
+    "longrope": ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 131072}, 4096),
+    "none": ("llama", {"max_position_embeddings": 16}, None),
 }
 
 
-@pytest.mark.parametrize("layout", ["packed", "rows"])
-@pytest.mark.parametrize("rope", ROPES)
-def test_ropes_that_depend_on_length_take_each_row_alone(tmp_path, rope, layout):
-    model_type, options = ROPES[rope]
-    saved(tmp_path, model_type, initializer_range=0.4, **options)
-    spec, pairs = SPECS["im_rm_no_reference"], random_pairs()
-    lengths = [len(pair.prompt + response) for pair in pairs for response in (pair.chosen, pair.rejected)]
-    assert min(lengths) <= ORIGINAL_LENGTH < sorted(lengths)[-2]
-    model = load_untrained(tmp_path, "unembedding")
-    assert layout_of(model) == "packed"
-    assert shared_tokens(model) == ORIGINAL_LENGTH
-    if layout == "rows":
-        model.set_attn_implementation("sdpa")
-    reward = RewardModule(model, spec).eval()
-    _checkpoint_activations(reward, zero_stage=0)
-    found = reward(collate(pairs, layout=layout, shared_tokens=ORIGINAL_LENGTH, pad_id=3))
-    found.loss_P.sum().backward()
-
-    def plain():
-        # Anew for each row: transformers' own goes on with the frequencies of a longer one.
-        return AutoModelForCausalLM.from_pretrained(tmp_path)
-
-    gradient = 0
-    for number, pair in enumerate(pairs):
-        chosen, rejected = ((plain(), pair.prompt, response) for response in (pair.chosen, pair.rejected))
-        sums = [naive.log_prob_sum(*row) for row in (chosen, rejected)]
-        for side, ours in zip(sums, found[:2], strict=True):
-            assert float(ours.detach()[number]) == pytest.approx(spec.beta * float(side.detach()), rel=1e-5)
-        torch.nn.functional.softplus(-spec.beta * (sums[0] - sums[1])).backward()
-        gradient += sum(model.get_input_embeddings().weight.grad for model, *_ in (chosen, rejected))
-    difference = model.get_input_embeddings().weight.grad - gradient
-    assert float(difference.norm()) <= 1e-4 * float(gradient.norm())
-
-
-def test_a_model_is_searched_for_ropes_once_a_scoring_not_once_a_batch(monkeypatch):
-    searched = []
-    monkeypatch.setattr("trainers.evaluate.scoring.shared_tokens", searched.append)
-    monkeypatch.setattr("trainers.evaluate.scoring.scoring_groups", lambda pairs: [[pair] for pair in pairs])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1, n_embd=16, n_head=2))
-    assert len(list(scoring_batches(model, random_pairs()))) == 4
-    assert searched == [model]
+@pytest.mark.parametrize(("model_type", "options", "longest"), DRIFTING.values(), ids=DRIFTING)
+def test_rows_past_the_length_at_which_a_rope_changes_are_refused(model_type, options, longest):
+    model = without_weights(model_type, {"num_hidden_layers": 1, **options})
+    pair = TokenPair(index=0, prompt=[1] * 10, chosen=[2], rejected=[3] * ((longest or 99) - 10))
+    require_short_rows(model, [pair])
+    longer = dataclasses.replace(pair, rejected=[*pair.rejected, 3])
+    if longest is None:
+        require_short_rows(model, [longer])
+        return
+    with pytest.raises(DataError, match=f"{longest + 1} tokens .* past {longest} .*--max-response-tokens"):
+        next(scoring_batches(model, [longer]))
 
 
 # What their configs call the dropouts that are on unless something turns them off.
