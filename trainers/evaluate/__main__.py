@@ -14,7 +14,6 @@ from trainers.errors import ModelError, SpecError
 from trainers.evaluate.metrics import controlled, ensemble
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
-from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
@@ -85,7 +84,7 @@ def _scored(
             arguments, location, pairs, _follow(bars, "reference")
         )
         known += [(pairs, reference)] if reference else []
-        model = arguments.load(location, reward.type.output, device())
+        model = arguments.load(location, reward.type.output)
         both = score_pairs(
             RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
         )
@@ -103,7 +102,7 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "
                 f"({len(own)}); name the model that the policy was trained from."
             )
-        return compute_reference(arguments.load(location, "unembedding", device()), pairs, report=report)
+        return compute_reference(arguments.load(location, "unembedding"), pairs, report=report)
 
 
 def _follow(bars: Progress, name: str) -> Report:

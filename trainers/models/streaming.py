@@ -11,31 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from trainers.models.architecture import scoring_gb, widest
+from trainers.models.loading import device
 from trainers.models.memory import device_gb
 
 
-def to_score(model: Any, device: str) -> Any:
-    """Move a loaded model to the device that scores with it: whole, or layer by layer where its GPU does not hold it."""
+def to_score(model: Any) -> Any:
+    """Move a loaded model to a GPU if there is one: whole, or layer by layer where it does not hold the model."""
+    place = device()
     held = sum(item.nbytes for item in (*model.parameters(), *model.buffers()))
     config, width = model.config, next(model.parameters()).element_size()
-    if scoring_gb(held, config.hidden_size, widest(config), width) > device_gb(device):
-        return stream_layers(model, device)
-    return model.to(device)
+    if scoring_gb(held, config.hidden_size, widest(config), width) > device_gb(place):
+        return stream_layers(model, place)
+    return model.to(place)
 
 
-def stream_layers(model: Any, device: str) -> Any:
-    """Move everything but the layers to the device, and each layer while it computes; a model without known layers whole."""
+def stream_layers(model: Any, place: str) -> Any:
+    """Move everything but the layers to `place`, and each layer while it computes; a model without known layers whole."""
     layers = layers_of(model)
     inside = {id(module) for layer in layers for module in layer.modules()}
     for module in model.modules():
         if id(module) not in inside:
             for item in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                item.data = item.data.to(device)
+                item.data = item.data.to(place)
     for layer in layers:
-        held = [(item, _pinned(item.data, device)) for item in (*layer.parameters(), *layer.buffers())]
+        held = [(item, _pinned(item.data, place)) for item in (*layer.parameters(), *layer.buffers())]
         # The first copies, which a GPU does not read by itself, take no more room.
         _leave(held)
-        layer.register_forward_pre_hook(functools.partial(_enter, held, device))
+        layer.register_forward_pre_hook(functools.partial(_enter, held, place))
         layer.register_forward_hook(functools.partial(_leave, held), always_call=True)
     return model
 
@@ -44,11 +46,11 @@ def stream_layers(model: Any, device: str) -> Any:
 _Held = list[tuple[Tensor, Tensor]]
 
 
-def _enter(held: _Held, device: str, *_: Any) -> None:
+def _enter(held: _Held, place: str, *_: Any) -> None:
     # A weight cannot take the place of one that was made in another mode.
     with torch.inference_mode(False), torch.no_grad():
         for item, host in held:
-            item.data = host.to(device, non_blocking=True, copy=True)
+            item.data = host.to(place, non_blocking=True, copy=True)
 
 
 def _leave(held: _Held, *_: Any) -> None:
@@ -56,9 +58,9 @@ def _leave(held: _Held, *_: Any) -> None:
         item.data = host
 
 
-def _pinned(tensor: Tensor, device: str) -> Tensor:
+def _pinned(tensor: Tensor, place: str) -> Tensor:
     """Return the tensor in memory that a GPU reads by itself, where the system gives such; otherwise as it is."""
-    if torch.device(device).type == "cuda":
+    if torch.device(place).type == "cuda":
         with contextlib.suppress(RuntimeError):
             return tensor.pin_memory()
     return tensor
