@@ -154,24 +154,13 @@ def test_zero_3_saves_what_no_zero_saves(trained, kind):
             assert (plain[name] - partitioned[name]).norm() <= 1e-4 * plain[name].norm(), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_response_can_end_in_the_pad_token(trained, bases, kind):
-    folder = folder_of(trained, kind, 0, True)
-    pad = json.loads((folder / "config.json").read_text())["pad_token_id"]
-    ends = {
-        row[-1] for side in ("chosen", "rejected") for row in rows(gang.pairs_for(bases[True], PAIRS), side)
-    }
-    assert ends == {AutoTokenizer.from_pretrained(bases[True]).pad_token_id}
-    assert pad not in ends
-    assert AutoTokenizer.from_pretrained(folder).pad_token_id == pad
-
-
-def test_a_folder_holds_template_and_card(trained):
-    folder = folder_of(trained, "ex_rm", 3, False)
-    assert AutoTokenizer.from_pretrained(folder).chat_template
-    card = (folder / "README.md").read_text()
-    assert "training accuracy" in card
-    assert "AutoModelForSequenceClassification" in card
+def test_no_response_can_end_in_the_pad_token(trained, bases):
+    base, folder = AutoTokenizer.from_pretrained(bases[True]), folder_of(trained, "im_rm", 0, True)
+    assert {row[-1] for row in rows(gang.pairs_for(bases[True], PAIRS), "chosen")} == {base.pad_token_id}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id != base.pad_token_id
+    assert json.loads((folder / "config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
+    assert tokenizer.chat_template
 
 
 def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
@@ -234,8 +223,6 @@ EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=BETA, ref
     ("name", "reward", "precision"),
     [
         *((name, IM_RM, "fp32") for name in BUFFERED),
-        ("axk1", EX_RM, "fp32"),
-        ("deepseek_v3", EX_RM, "fp32"),
         ("deepseek_v3", EX_RM, "bf16"),
     ],
     ids=lambda value: value.kind if isinstance(value, RewardSpec) else value,
@@ -271,7 +258,7 @@ def test_zero_3_saves_buffers(trained, routed):
     assert torch.equal(saved[name], load_file(routed / "model.safetensors")[name])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_a_built_in_model_keeps_its_words_when_transformers_loads_it(tmp_path, architecture):
     base = tmp_path / "base"
     tiny.pretrain(tiny.TinyModel(architecture=architecture, width=16, steps=1), base, lambda row: None)
@@ -300,22 +287,11 @@ def test_a_tokenizer_that_is_another_one_after_a_reload_is_refused(tiny_model):
         folder_files(model, Shifted.from_pretrained(tiny_model))
 
 
-def test_what_cannot_be_saved_is_refused_before_a_training(tiny_model, tmp_path, monkeypatch):
+def test_what_cannot_be_saved_is_refused_before_a_training_which_it_cannot_lose_afterwards(
+    tiny_model, tmp_path, monkeypatch
+):
     def refuse(*args, **options):
         raise ValueError("this config cannot be saved")
-
-    monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
-    rows = []
-    with pytest.raises(
-        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
-    ):
-        train_here(tiny_model, tmp_path / "out", EX_RM, gang.pairs_for(tiny_model, PAIRS), report=rows.append)
-    assert not rows
-
-
-def test_after_a_training_nothing_of_transformers_can_lose_it(tiny_model, tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise ValueError("too late")
 
     def report(row):
         monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
@@ -325,6 +301,12 @@ def test_after_a_training_nothing_of_transformers_can_lose_it(tiny_model, tmp_pa
     folder = train_here(tiny_model, tmp_path / "out", EX_RM, pairs, report=report)
     assert "training accuracy" in (folder / "README.md").read_text()
     load(folder, "head")
+    steps: list[object] = []
+    with pytest.raises(
+        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
+    ):
+        train_here(tiny_model, tmp_path / "again", EX_RM, pairs, report=steps.append)
+    assert not steps
 
 
 def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path):

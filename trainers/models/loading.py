@@ -233,14 +233,14 @@ def _require_weights(
             f"{location} is no reward model: it has no head (score.weight), or one of a kind that is not read. Train "
             "one, or name another."
         )
-    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
-        raise ModelError(
-            f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
-        )
     if absent:
         raise ModelError(
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
+        )
+    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
+        raise ModelError(
+            f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
         )
 
 
