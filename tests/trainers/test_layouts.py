@@ -12,7 +12,9 @@ from tests.trainers.architectures import (
     SPECS,
     VOCABULARY,
     random_pairs,
+    small_tokenizer,
 )
+from tests.trainers.trainings import inputs
 from trainers.errors import DataError, ModelError
 from trainers.evaluate.scoring import scoring_batches
 from trainers.models import layouts
@@ -24,7 +26,7 @@ from trainers.models.unembedding import Unembedding
 from trainers.pairs.packing import collate
 from trainers.pairs.tokens import TokenPair
 from trainers.train.engine import _checkpoint_activations
-from trainers.train.loop import _validated
+from trainers.train.loop import _validated, train
 
 CONV = ["conv", "conv", "full_attention", "conv"]
 LONG = {
@@ -131,6 +133,14 @@ def test_a_kind_of_model_is_tried_once_and_what_fails_is_said(monkeypatch):
         settle_layout(other, "here")
 
 
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
 DRIFTING = {
     "dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 16}, 16),
     "longrope": ("phi3", {"rope_parameters": LONG, "max_position_embeddings": 131072}, 4096),
@@ -151,6 +161,16 @@ def test_rows_past_the_length_at_which_a_rope_changes_are_refused(model_type, op
         next(scoring_batches(model, [longer]))
 
 
+def test_a_training_refuses_such_rows_before_its_first_step(tmp_path):
+    config = AutoConfig.for_model("llama", **SMALL, rope_parameters=DYNAMIC, max_position_embeddings=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    small_tokenizer().save_pretrained(tmp_path)
+    short = TokenPair(index=0, prompt=[5], chosen=[2], rejected=[3])
+    given = inputs(tmp_path, [short], validation=[dataclasses.replace(short, index=1, chosen=[2] * 16)])
+    with pytest.raises(DataError, match=r"17 tokens .* past 16"):
+        train(given, report=pytest.fail, out_dir=tmp_path / "out")
+
+
 # What their configs call the dropouts that are on unless something turns them off.
 DROPPING = {
     "opt": {
@@ -162,14 +182,6 @@ DROPPING = {
     },
     "falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
     "mixtral": {"num_key_value_heads": 2, "attention_dropout": 0.5, "router_jitter_noise": 0.5},
-}
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
 }
 
 

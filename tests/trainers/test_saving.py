@@ -9,7 +9,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -37,13 +36,9 @@ from trainers.rewards import RewardSpec, reward_variants
 from trainers.specs import DrawSpec, LoraSpec, Trust
 from trainers.train.card import model_card
 
-KINDS = ("ex_rm", "im_rm", "ex_grm")
+KINDS = ("ex_rm", "im_rm")
 BETA = 0.1
 PAIRS = 6
-
-
-def spec(kind: str) -> RewardSpec:
-    return RewardSpec(kind=kind, beta=BETA if kind == "im_rm" else None, reference=True)
 
 
 @pytest.fixture(scope="module")
@@ -96,52 +91,6 @@ def folder_of(trained, kind, zero, tied):
     return trained / f"{kind}-{zero}-{tied}" / "model"
 
 
-def rows(pairs, side):
-    return [pair.prompt + getattr(pair, side) for pair in pairs]
-
-
-def padded(tokenizer, ids):
-    return tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt")
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("zero", [0, 3])
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_alone_gives_the_trained_rewards_in_a_padded_batch(trained, bases, kind, zero, tied):
-    folder = folder_of(trained, kind, zero, tied)
-    pairs = gang.pairs_for(bases[tied], PAIRS)
-    reward = spec(kind)
-    model = load(folder, reward.type.output)
-    nothing = {pair.index: (0.0, 0.0) for pair in pairs}
-    chosen, rejected = score_pairs(
-        RewardModule(model, reward), pairs, reference=nothing, report=lambda row: None
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for side, expected in (("chosen", chosen), ("rejected", rejected)):
-        found = plain_rewards(folder, tokenizer, kind, pairs, side)
-        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
-
-
-def plain_rewards(folder, tokenizer, kind, pairs, side):
-    """As a user of transformers would compute them."""
-    ids = rows(pairs, side)
-    batch = padded(tokenizer, ids)
-    with torch.no_grad():
-        if kind == "ex_rm":
-            model = AutoModelForSequenceClassification.from_pretrained(folder)
-            assert model.config.num_labels == 1
-            return model(**batch).logits[:, 0]
-        logits = AutoModelForCausalLM.from_pretrained(folder)(**batch).logits.log_softmax(-1)
-    if kind == "im_rm":
-        sums = []
-        for number, pair in enumerate(pairs):
-            at = range(len(pair.prompt), len(ids[number]))
-            sums.append(sum(logits[number, place - 1, ids[number][place]] for place in at))
-        return BETA * torch.stack(sums)
-    yes = [pair.chosen[-1] for pair in pairs]
-    return torch.stack([logits[n, len(ids[n]) - 2, yes[n]].exp() for n in range(len(pairs))])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_3_saves_what_no_zero_saves(trained, kind):
     for tied in (True, False):
@@ -156,7 +105,7 @@ def test_zero_3_saves_what_no_zero_saves(trained, kind):
 
 def test_no_response_can_end_in_the_pad_token(trained, bases):
     base, folder = AutoTokenizer.from_pretrained(bases[True]), folder_of(trained, "im_rm", 0, True)
-    assert {row[-1] for row in rows(gang.pairs_for(bases[True], PAIRS), "chosen")} == {base.pad_token_id}
+    assert {pair.chosen[-1] for pair in gang.pairs_for(bases[True], PAIRS)} == {base.pad_token_id}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token_id != base.pad_token_id
     assert json.loads((folder / "config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
