@@ -166,9 +166,12 @@ def test_a_training_refuses_such_rows_before_its_first_step(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     small_tokenizer().save_pretrained(tmp_path)
     short = TokenPair(index=0, prompt=[5], chosen=[2], rejected=[3])
-    given = inputs(tmp_path, [short], validation=[dataclasses.replace(short, index=1, chosen=[2] * 16)])
-    with pytest.raises(DataError, match=r"17 tokens .* past 16"):
-        train(given, report=pytest.fail, out_dir=tmp_path / "out")
+    long, steps = dataclasses.replace(short, index=1, chosen=[2] * 16), []
+    for pairs, validation in (([long], []), ([short], [long])):
+        given = inputs(tmp_path, pairs, validation=validation)
+        with pytest.raises(DataError, match=r"17 tokens .* past 16"):
+            train(given, report=steps.append, out_dir=tmp_path / "out")
+    assert not steps
 
 
 # What their configs call the dropouts that are on unless something turns them off.

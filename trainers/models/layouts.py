@@ -8,7 +8,7 @@ Shapes: R = 2P rows of the P trial pairs (chosen ones first), L tokens of a row,
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +40,8 @@ _SCALES: dict[str, Callable[[float, int], float]] = {
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
-class Verdict(NamedTuple):
-    """The layout of a kind of model (None: it may not be used), and why it is not packed."""
-
-    layout: Layout | None
-    why: str
+# The layout of a kind of model (None: it may not be used), and why it is not packed.
+Verdict = tuple[Layout | None, str]
 
 
 def layout_of(model: Any) -> Layout:
@@ -113,20 +110,18 @@ def _tried(model: Any, gives_log_probs: bool) -> Verdict:
             expected = _by_row(tiny, pairs)
     except Exception as error:
         why = f"a tiny model of its kind, on which that is tried, does not run ({_said(error)})"
-        return Verdict(None, why)
+        return None, why
     if refusal:
-        return Verdict(None, refusal)
+        return None, refusal
     rows, packed = _why_not(tiny, "rows", pairs, expected), "its attention is its own"
     if model._supports_attention_backend:
         _pack(tiny)
         packed = _why_not(tiny, "packed", pairs, expected)
     if not packed:
-        return Verdict("packed", "")
-    return (
-        Verdict(None, f"with padded rows {rows}; with packed pairs {packed}")
-        if rows
-        else Verdict("rows", packed)
-    )
+        return "packed", ""
+    if rows:
+        return None, f"with padded rows {rows}; with packed pairs {packed}"
+    return "rows", packed
 
 
 def _said(error: Exception) -> str:
