@@ -183,7 +183,8 @@ def _why_refused(model: Any, pair: TokenPair, gives_log_probs: bool) -> str:
 def _settle_logits(model: Any) -> None:
     """Give the unembedding the scale and soft-cap of logits that the config names; the trial compares what they give."""
     config, layer = model.config, model.get_output_embeddings()
-    found = {name: value for name in (*_SCALES, *_CAPS) if (value := getattr(config, name, None))}
+    named = {name: getattr(config, name, None) for name in (*_SCALES, *_CAPS)}
+    found = {name: value for name, value in named.items() if value and isinstance(value, int | float)}
     for name, scale in _SCALES.items():
         if name in found:
             layer.scale = float(scale(found[name], config.hidden_size))
