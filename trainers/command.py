@@ -225,18 +225,16 @@ class OnPairs(TemplateFlags):
         """Load the tokenizer of the model at `location`, with the template that the flags name. Raises SweepError."""
         return load_tokenizer(location, None, self.trust, given_template(self.template))
 
-    def load(self, location: str, output: Output) -> Any:
-        """Load the model at `location` to score, on a GPU if there is one. Raises ModelError."""
-        from trainers.models.generation import Weights
+    def load(self, location: str, output: Output, device: str) -> Any:
+        """Load the model at `location` to score on a device. Raises ModelError."""
+        from trainers.models.loading import load_model
+        from trainers.models.streaming import to_score
 
-        weights = Weights(
-            location=location,
-            revision=None,
-            precision=self.precision,
-            trust=self.trust,
-            template=given_template(self.template),
+        tokenizer = self.tokenizer(location)
+        model = load_model(
+            location, tokenizer=tokenizer, output=output, precision=self.precision, trust=self.trust
         )
-        return weights.model(output)
+        return to_score(model, device)
 
     def tokenize(self, rows: Sequence[Any], location: str, model: str) -> "list[TokenPair]":
         """Return the drawn pairs as tokens of the `model` at `location`, and print what was left out or looks wrong."""

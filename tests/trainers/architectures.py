@@ -61,8 +61,11 @@ _LATENT = {
 # Models that need more than their parameters: bias corrections of routers, scalars of layers, constants of activations.
 _BUFFERED: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", _GQA),
+    "axk1": ("axk1", {**_EXPERTS, **_LATENT, "n_routed_experts": 4}),
     "deepseek_v3": ("deepseek_v3", {**_EXPERTS, **_LATENT, "n_routed_experts": 4}),
     "gemma4": ("gemma4_text", {**_GQA, "head_dim": 8, "vocab_size_per_layer_input": VOCABULARY}),
+    "glm4_moe": ("glm4_moe", {**_EXPERTS, **_GQA, "head_dim": 8, "n_routed_experts": 4}),
+    "minimax_m2": ("minimax_m2", {**_EXPERTS, **_GQA, "head_dim": 8, "num_local_experts": 4}),
 }
 BUFFERED = tuple(_BUFFERED)
 SPECS = {

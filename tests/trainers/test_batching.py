@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers.pairs.packing import (
+    collate,
     epoch_order,
     forward_cost,
     scoring_groups,
@@ -84,9 +85,11 @@ def test_forwards_that_run_together_are_of_one_size():
     assert sizes == [[1000, 370], [900, 370]]
 
 
-def test_a_packed_pair_costs_its_tokens_and_one_of_padded_rows_two_of_its_longer_row():
+def test_a_pair_of_padded_rows_costs_two_of_its_longer_row_and_one_that_cannot_share_its_prompt_costs_it_twice():
     pair = TokenPair(index=0, prompt=[1] * 5, chosen=[2], rejected=[3] * 3)
-    assert (forward_cost(pair, "packed"), forward_cost(pair, "rows")) == (9, 16)
+    assert forward_cost(pair, "packed", None) == forward_cost(pair, "packed", 8) == 9
+    assert forward_cost(pair, "packed", 7) == 14 == collate([pair], shared_tokens=7).tokens
+    assert forward_cost(pair, "rows", None) == 16
 
 
 def test_order_of_an_epoch_is_seeded_and_differs_between_epochs():

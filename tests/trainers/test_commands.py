@@ -19,7 +19,7 @@ from tests.cluster.machine import free_port
 from tests.conftest import made_once
 from tests.trainers.command_line import said
 from trainers.errors import ModelError, SpecError, SweepError
-from trainers.evaluate.__main__ import Evaluate, run_evaluate
+from trainers.evaluate.__main__ import Evaluate, run_evaluate, use_device
 from trainers.evaluate.metrics import ensemble
 from trainers.evaluate.scores import read_pair_scores
 from trainers.models.loading import load_model
@@ -175,8 +175,10 @@ def test_an_adapter_on_a_converted_model_is_refused_unless_it_is_merged(tiny_mod
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
         ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
+        ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
         ("name one model, or several different", {"reward": "ex_grm", "model": ("base", "base")}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
+        ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
@@ -194,19 +196,42 @@ def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, mess
         run_evaluate(Evaluate(**values))
 
 
-def test_a_suite_is_scored_with_its_own_numbers(tiny_model, tmp_path, capsys):
-    sources = ("mmlu-pro-law", "livebench-math", "livebench-reasoning", "livecodebench")
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [1]), ("cuda", []), ("cpu", [])])
+def test_a_device_that_is_named_becomes_the_current_one(monkeypatch, name, current):
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda size, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
+    use_device(name)
+    assert chosen == current
+
+
+def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, tmp_path, capsys):
     rows = [
         {"pair_id": n, "source": source, "question": "i often share bread at home", "response_model": "m"}
         | {"response_A": "honestly yes", "response_B": "apparently no", "label": label}
-        for n, (source, label) in enumerate(itertools.product(sources, ("A>B", "B>A")))
+        for n, (source, label) in enumerate(
+            itertools.product(
+                ("mmlu-pro-law", "livebench-math", "livebench-reasoning", "livecodebench"), ("A>B", "B>A")
+            )
+        )
     ]
     (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = {"model": (str(tiny_model),), "reward": "im_rm_no_reference", "data": f"judgebench={tmp_path}"}
     run_evaluate(Evaluate(**words, out=tmp_path / "scores.parquet"))
     printed = json.loads(capsys.readouterr().out)
-    assert (printed["suite/score"], printed["suite/items"]) == (0.5, 8)
-    assert {f"suite/subset/{name}" for name in ("mmlu-pro", "livecodebench")} <= printed.keys()
+    results = json.loads((tmp_path / "scores.json").read_text())
+    assert results["accuracy"] == printed["suite/score"] == 0.5
+    assert (results["num_prompts"], results["model"]) == (8, str(tiny_model))
+    assert results["extra_results"].keys() == {
+        "mmlu-pro",
+        "livebench-math",
+        "livebench-reasoning",
+        "livecodebench",
+    }
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [line["results"] for line in lines] in ([0, 1] * 4, [1, 0] * 4)
+    assert lines[1]["text_chosen"][-1] == {"role": "assistant", "content": "apparently no"}
+    assert lines[0]["scores_chosen"] == pytest.approx(lines[1]["scores_rejected"])
 
 
 def test_several_models_are_one_of_their_mean_rewards_on_the_pairs_that_all_read(
@@ -249,6 +274,7 @@ def test_several_models_are_one_of_their_mean_rewards_on_the_pairs_that_all_read
     assert (printed["accuracy_alone"], printed["accuracy_spread"]) == pytest.approx(
         (sum(single) / 3, pd.Series(single).std()), abs=1e-6
     )
+    assert json.loads((tmp_path / "all.json").read_text())["model"] == ", ".join(models)
 
 
 def test_a_constant_of_one_model_changes_no_spread_and_no_margin():
@@ -280,9 +306,7 @@ def test_a_head_of_another_name_is_the_head(tiny_model, tmp_path):
         save_file({**weights, name: head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
         options = {"tokenizer": tokenizer, "output": "head", "precision": "fp32"}
         if name == "head.weight":
-            with pytest.raises(
-                ModelError, match=r"no head \(score\.weight\), or one of a kind that is not read"
-            ):
+            with pytest.raises(ModelError, match=r"It has head\.weight, a head of another kind"):
                 load_model(str(tmp_path), **options)
         else:
             assert torch.equal(load_model(str(tmp_path), **options).score.weight, head)

@@ -5,7 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.conftest import save_tiny_llama
 from trainers.models.generation import Weights, generate
+from trainers.models.tiny import build_tokenizer
 from trainers.specs import UNTRUSTED
 
 PROMPTS = [[2, 5, 9, 7], [2, 11], [2, 8, 8, 20, 6, 30, 12], [2, 13, 4]]
@@ -38,6 +40,21 @@ def likeliest(model, prompt, length=LENGTH):
 def test_the_likeliest_answers_are_those_of_a_loop_without_cache_or_padding(model, batch):
     found = generate(model, PROMPTS, **{**ASKED, "samples": 1, "temperature": 0.0}, batch=batch)
     assert found == [[likeliest(model, prompt)] for prompt in PROMPTS]
+
+
+def test_ropes_that_depend_on_length_answer_the_same_in_any_batch(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    # Shorter than the longest prompt, as long as the others with a part of their answers.
+    options = {"max_position_embeddings": 6, "rope_parameters": rope}
+    save_tiny_llama(tmp_path, build_tokenizer(), seed=0, tied=True, **options)
+    model = (
+        Weights(location=str(tmp_path), revision=None, precision="fp32", trust=UNTRUSTED).generator().double()
+    )
+    asked = {**ASKED, "samples": 1, "temperature": 0.0, "max_new_tokens": 12}
+    found = generate(model, PROMPTS, **asked)
+    assert generate(model, PROMPTS, batch=1, **asked) == found
+    # The model has seen longer rows since.
+    assert generate(model, PROMPTS, **asked) == found
 
 
 def test_a_seed_draws_the_same_answers_again_and_leaves_the_callers_random_state(model):

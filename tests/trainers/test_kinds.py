@@ -42,11 +42,17 @@ ROWS = """
     kimi_linear llama4_text mamba mamba2 minimax mpt nemotron nemotron_h olmo_hybrid openai-gpt qwen3_next recurrent_gemma rwkv
     stablelm xglm xlstm zamba zamba2
 """
-LAYOUTS = {kind: layout for layout, kinds in (("packed", PACKED), ("rows", ROWS)) for kind in kinds.split()}
+ALONE = "deepseek_v32 doge glm_moe_dsa"
+LAYOUTS = {
+    kind: layout
+    for layout, kinds in (("packed", PACKED), ("rows", ROWS), ("rows, one at a time", ALONE))
+    for kind in kinds.split()
+}
 # What is tried on every change: one of each way to be different.
 QUICK = [
     "bloom",
     "cohere2",
+    "doge",
     "gemma3_text",
     "gpt2",
     "gpt_oss",
@@ -150,7 +156,8 @@ def test_rewards_gradients_and_what_is_saved_are_those_of_plain_transformers(kin
         if output == "head" and kind in NO_HEAD:
             continue
         model = loaded(folder, output)
-        assert layout_of(model) == layout
+        alone = ", one at a time" if getattr(model, "rows_alone", False) else ""
+        assert layout_of(model) + alone == layout
         rewards, gradient = scored(model, spec, pairs)
         head = model.score.weight.data.clone() if output == "head" else None
         expected, expected_gradient = plainly(folder, kind, spec, pairs, head)
@@ -201,7 +208,7 @@ def test_of_a_model_of_text_and_images_the_language_model_is_loaded(kind, tmp_pa
         pytest.param("granite", "head"),
         *(
             pytest.param(kind, output, marks=pytest.mark.slow)
-            for kind in ("falcon", "gpt2", "llama4_text", "recurrent_gemma", "zamba2")
+            for kind in ("doge", "falcon", "gpt2", "llama4_text", "recurrent_gemma", "zamba2")
             for output in ("unembedding", "head")
         ),
     ],
@@ -250,5 +257,5 @@ def test_a_head_without_a_class_is_loaded_as_the_page_says(tmp_path):
 
 def test_the_page_has_every_kind():
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (packed|rows) \| (.+) \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (packed|rows|rows, one at a time) \| (.+) \|$", page, re.MULTILINE)
     assert {kind: layout for layout, kinds in rows for kind in kinds.split(", ")} == LAYOUTS

@@ -69,5 +69,5 @@ def test_the_memory_of_the_device_decides(folder, monkeypatch):
     model = load_architecture(folder, "unembedding")
     for gb in (80.0, 2.0):
         monkeypatch.setattr(streaming, "device_gb", lambda device, gb=gb: gb)
-        to_score(model)
+        to_score(model, "cpu")
     assert asked == ["cpu"]

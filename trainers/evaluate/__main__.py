@@ -1,24 +1,30 @@
 """`python -m trainers.evaluate`: score any reward model, or a policy with its reference, on any preference pairs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from trainers.command import OnPairs, command, dump, model_folder
+from trainers.data.records import Pair, as_row
 from trainers.errors import ModelError, SpecError
-from trainers.evaluate.metrics import controlled, ensemble
+from trainers.evaluate.metrics import Rewards, controlled, ensemble
 from trainers.evaluate.scores import write_scores
 from trainers.evaluate.scoring import Report, compute_reference, score_pairs
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import References
+from trainers.pairs.templates import first_line
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
+from trainers.storage import replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +34,13 @@ class Evaluate(OnPairs):
     model: tuple[str, ...]
     """Folder, GGUF file or hub id; the rewards of several (say, one for each seed) are averaged, and their spread is written."""
     out: Path
-    """Parquet file to write scores to."""
+    """Parquet file to write scores to. Beside it, .json and .jsonl hold the results in RewardBench's format."""
     reference: str | None = None
     """The reference model of im_rm."""
     split: str = "test"
     """Split of a folder or hub set."""
+    device: str | None = None
+    """cpu, cuda or cuda:N (default: a GPU where there is one)."""
 
 
 def run_evaluate(arguments: Evaluate) -> None:
@@ -45,7 +53,8 @@ def run_evaluate(arguments: Evaluate) -> None:
         raise SpecError(f"--reference is given, but {reward.name} uses none.")
     if not arguments.model or len({*arguments.model}) < len(arguments.model):
         raise SpecError("--model: name one model, or several different ones to average their rewards.")
-    if arguments.out.is_dir() or not arguments.out.suffix:
+    use_device(arguments.device or device())
+    if arguments.out.is_dir() or arguments.out.suffix in ("", ".json", ".jsonl"):
         raise SpecError(f"--out {arguments.out}: name a file that ends in .parquet.")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     name, rows = arguments.read_pairs()
@@ -65,6 +74,7 @@ def run_evaluate(arguments: Evaluate) -> None:
     places = [place for pair in pairs if (place := rows[pair.index].candidates)]
     metrics = write_scores(draft, name, pairs, chosen, rejected, places, together)
     draft.replace(arguments.out)
+    _write_rewardbench(arguments, [rows[pair.index] for pair in pairs], chosen, rejected, metrics)
     longer = np.array([len(pair.scored[0]) - len(pair.scored[1]) for pair in pairs])
     print(dump({**metrics, **controlled(chosen, rejected, longer, None)}))
 
@@ -84,11 +94,63 @@ def _scored(
             arguments, location, pairs, _follow(bars, "reference")
         )
         known += [(pairs, reference)] if reference else []
-        model = arguments.load(location, reward.type.output)
+        model = arguments.load(location, reward.type.output, arguments.device or device())
         both = score_pairs(
             RewardModule(model, reward), pairs, reference=reference, report=_follow(bars, "scores")
         )
     return pairs, dict(zip((pair.index for pair in pairs), zip(*both, strict=True), strict=True))
+
+
+def _write_rewardbench(
+    arguments: Evaluate,
+    rows: Sequence[Pair],
+    chosen: Rewards,
+    rejected: Rewards,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write what the rewardbench command writes: OUT.json with the results, OUT.jsonl with a line for each pair."""
+    subsets = {
+        name.removeprefix("suite/subset/"): value for name, value in metrics.items() if "/subset/" in name
+    }
+    called = ", ".join(arguments.model)
+    results = {
+        "accuracy": float(np.mean(chosen > rejected)),
+        "num_prompts": len(rows),
+        "model": called,
+        "ref_model": arguments.reference,
+        "tokenizer": called,
+        "chat_template": "tokenizer",
+        "extra_results": subsets or None,
+    }
+    replace(arguments.out.with_suffix(".json"), json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    lines = []
+    for row, high, low in zip(rows, chosen.tolist(), rejected.tolist(), strict=True):
+        asked = as_row(row)["prompt"]
+        sides = {"chosen": row.responses[0], "rejected": row.responses[1]}
+        line = {
+            "prompt": row.prompt[-1].content,
+            "results": int(high > low),
+            "scores_chosen": high,
+            "scores_rejected": low,
+            **{
+                f"text_{side}": [*asked, *(turn.as_dict() for turn in turns)] for side, turns in sides.items()
+            },
+        }
+        if row.candidates:
+            line |= {"id": row.candidates.item, "subset": row.candidates.subset}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    replace(arguments.out.with_suffix(".jsonl"), "".join(lines))
+
+
+def use_device(name: str) -> None:
+    """Make a device the current one, which kernels, masks and memory statistics use. Raises SpecError without it."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"--device {name}: {first_line(error)}") from error
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
 
 
 def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report: Report) -> References | None:
@@ -102,7 +164,9 @@ def _reference(arguments: Evaluate, policy: str, pairs: list[TokenPair], report:
                 f"the reference {location} has another vocabulary ({len(other)} tokens) than the policy {policy} "
                 f"({len(own)}); name the model that the policy was trained from."
             )
-        return compute_reference(arguments.load(location, "unembedding"), pairs, report=report)
+        return compute_reference(
+            arguments.load(location, "unembedding", arguments.device or device()), pairs, report=report
+        )
 
 
 def _follow(bars: Progress, name: str) -> Report:

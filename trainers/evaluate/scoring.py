@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from trainers.errors import DataError
 from trainers.evaluate.metrics import Rewards
-from trainers.models.attention import require_short_rows
+from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.memory import memory_named
 from trainers.models.products import products_of
@@ -29,12 +29,13 @@ Report = Callable[[dict[str, Any]], None]
 def scoring_batches(
     model: Any, pairs: Sequence[TokenPair], reference: References | None = None
 ) -> Iterator[MicroBatch]:
-    """Yield micro-batches on the model's device, longest pairs first. Raises DataError for rows that it cannot score."""
-    require_short_rows(model, pairs)
+    """Yield micro-batches on the model's device, longest pairs first."""
+    shared_length = shared_tokens(model)
     for group in scoring_groups(pairs):
         yield collate(
             group,
             layout=layout_of(model),
+            shared_tokens=shared_length,
             reference=reference,
             device=str(model.device),
         )

@@ -6,26 +6,28 @@ each pair is two calls of torch's fused kernel. On a GPU a micro-batch is one ca
 different lengths; else, or where that has no kernel for the heads, of FlexAttention. Sliding windows count positions in a
 token's own response, not places in the row.
 
-Rotary positions of the types "dynamic" and "longrope" change past a length: transformers then takes the frequencies of
-the longest row of a forward for all of them. So a row past that length is refused.
+Rotary positions that depend on how long a row is ("dynamic", "longrope") are computed for each row alone: transformers
+takes the frequencies of the longest row of a forward for all of them, and "dynamic" ones keep those of the longest row
+that they have seen.
 
 Shapes: H query heads, K key heads, N tokens of the batch, Q queries, S keys, D width of a head or of the hidden states.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
 
-from trainers.errors import DataError
+from trainers.errors import ModelError
 from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, MicroBatch, PairLayout
-from trainers.pairs.tokens import TokenPair
 
 PACKED_PAIRS = "packed_pairs"
 Kernel = Callable[..., Tensor]
@@ -49,20 +51,40 @@ def backbone(model: Any) -> Any:
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the last layer's normalised hidden states of all tokens of the batch, [N, D]."""
+    # Padding would change the result (layouts.py).
+    if getattr(model, "rows_alone", False):
+        return _alone(model, batch)
     layout = {} if batch.layout is None else {"pair_layout": batch.layout}
+    position_ids_BT = batch.position_ids_BT
+    if batch.attention_mask_BT is not None and shared_tokens(model) is not None:
+        # Padding gets a row's last position, so that no row counts as longer.
+        position_ids_BT = batch.attention_mask_BT.cumsum(1) - 1
     mask_BT = batch.attention_mask_BT
     if batch.layout is not None:
         # Without a mask, transformers takes positions that restart for the start of a separate row.
         mask_BT = torch.ones_like(batch.input_ids_BT)
     output = backbone(model)(
         input_ids=batch.input_ids_BT,
-        position_ids=batch.position_ids_BT,
+        position_ids=position_ids_BT,
         attention_mask=mask_BT,
         use_cache=False,
         **layout,
     )
     hidden_BTD: Tensor = output.last_hidden_state
     return hidden_BTD.flatten(0, 1)
+
+
+def _alone(model: Any, batch: MicroBatch) -> Tensor:
+    if hasattr(next(model.parameters()), "ds_id"):
+        # Ranks have different numbers of rows, and would wait for each other.
+        raise ModelError(f"a {type(model).__name__} is computed row by row, which ZeRO 3 cannot; use ZeRO 2.")
+    assert batch.attention_mask_BT is not None
+    lengths = batch.attention_mask_BT.sum(1).tolist()
+    rows = [
+        backbone(model)(input_ids=row_T[None, :length], use_cache=False).last_hidden_state[0]
+        for row_T, length in zip(batch.input_ids_BT, lengths, strict=True)
+    ]
+    return pad_sequence(rows, batch_first=True).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -435,22 +457,48 @@ def compiled_flex(backend: str | Callable[..., Any] = "inductor", graphs: int = 
     return fused
 
 
-def require_short_rows(model: nn.Module, pairs: Iterable[TokenPair]) -> None:
-    """Raise DataError for a pair with a row past the length at which the model's rotary positions change."""
-    longest = max((pair.longest for pair in pairs), default=0)
-    for rope in model.modules():
-        kinds = getattr(rope, "rope_type", None)
+def separate_rows(model: nn.Module) -> None:
+    """Make length-dependent rotary embeddings compute each row alone; a row starts at each position 0."""
+    for module in _by_length(model):
+        module.forward = MethodType(_each_row_alone, module)  # type: ignore[method-assign]
+
+
+def shared_tokens(model: nn.Module) -> int | None:
+    """Return the length up to which rows have the same frequencies and can share a prompt; None: any length."""
+    return min((length for lengths in _by_length(model).values() for length in lengths), default=None)
+
+
+def _by_length(model: nn.Module) -> dict[Any, list[int]]:
+    """Return the length-dependent rotary embeddings, each with the lengths from which they depend on it."""
+    found: dict[Any, list[int]] = {}
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
         for layer, kind in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
-            if not isinstance(kind, str) or ("dynamic" not in kind and kind != "longrope"):
-                continue
-            known: Any = rope.original_max_seq_len
-            if kind == "longrope":
-                parameters: Any = rope.config.rope_parameters  # type: ignore[union-attr]
+            if isinstance(kind, str) and "dynamic" in kind:
+                found.setdefault(module, []).append(int(module.original_max_seq_len))  # type: ignore[arg-type]
+            elif kind == "longrope":
+                parameters: Any = module.config.rope_parameters  # type: ignore[union-attr]
                 of_layer = parameters if layer is None else parameters[layer]
-                known = of_layer["original_max_position_embeddings"]
-            if longest > known:
-                raise DataError(
-                    f"a response has {longest} tokens with its prompt, and past {known} the positions of a "
-                    f"{type(model).__name__} depend on the other rows of a forward; lower --max-prompt-tokens and "
-                    "--max-response-tokens."
-                )
+                found.setdefault(module, []).append(int(of_layer["original_max_position_embeddings"]))
+    return found
+
+
+def _each_row_alone(self: Any, x: Tensor, position_ids: Tensor, *others: Any, **named: Any) -> Any:
+    compute = type(self).forward
+    found = []
+    for position_1T in position_ids.split(1):
+        begins = (position_1T[0, 1:] == 0) & (position_1T[0, :-1] > 0)
+        parts = []
+        for position_1L in position_1T.tensor_split((begins.nonzero()[:, 0] + 1).tolist(), dim=1):
+            # A row of one token resets the frequencies of longer ones.
+            compute(self, x, torch.zeros_like(position_1L[:, :1]), *others, **named)
+            parts.append(compute(self, x, position_1L, *others, **named))
+        found.append(_joined(parts, -2))
+    return _joined(found, 0)
+
+
+def _joined(parts: list[Any], dim: int) -> Any:
+    """Concatenate tensors, or tuples of tensors element by element."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts, dim)
+    return tuple(torch.cat(some, dim) for some in zip(*parts, strict=True))

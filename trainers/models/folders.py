@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin")
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _TOKENIZER_STARTS = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")
 _OBJECTS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 _MODEL_TYPE = re.compile(r'\(\s*"([\w.-]+)",\s*"\w+"')
 
 
@@ -27,9 +28,6 @@ def require_sound_model(folder: Path, trust: Trust) -> list[Path]:
     config = _json_object(folder / "config.json")
     _require_known_architecture(config, folder, trust)
     _require_config_of(config, weights, folder)
-    for file in weights:
-        if file.suffix == ".safetensors":
-            _require_whole(file)
     _require_tokenizer(folder)
     return weights
 
@@ -107,7 +105,7 @@ def _known_model_types() -> frozenset[str]:
 
 
 def _require_config_of(config: dict[str, Any], weights: Sequence[Path], folder: Path) -> None:
-    """Raise ModelError for a size that is none, or weights outside the folder, which no key covers."""
+    """Raise ModelError if the configuration does not fit these weights."""
     file = folder / "config.json"
     named = config.get("transformers_weights")
     if named is not None and named not in {weight.name for weight in weights}:
@@ -117,18 +115,37 @@ def _require_config_of(config: dict[str, Any], weights: Sequence[Path], folder: 
         # Some architectures give one value per layer.
         if not isinstance(value, list) and (type(value) is not int or value < 1):
             raise ModelError(f"{file}: {name} is {value!r}, not a positive integer.")
+    vocabulary, width, layers = map(config.get, ("vocab_size", "hidden_size", "num_hidden_layers"))
+    last_layer = -1
+    for name, shape in _shapes(weights).items():
+        embeddings = name.endswith("embed_tokens.weight") and None not in (vocabulary, width)
+        if embeddings and shape != [vocabulary, width]:
+            raise ModelError(
+                f"{folder}: config.json says vocab_size {vocabulary} and hidden_size {width}, "
+                f"but {name} is {' × '.join(map(str, shape))}."
+            )
+        if match := _LAYER.search(name):
+            last_layer = max(last_layer, int(match[1]))
+    if last_layer >= 0 and isinstance(layers, int) and layers > last_layer + 1:
+        raise ModelError(
+            f"{folder}: config.json says num_hidden_layers {layers}, but there are weights for {last_layer + 1}."
+        )
 
 
-def _require_whole(file: Path) -> None:
-    """Raise ModelError for damaged safetensors; the library checks the header's offsets against the file."""
+def _shapes(weights: Iterable[Path]) -> dict[str, list[int]]:
+    """Return shapes by tensor name, skipping pickles; safetensors checks its header and offsets against the file."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(file, framework="np") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                opened.get_slice(name).get_shape()
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{file} is damaged or no safetensors file: {error}; fetch it again.") from error
+    shapes: dict[str, list[int]] = {}
+    for file in weights:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="np") as opened:
+                shapes.update({name: opened.get_slice(name).get_shape() for name in opened.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{file} is damaged or no safetensors file: {error}; fetch it again.") from error
+    return shapes
 
 
 def _require_tokenizer(folder: Path) -> None:

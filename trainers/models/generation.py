@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from trainers.models.layouts import layout_of, padded_attention
-from trainers.models.loading import load_model
+from trainers.models.loading import device, load_model
 from trainers.models.memory import memory_named
 from trainers.models.products import products_of
 from trainers.models.streaming import to_score
@@ -47,7 +47,7 @@ class Weights:
             trust=self.trust,
             base=self.base,
         )
-        return to_score(loaded)
+        return to_score(loaded, device())
 
     def generator(self) -> Any:
         """Load the model with transformers' own attention, as `generate` needs it. Raises ModelError."""

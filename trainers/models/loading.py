@@ -4,6 +4,7 @@ Only safetensors and GGUF weights are read, and no code from a model's folder is
 """
 
 import pickle
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -66,6 +67,10 @@ def load_model(
     model, loading = _from_pretrained(location, output, precision, revision, trust, known)
     brings_head = head_seed is not None or adapter is not None
     _require_weights(loading, output, brings_head, location)
+    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
+        raise ModelError(
+            f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
+        )
     model.eval()
     model.tf32 = precision == "tf32"
     rows = model.get_input_embeddings().weight.shape[0]
@@ -225,22 +230,23 @@ def _register_head(config: Any) -> None:
 def _require_weights(
     loading: Mapping[str, Iterable[str]], output: Output, brings_head: bool, location: str
 ) -> None:
-    absent = {*loading["missing_keys"]} - (
-        {"score.weight"} if output != "unembedding" and brings_head else set()
-    )
-    if "score.weight" in absent and output != "unembedding":
-        raise ModelError(
-            f"{location} is no reward model: it has no head (score.weight), or one of a kind that is not read. Train "
-            "one, or name another."
-        )
+    absent = set(loading["missing_keys"])
+    if output != "unembedding" and "score.weight" in absent:
+        if not brings_head:
+            heads = sorted(
+                name for name in loading["unexpected_keys"] if re.search("head|classif|score", name)
+            )
+            other = (
+                f" It has {', '.join(heads[:3])}, a head of another kind, which is not read." if heads else ""
+            )
+            raise ModelError(
+                f"{location} is no reward model: it has no head (score.weight).{other} Train one, or name another."
+            )
+        absent.remove("score.weight")
     if absent:
         raise ModelError(
             f"{location} lacks weights of the architecture that its config.json names: {', '.join(sorted(absent)[:4])}"
             f" ({len(absent)} in all)."
-        )
-    if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
-        raise ModelError(
-            f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
         )
 
 
@@ -322,13 +328,10 @@ def make_rows_for(model: Any, tokenizer: Any) -> None:
 
 
 def _settle_output(model: Any, output: Output, location: str) -> None:
-    """Give the output layers of that output their classes of rmsweep. Raises ModelError."""
-    layers: dict[type[nn.Linear], Any] = {}
-    if output != "unembedding":
-        layers[_WideLinear] = getattr(model, "score", None)
-    if output != "head":
-        layers[Unembedding] = model.get_output_embeddings()
-    for kind, layer in layers.items():
+    for kind in (_WideLinear, Unembedding):
+        if output == ("unembedding" if kind is _WideLinear else "head"):
+            continue
+        layer = getattr(model, "score", None) if kind is _WideLinear else model.get_output_embeddings()
         if not isinstance(layer, nn.Linear):
             raise ModelError(
                 f"{location}: a {type(model).__name__} has no linear output layer that rmsweep knows."

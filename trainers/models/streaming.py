@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trainers.models.architecture import scoring_gb, widest
-from trainers.models.loading import device
 from trainers.models.memory import device_gb
 
 
-def to_score(model: Any) -> Any:
-    """Move a loaded model to a GPU if there is one: whole, or layer by layer where it does not hold the model."""
-    place = device()
+def to_score(model: Any, place: str) -> Any:
+    """Move a loaded model to the device that scores with it: whole, or layer by layer where its GPU does not hold it."""
     held = sum(item.nbytes for item in (*model.parameters(), *model.buffers()))
     config, width = model.config, next(model.parameters()).element_size()
     if scoring_gb(held, config.hidden_size, widest(config), width) > device_gb(place):

@@ -16,14 +16,16 @@ from torch.overrides import TorchFunctionMode
 # Special tokens are below or above the ordinary ones.
 VOCABULARY = 128
 ORDINARY_TOKENS = range(24, 120)
-# Trial rows are longer than these, so that windows and chunks take effect.
+# Trial rows are longer than these, so that windows, chunks and ropes for long rows take effect.
 WINDOW = 4
+ROPE_LENGTH = 12
 _POSITIONS = 64
 _LAYERS, _HEADS, _HEAD_DIM = 4, 4, 16
 _WIDTH = _HEADS * _HEAD_DIM
 
 # Value of an integer in the tiny config, by the first pattern in its name. Others stay.
 _INTEGERS: tuple[tuple[int, str], ...] = (
+    (ROPE_LENGTH, r"original_max_position"),
     (
         _POSITIONS,
         r"max_position|n_positions|max_seq_len|n_ctx|context_length|target_positions|model_max_length",
@@ -154,7 +156,9 @@ def _scale_mamba(values: dict[str, Any]) -> None:
 
 def _scale_rope(values: dict[str, Any], rope: dict[str, Any]) -> None:
     if "original_max_position_embeddings" in rope:
-        rope["original_max_position_embeddings"] = _POSITIONS
+        rope["original_max_position_embeddings"] = ROPE_LENGTH
+    if rope.get("rope_type") == "dynamic":
+        values["max_position_embeddings"] = ROPE_LENGTH
     head_dim = values.get("head_dim") or _HEAD_DIM
     pairs = int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2
     for name in ("short_factor", "long_factor"):

@@ -39,9 +39,12 @@ def steps_of_epoch(order: Sequence[int], effective_batch: int) -> list[list[int]
     return [list(order[start : start + effective_batch]) for start in range(0, len(order), effective_batch)]
 
 
-def forward_cost(pair: TokenPair, layout: Layout) -> int:
+def forward_cost(pair: TokenPair, layout: Layout, shared_tokens: int | None) -> int:
     """Return the tokens that a forward computes for a pair, without the padding of rows beside longer ones."""
-    return 2 * pair.longest if layout == "rows" else pair.tokens
+    if layout == "rows":
+        return 2 * pair.longest
+    apart = shared_tokens is not None and pair.longest > shared_tokens
+    return pair.tokens + apart * len(pair.prompt)
 
 
 def split_step(
@@ -163,12 +166,15 @@ def collate(
     pairs: Sequence[TokenPair],
     *,
     layout: Layout = "packed",
+    shared_tokens: int | None = None,
     pad_id: int = 0,
     reference: References | None = None,
     device: str = "cpu",
 ) -> MicroBatch:
-    """Make one micro-batch."""
-    ids, positions, mask, spans, responses = _packed(pairs) if layout == "packed" else _rows(pairs, pad_id)
+    """Make one micro-batch. Packed, a pair shares its prompt unless one of its rows is longer than `shared_tokens`."""
+    ids, positions, mask, spans, responses = (
+        _packed(pairs, shared_tokens) if layout == "packed" else _rows(pairs, pad_id)
+    )
     unscored = [pair.unscored[side] for side in (0, 1) for pair in pairs]
     responses = [
         _Response(start + count - 1, start + count, ids[count:]) if count else _Response(before, start, ids)
@@ -210,20 +216,30 @@ def collate(
 _Laid = tuple[Tensor, Tensor | None, Tensor | None, PairLayout | None, list[_Response]]
 
 
-def _packed(pairs: Sequence[TokenPair]) -> _Laid:
+def _packed(pairs: Sequence[TokenPair], shared_tokens: int | None) -> _Laid:
     ids: list[int] = []
     positions: list[int] = []
     spans: list[Span] = []
+
+    def lay(prompt: list[int], chosen: list[int], rejected: list[int]) -> Span:
+        span = Span(len(ids), len(prompt), len(chosen), len(rejected))
+        ids.extend([*prompt, *chosen, *rejected])
+        positions.extend(
+            [*range(span.prompt + span.chosen), *range(span.prompt, span.prompt + span.rejected)]
+        )
+        spans.append(span)
+        return span
+
     chosen: list[_Response] = []
     rejected: list[_Response] = []
     for pair in pairs:
-        span = Span(len(ids), len(pair.prompt), len(pair.chosen), len(pair.rejected))
-        ids += [*pair.prompt, *pair.chosen, *pair.rejected]
-        positions += [*range(span.prompt + span.chosen), *range(span.prompt, span.prompt + span.rejected)]
-        spans.append(span)
-        before = span.start + span.prompt - 1
+        if shared_tokens is None or pair.longest <= shared_tokens:
+            first = second = lay(pair.prompt, pair.chosen, pair.rejected)
+        else:
+            first, second = lay(pair.prompt, pair.chosen, []), lay(pair.prompt, [], pair.rejected)
+        before = first.start + first.prompt - 1
         chosen.append(_Response(before, before + 1, pair.chosen))
-        rejected.append(_Response(before, span.rejected_start, pair.rejected))
+        rejected.append(_Response(second.start + second.prompt - 1, second.rejected_start, pair.rejected))
     return torch.tensor([ids]), torch.tensor([positions]), None, PairLayout(tuple(spans)), chosen + rejected
 
 

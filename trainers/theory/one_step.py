@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.evaluate.scoring import compute_reference, score_pairs
+from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.loading import freeze
 from trainers.models.reward_parts import RewardModule
@@ -122,6 +123,7 @@ def stepped(
     batch = collate(
         [pair],
         layout=layout_of(model),
+        shared_tokens=shared_tokens(model),
         reference=own,
         device=str(model.device),
     )

@@ -18,6 +18,7 @@ from trainers.evaluate.scoring import compute_reference
 from trainers.models.adapters import linear_names
 from trainers.models.architecture import without_weights
 from trainers.models.hub import open_repository, push, require_base_on_hub
+from trainers.models.loading import device
 from trainers.models.products import settle_products
 from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
@@ -174,7 +175,7 @@ def _lora(arguments: Train) -> LoraSpec | None:
 
 def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> References:
     """Return the base model's log-prob sums; each rank computes a share."""
-    model = arguments.load(location, "unembedding")
+    model = arguments.load(location, "unembedding", device())
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
     shares: list[Any] = [None] * world_size

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from trainers.errors import Diverged, Interrupted, ModelError
 from trainers.evaluate.metrics import accuracy
 from trainers.evaluate.scoring import score_pairs
-from trainers.models.attention import require_short_rows
+from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
 from trainers.models.loading import freeze, load_model
 from trainers.models.memory import forget_peak_memory, memory_named, peak_memory
@@ -37,7 +37,7 @@ from trainers.pairs.packing import (
     steps_of_epoch,
 )
 from trainers.pairs.templates import load_tokenizer
-from trainers.pairs.tokens import TokenPair, with_rewritings
+from trainers.pairs.tokens import TokenPair
 from trainers.train.card import CARD, model_card
 from trainers.train.checkpoints import (
     Checkpoint,
@@ -96,7 +96,6 @@ def train(
     with Later() as later, process_group():
         tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
         model = load_once(lambda known: _base_model(inputs, tokenizer, known))
-        require_short_rows(model, with_rewritings([*inputs.pairs, *inputs.validation]))
         # Before the training, which would be lost if its model could not be saved.
         files = {
             **folder_files(model, tokenizer, adapter=inputs.saves_adapter),
@@ -310,10 +309,10 @@ def optimiser_step(
     Returns sums of loss, right rankings, margin and tokens over all pairs and of `wishes` over ranks, and the gradient
     norm.
     """
-    placement = inputs.placement
+    placement, shared_length = inputs.placement, shared_tokens(engine.module)
     costs = {}
     for position in step:
-        parts = [forward_cost(pair, layout) for pair in _computed(inputs, [position])]
+        parts = [forward_cost(pair, layout, shared_length) for pair in _computed(inputs, [position])]
         costs[position] = sum(parts) if layout == "packed" else max(parts) * len(parts)
     forwards = split_step(
         step,
@@ -331,6 +330,7 @@ def optimiser_step(
             batch = collate(
                 _computed(inputs, positions or [min(step, key=costs.__getitem__)]),
                 layout=layout,
+                shared_tokens=shared_length,
                 reference=inputs.reference,
                 device=str(engine.device),
             )
