@@ -15,6 +15,7 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+from orchestrator.spec.catalog import ARCHITECTURES
 from trainers.models import attention
 from trainers.pairs.packing import PairLayout, Span
 
@@ -226,6 +227,11 @@ def test_flash_attention_takes_what_it_is_given(window):
     assert [x.grad.shape for x in given] == [x.shape for x in given]
 
 
+def catalog_attention():
+    """(query heads, key heads, width of a head, whether it is capped and has windows) of the catalog's models."""
+    return sorted({(m.heads, m.key_heads, m.head_width, m.softcapped) for m in ARCHITECTURES.values()})
+
+
 def values_and_gradients(attend, parts, shape, window, softcap, *, gradients):
     query_heads, key_heads, width, _ = shape
     generator = torch.Generator().manual_seed(0)
@@ -264,11 +270,18 @@ def flex_on_cpu(monkeypatch):
     torch.compiler.reset()
 
 
-# Query heads, key heads, width of a head, whether capped with windows: Gemma 2's, and the most heads of the catalog.
+# What is tried on every change: capped with windows, and the most heads; compiling each takes seconds.
+QUICK = ((8, 4, 256, True), (32, 8, 64, False))
+
+
 @pytest.mark.parametrize(
-    "shape", [(8, 4, 256, True), pytest.param((32, 8, 64, False), marks=pytest.mark.slow)], ids=str
+    "shape",
+    [
+        pytest.param(shape, id=str(shape), marks=() if shape in QUICK else pytest.mark.slow)
+        for shape in catalog_attention()
+    ],
 )
-def test_the_fused_kernel_is_few_graphs(flex_on_cpu, shape):
+def test_the_fused_kernel_of_each_model_of_the_catalog_is_few_graphs(flex_on_cpu, shape):
     backend, graphs = flex_on_cpu
     kernel = attention.compiled_flex(backend)
     flex = functools.partial(attention._flex_attention, kernel=kernel)

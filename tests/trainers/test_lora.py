@@ -117,6 +117,12 @@ def test_every_placement_trains_the_adapter_as_peft_does(runs, tiny_model, kind)
             assert (there - weight).norm() <= 1e-3 * weight.norm(), (name, key)
 
 
+def test_the_first_margin_of_im_rm_is_zero(runs):
+    _, found = runs
+    # Of a log-ratio that is 0 both rewards are, and the loss is that of the pairs' margins alone.
+    assert {found[f"im_rm-{zero}-2"]["log"][0]["margin"] for zero in range(4)} == {0.0}
+
+
 def rewards_of(model, kind, pairs, reference):
     return score_pairs(
         RewardModule(model, REWARDS[kind]), pairs, reference=reference, report=lambda row: None
@@ -188,9 +194,12 @@ def resumed(tiny_model, tmp_path_factory):
 def test_a_resumed_adapter_is_bit_for_bit_and_at_another_world_size_within_1e_5(runs, resumed, zero):
     (folder, whole), (other, found) = runs, resumed
     files = (other / "kept" / str(zero)).rglob("*model_states.pt")
-    names = {name for file in files for name in torch.load(file, weights_only=False)["module"] or ()}
+    states = [torch.load(file, weights_only=False) for file in files]
+    names = {name for state in states for name in state["module"] or ()}
     # A checkpoint holds no frozen weight; of two tied tables, DeepSpeed knows only one as frozen.
+    assert names
     assert {name for name in names if ".lora_" not in name} <= {"model.lm_head.weight"}
+    assert not any(state.get("frozen_param_fragments") for state in states)
     name = f"im_rm-{zero}-2"
     expected = [row["loss"] for row in whole[name]["log"]]
     assert found["kept"][name]["log"] is None

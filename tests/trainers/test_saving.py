@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -36,9 +37,13 @@ from trainers.rewards import RewardSpec, reward_variants
 from trainers.specs import DrawSpec, LoraSpec, Trust
 from trainers.train.card import model_card
 
-KINDS = ("ex_rm", "im_rm")
+KINDS = ("ex_rm", "im_rm", "ex_grm")
 BETA = 0.1
 PAIRS = 6
+
+
+def spec(kind: str) -> RewardSpec:
+    return RewardSpec(kind=kind, beta=BETA if kind == "im_rm" else None, reference=True)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,52 @@ def folder_of(trained, kind, zero, tied):
     return trained / f"{kind}-{zero}-{tied}" / "model"
 
 
+def rows(pairs, side):
+    return [pair.prompt + getattr(pair, side) for pair in pairs]
+
+
+def padded(tokenizer, ids):
+    return tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_alone_gives_the_trained_rewards_in_a_padded_batch(trained, bases, kind, zero, tied):
+    folder = folder_of(trained, kind, zero, tied)
+    pairs = gang.pairs_for(bases[tied], PAIRS)
+    reward = spec(kind)
+    model = load(folder, reward.type.output)
+    nothing = {pair.index: (0.0, 0.0) for pair in pairs}
+    chosen, rejected = score_pairs(
+        RewardModule(model, reward), pairs, reference=nothing, report=lambda row: None
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for side, expected in (("chosen", chosen), ("rejected", rejected)):
+        found = plain_rewards(folder, tokenizer, kind, pairs, side)
+        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-5)
+
+
+def plain_rewards(folder, tokenizer, kind, pairs, side):
+    """As a user of transformers would compute them."""
+    ids = rows(pairs, side)
+    batch = padded(tokenizer, ids)
+    with torch.no_grad():
+        if kind == "ex_rm":
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            assert model.config.num_labels == 1
+            return model(**batch).logits[:, 0]
+        logits = AutoModelForCausalLM.from_pretrained(folder)(**batch).logits.log_softmax(-1)
+    if kind == "im_rm":
+        sums = []
+        for number, pair in enumerate(pairs):
+            at = range(len(pair.prompt), len(ids[number]))
+            sums.append(sum(logits[number, place - 1, ids[number][place]] for place in at))
+        return BETA * torch.stack(sums)
+    yes = [pair.chosen[-1] for pair in pairs]
+    return torch.stack([logits[n, len(ids[n]) - 2, yes[n]].exp() for n in range(len(pairs))])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_3_saves_what_no_zero_saves(trained, kind):
     for tied in (True, False):
@@ -103,13 +154,24 @@ def test_zero_3_saves_what_no_zero_saves(trained, kind):
             assert (plain[name] - partitioned[name]).norm() <= 1e-4 * plain[name].norm(), name
 
 
-def test_no_response_can_end_in_the_pad_token(trained, bases):
-    base, folder = AutoTokenizer.from_pretrained(bases[True]), folder_of(trained, "im_rm", 0, True)
-    assert {pair.chosen[-1] for pair in gang.pairs_for(bases[True], PAIRS)} == {base.pad_token_id}
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.pad_token_id != base.pad_token_id
-    assert json.loads((folder / "config.json").read_text())["pad_token_id"] == tokenizer.pad_token_id
-    assert tokenizer.chat_template
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_response_can_end_in_the_pad_token(trained, bases, kind):
+    folder = folder_of(trained, kind, 0, True)
+    pad = json.loads((folder / "config.json").read_text())["pad_token_id"]
+    ends = {
+        row[-1] for side in ("chosen", "rejected") for row in rows(gang.pairs_for(bases[True], PAIRS), side)
+    }
+    assert ends == {AutoTokenizer.from_pretrained(bases[True]).pad_token_id}
+    assert pad not in ends
+    assert AutoTokenizer.from_pretrained(folder).pad_token_id == pad
+
+
+def test_a_folder_holds_template_and_card(trained):
+    folder = folder_of(trained, "ex_rm", 3, False)
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    card = (folder / "README.md").read_text()
+    assert "training accuracy" in card
+    assert "AutoModelForSequenceClassification" in card
 
 
 def test_the_card_of_the_mean_ablation_says_what_the_logit_is_not(tmp_path):
@@ -172,6 +234,8 @@ EX_RM, IM_RM = RewardSpec(kind="ex_rm"), RewardSpec(kind="im_rm", beta=BETA, ref
     ("name", "reward", "precision"),
     [
         *((name, IM_RM, "fp32") for name in BUFFERED),
+        ("axk1", EX_RM, "fp32"),
+        ("deepseek_v3", EX_RM, "fp32"),
         ("deepseek_v3", EX_RM, "bf16"),
     ],
     ids=lambda value: value.kind if isinstance(value, RewardSpec) else value,
@@ -207,7 +271,7 @@ def test_zero_3_saves_buffers(trained, routed):
     assert torch.equal(saved[name], load_file(routed / "model.safetensors")[name])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
 def test_a_built_in_model_keeps_its_words_when_transformers_loads_it(tmp_path, architecture):
     base = tmp_path / "base"
     tiny.pretrain(tiny.TinyModel(architecture=architecture, width=16, steps=1), base, lambda row: None)
@@ -236,11 +300,22 @@ def test_a_tokenizer_that_is_another_one_after_a_reload_is_refused(tiny_model):
         folder_files(model, Shifted.from_pretrained(tiny_model))
 
 
-def test_what_cannot_be_saved_is_refused_before_a_training_which_it_cannot_lose_afterwards(
-    tiny_model, tmp_path, monkeypatch
-):
+def test_what_cannot_be_saved_is_refused_before_a_training(tiny_model, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise ValueError("this config cannot be saved")
+
+    monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
+    rows = []
+    with pytest.raises(
+        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
+    ):
+        train_here(tiny_model, tmp_path / "out", EX_RM, gang.pairs_for(tiny_model, PAIRS), report=rows.append)
+    assert not rows
+
+
+def test_after_a_training_nothing_of_transformers_can_lose_it(tiny_model, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("too late")
 
     def report(row):
         monkeypatch.setattr(PreTrainedConfig, "save_pretrained", refuse)
@@ -250,12 +325,6 @@ def test_what_cannot_be_saved_is_refused_before_a_training_which_it_cannot_lose_
     folder = train_here(tiny_model, tmp_path / "out", EX_RM, pairs, report=report)
     assert "training accuracy" in (folder / "README.md").read_text()
     load(folder, "head")
-    steps: list[object] = []
-    with pytest.raises(
-        ModelError, match=f"{tiny_model} can be loaded, but not saved again .this config cannot be saved"
-    ):
-        train_here(tiny_model, tmp_path / "again", EX_RM, pairs, report=steps.append)
-    assert not steps
 
 
 def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path):

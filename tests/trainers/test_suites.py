@@ -388,6 +388,19 @@ def test_a_bad_row_is_named_with_its_file_and_can_be_left_out_with_its_prompt(na
     assert name != "rewardmath_best_of_10" or {pair.candidates.item for pair in kept} == set("1234567")
 
 
+def test_a_broken_line_leaves_out_the_whole_prompt_of_a_suite_that_has_a_row_for_each_answer(tmp_path):
+    spec = dataset_spec(copy_of("rewardmath_best_of_10", rewardmath_rows(), tmp_path))
+    (file,) = tmp_path.glob("*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    lines[14] = "{broken\n"
+    file.write_text("".join(lines))
+    left_out: list[str] = []
+    kept = list(iter_pairs(replace(spec, skip_bad_rows=True), "test", left_out))
+    assert len(left_out) == 1
+    assert {pair.candidates.item for pair in kept} == {str(problem) for problem in range(8) if problem != 1}
+    assert {pair.candidates.wrong for pair in kept} == {9}
+
+
 def test_a_copy_without_a_subset_or_a_column_says_what_is_missing(tmp_path):
     rows = [row for row in rewardbench2_rows() if row["subset"] != "Focus"]
     with pytest.raises(

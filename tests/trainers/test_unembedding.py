@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -126,6 +127,37 @@ def test_tensor_cores_give_the_widened_values_and_gradients_to_bf16(block, monke
     for left, right in ((hidden.grad, wide_hidden.grad), (made.weight.grad, wide.weight.grad)):
         assert left.dtype == torch.bfloat16
         assert (left.float() - right.float()).norm() <= 2**-7 * right.float().norm()
+
+
+class Operations(TorchDispatchMode):
+    """What is called, and of which types."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        dtypes = [leaf.dtype for leaf in arguments if isinstance(leaf, torch.Tensor)]
+        self.called.append((function.name(), dtypes))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_on_tensor_cores_bf16_is_multiplied_as_it_is_and_nothing_waits(monkeypatch, softcap):
+    monkeypatch.setattr(unembedding, "_on_tensor_cores", lambda values: values.dtype == torch.bfloat16)
+    # Without values: what would look at one, as `nonzero` does and a GPU would have to wait for, is refused.
+    with FakeTensorMode():
+        made = Unembedding(WIDTH, 100_000, dtype=torch.bfloat16)
+        hidden = torch.empty(TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        with Operations() as recorded:
+            made.softcap = softcap
+            found = made(hidden, torch.empty(TOKENS, dtype=torch.long))
+            found.sum().backward()
+    assert found.dtype == torch.float32
+    assert hidden.grad.dtype == made.weight.grad.dtype == torch.bfloat16
+    products = [(name, types) for name, types in recorded.called if "mm" in name]
+    assert products
+    assert all(found == ("aten::mm.dtype", [torch.bfloat16] * 2) for found in products)
 
 
 @pytest.mark.parametrize(
