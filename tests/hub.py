@@ -1,7 +1,6 @@
 """A hub on loopback that takes what is pushed to it."""
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,9 +12,7 @@ import pytest
 from tests.loopback import Loopback, Quiet, ask_at
 
 TOKEN = "hf_" + "s3cret" * 4
-FILES = re.compile(
-    r"/api/models/(?P<name>[^/]+/[^/]+)/(preupload|commit)/main|/(?P<lfs>.+)\.git/info/lfs/objects/batch"
-)
+FILES = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/(preupload|commit)/main")
 
 
 class PushedHub(Loopback):
@@ -24,7 +21,6 @@ class PushedHub(Loopback):
     def __init__(self) -> None:
         self.private: dict[str, bool] = {}
         self.files: dict[str, bytes] = {}
-        self.large: dict[str, bytes] = {}
         self.takes = True
         outer = self
 
@@ -34,19 +30,11 @@ class PushedHub(Loopback):
                 self.answer({"id": name, "private": outer.private[name]} if name in outer.private else None)
 
             def do_POST(self) -> None:
-                body = self.body()
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 self.answer(outer.posted(self.path, body) if self.allowed() else None)
 
-            def do_PUT(self) -> None:
-                outer.large[self.path.rpartition("/")[2]] = self.body()
-                self.answer({})
-
-            def body(self) -> bytes:
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
             def allowed(self) -> bool:
-                # An address to put a large file at is a permission by itself.
-                return self.command == "PUT" or self.headers.get("Authorization") == f"Bearer {TOKEN}"
+                return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
             def answer(self, said: dict[str, Any] | None) -> None:
                 content = json.dumps(
@@ -70,35 +58,15 @@ class PushedHub(Loopback):
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
         found = FILES.fullmatch(path)
-        if found is None or (found["name"] or found["lfs"]) not in self.private or not self.takes:
+        if found is None or found["name"] not in self.private or not self.takes:
             return None
-        if found["lfs"]:
-            objects = json.loads(body)["objects"]
-            return {
-                "transfer": "basic",
-                "objects": [
-                    item | {"actions": {"upload": {"href": f"{self.url}/put/{item['oid']}"}}}
-                    for item in objects
-                ],
-            }
         if "/preupload/" in path:
             files = json.loads(body)["files"]
-            modes = {True: "lfs", False: "regular"}
-            return {
-                "files": [
-                    {"path": item["path"], "uploadMode": modes[item["path"].endswith(".safetensors")]}
-                    | {"shouldIgnore": False, "oid": None}
-                    for item in files
-                ]
-            }
+            said = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+            return {"files": [{"path": item["path"], **said} for item in files]}
         for item in map(json.loads, body.splitlines()):
-            value = item["value"]
             if item["key"] == "file":
-                self.files[value["path"]] = base64.b64decode(value["content"])
-            elif item["key"] == "lfsFile":
-                content = self.large[value["oid"]]
-                assert hashlib.sha256(content).hexdigest() == value["oid"]
-                self.files[value["path"]] = content
+                self.files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
         return {"commitUrl": f"{self.url}/{found['name']}/commit/{'a' * 40}", "commitOid": "a" * 40}
 
 

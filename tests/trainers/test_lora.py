@@ -13,7 +13,7 @@ from tests.conftest import found_once
 from tests.trainers import gang, naive, trainings
 from tests.trainers.architectures import load_untrained, save_architecture
 from tests.trainers.gang import Job
-from trainers.errors import ModelError, SpecError
+from trainers.errors import ModelError
 from trainers.evaluate.scoring import score_pairs
 from trainers.models.adapters import add_adapter, linear_names
 from trainers.models.architecture import without_weights
@@ -21,19 +21,16 @@ from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import epoch_order, steps_of_epoch
 from trainers.pairs.templates import load_tokenizer
 from trainers.rewards.losses import pair_loss
-from trainers.specs import LoraSpec, LossSpec, OptimSpec
+from trainers.specs import LoraSpec, LossSpec
 
 PAIRS, EFFECTIVE_BATCH, EPOCHS, LR = 9, 4, 2, 1e-2
 LORA = LoraSpec(rank=4, alpha=8.0)
 REWARDS = {"ex_rm": gang.EX_RM, "im_rm": gang.IM_RM}
 # One of the two is trained with all that a loss can have.
 LOSSES = {"ex_rm": LossSpec(), "im_rm": LossSpec(margin=0.2, label_smoothing=0.1, centring=0.05)}
-RUNS = [
-    (kind, zero, world)
-    for kind, worlds in (("ex_rm", (1, 2)), ("im_rm", (2,)))
-    for zero in range(4)
-    for world in worlds
-]
+RUNS = [("ex_rm", 0, 1), *((kind, zero, 2) for kind in REWARDS for zero in range(4))]
+# Of checkpoints that ranks have a part of, and that they have not.
+RESUMED = (0, 3)
 
 
 def job(model, folder, kind, zero, world, **options):
@@ -156,15 +153,14 @@ def test_a_saved_adapter_scores_alike_by_rmsweep_by_peft_and_merged(runs, tiny_m
     assert rejected.tolist() == pytest.approx(ours[1].tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_merged_adapter_is_an_ordinary_model_with_the_same_rewards(runs, tiny_model, tmp_path, world):
+def test_a_merged_adapter_is_an_ordinary_model_with_the_same_rewards(runs, tiny_model, tmp_path):
     folder, _ = runs
-    gang.launch([job(tiny_model, tmp_path, "ex_rm", 3, world, merge=True)], tmp_path / "gang", world)
+    gang.launch([job(tiny_model, tmp_path, "ex_rm", 3, 2, merge=True)], tmp_path / "gang", 2)
     pairs = gang.pairs_for(tiny_model, 5)
-    whole = load(tmp_path / f"ex_rm-3-{world}" / "model", "ex_rm")
+    whole = load(tmp_path / "ex_rm-3-2" / "model", "ex_rm")
     assert not any("lora" in name for name, _ in whole.named_parameters())
     found = rewards_of(whole, "ex_rm", pairs, None)
-    expected = rewards_of(load(folder / f"ex_rm-3-{world}" / "model", "ex_rm"), "ex_rm", pairs, None)
+    expected = rewards_of(load(folder / "ex_rm-3-2" / "model", "ex_rm"), "ex_rm", pairs, None)
     for side, other in zip(found, expected, strict=True):
         assert side.tolist() == pytest.approx(other.tolist(), abs=1e-5)
 
@@ -175,15 +171,18 @@ def resumed(tiny_model, tmp_path_factory):
 
     def find(folder):
         def jobs(place, world, **options):
-            places = [folder / place / str(zero) for zero in range(4)]
             return [
-                job(tiny_model, folder / place, "im_rm", zero, world, checkpoints=str(kept), **options)
-                for zero, kept in enumerate(places)
+                job(
+                    *(tiny_model, folder / place, "im_rm", zero, world),
+                    checkpoints=str(folder / place / str(zero)),
+                    **options,
+                )
+                for zero in RESUMED
             ]
 
         found = {"kept": gang.launch(jobs("kept", 2, stop_after=3), folder / "first", 2)}
         for place, world in (("again", 2), ("alone", 1)):
-            for zero in range(4):
+            for zero in RESUMED:
                 shutil.copytree(folder / "kept" / str(zero), folder / place / str(zero))
             found[place] = gang.launch(jobs(place, world), folder / f"gang-{place}", world)
         return found
@@ -191,21 +190,16 @@ def resumed(tiny_model, tmp_path_factory):
     return found_once(tmp_path_factory, "resumed", find)
 
 
-@pytest.mark.parametrize("zero", range(4))
-def test_a_checkpoint_of_an_adapter_holds_no_frozen_weight(resumed, zero):
-    folder, _ = resumed
-    files = list((folder / "kept" / str(zero)).rglob("*model_states.pt"))
-    states = [torch.load(file, weights_only=False) for file in files]
-    names = {name for state in states for name in state["module"] or ()}
-    # Of two tied tables, DeepSpeed knows only one as frozen.
-    assert {name for name in names if ".lora_" not in name} <= {"model.lm_head.weight"}
-    assert names
-    assert not any(state.get("frozen_param_fragments") for state in states)
-
-
-@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("zero", RESUMED)
 def test_a_resumed_adapter_is_bit_for_bit_and_at_another_world_size_within_1e_5(runs, resumed, zero):
     (folder, whole), (other, found) = runs, resumed
+    files = (other / "kept" / str(zero)).rglob("*model_states.pt")
+    states = [torch.load(file, weights_only=False) for file in files]
+    names = {name for state in states for name in state["module"] or ()}
+    # A checkpoint holds no frozen weight; of two tied tables, DeepSpeed knows only one as frozen.
+    assert names
+    assert {name for name in names if ".lora_" not in name} <= {"model.lm_head.weight"}
+    assert not any(state.get("frozen_param_fragments") for state in states)
     name = f"im_rm-{zero}-2"
     expected = [row["loss"] for row in whole[name]["log"]]
     assert found["kept"][name]["log"] is None
@@ -222,10 +216,9 @@ def test_layers_that_are_not_there_are_told_with_those_that_are(tiny_model):
         ModelError, match=r"no linear layers called qkv; name some of --lora-targets .*q_proj"
     ):
         load(tiny_model, "ex_rm", head_seed=0, lora=LoraSpec(rank=2, targets=("q_proj", "qkv")))
-    chosen = load(tiny_model, "im_rm", head_seed=0, lora=LoraSpec(rank=2, targets=("q_proj",)))
-    trained = [name for name, item in chosen.named_parameters() if item.requires_grad]
-    assert trained
-    assert all(".q_proj.lora_" in name for name in trained)
+    names = adapted(load(tiny_model, "im_rm"), targets=("q_proj",))
+    assert names
+    assert all(name.endswith(".q_proj") for name in names)
 
 
 class Router(torch.nn.Linear):
@@ -246,16 +239,12 @@ def test_layers_that_do_something_else_or_share_their_weights_get_no_adapter(tin
     first.q_proj.weight = second.q_proj.weight
     first.k_proj.__class__ = Router
     model.lm_head.__class__ = torch.nn.Linear
-    names = adapted(model)
-    assert "model.layers.1.self_attn.k_proj" in names
-    assert not [name for name in names if name.endswith(("q_proj", "layers.0.self_attn.k_proj", "lm_head"))]
-
-
-def test_a_layer_without_a_name_is_not_taken_for_a_layer_of_the_model(tiny_model):
-    model = load(tiny_model, "im_rm")
+    # A layer without a name is not taken for one of the model.
     mlp = model.model.layers[1].mlp
     mlp.up_proj = torch.nn.Sequential(mlp.up_proj)
-    assert "model.layers.1.mlp.up_proj.0" in adapted(model)
+    names = adapted(model)
+    assert {"model.layers.1.self_attn.k_proj", "model.layers.1.mlp.up_proj.0"} <= names
+    assert not [name for name in names if name.endswith(("q_proj", "layers.0.self_attn.k_proj", "lm_head"))]
 
 
 def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
@@ -274,31 +263,9 @@ def test_what_peft_would_put_on_experts_or_refuses_is_told(tmp_path):
     assert adapted(load_untrained(state, "head"), targets=("in_proj",)) == {"backbone.layers.0.mixer.in_proj"}
 
 
-def test_layers_are_told_of_a_language_model_with_images_and_of_a_folder_without_a_model(tmp_path):
-    text = {
-        "vocab_size": 64,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "head_dim": 8,
-    }
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-    seen = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    AutoConfig.for_model("gemma3", text_config=text, vision_config=seen).save_pretrained(tmp_path)
-    assert "q_proj" in linear_names(without_weights(str(tmp_path)))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=f"no model could be built from {tmp_path}: Unrecognized"):
-        without_weights(str(tmp_path))
-
-
 def test_an_adapter_that_would_have_to_hold_rows_for_markers_is_refused(tiny_model, tmp_path):
     bare = shutil.ignore_patterns("chat_template.jinja")
     folder = shutil.copytree(tiny_model, tmp_path / "bare", ignore=bare)
     assert len(load_tokenizer(str(folder))) > len(load_tokenizer(str(tiny_model)))
     with pytest.raises(ModelError, match=r"no rows for the markers .* train it without --lora-rank"):
         load(folder, "ex_rm", head_seed=0, lora=LORA)
-
-
-def test_an_adapter_beside_frozen_parts_is_refused():
-    with pytest.raises(SpecError, match="--freeze backbone and --lora-rank 4"):
-        LORA.require_alone(OptimSpec(freeze=("backbone",)))

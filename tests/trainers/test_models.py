@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tests.trainers.trainings import load
 from trainers.errors import ModelError
 from trainers.models.architecture import without_weights
-from trainers.models.loading import load_model
 from trainers.pairs.templates import load_tokenizer
 from trainers.specs import Trust
 
@@ -47,20 +46,20 @@ def test_a_hub_id_is_loaded_at_its_revision_from_the_cache(tiny_model, tmp_path)
     ]
 
 
-def test_weights_of_other_shapes_are_refused(tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
-    with pytest.raises(ModelError, match="no model could be loaded"):
-        load(tmp_path / "model", "unembedding")
-
-
-def test_a_truncated_file_is_refused(tiny_model, tmp_path):
-    shutil.copytree(tiny_model, tmp_path / "model")
-    weights = tmp_path / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="no model could be loaded"):
-        load(tmp_path / "model", "unembedding")
+@pytest.mark.parametrize("damage", ["other shapes", "truncated", "heads that do not fit"])
+def test_what_transformers_cannot_load_is_refused(tiny_model, tmp_path, damage):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config, weights = json.loads((folder / "config.json").read_text()), folder / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        changed = {"intermediate_size": 48} if damage == "other shapes" else {"num_attention_heads": 7}
+        (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ModelError, match=r"no (model|tokenizer) could be loaded from"):
+        load(folder, "unembedding")
+    if damage == "heads that do not fit":
+        with pytest.raises(ModelError, match=r"no model could be built from .* is not a multiple"):
+            without_weights(str(folder))
 
 
 def test_a_reward_model_with_a_head_is_no_language_model(tiny_model, tmp_path):
@@ -118,12 +117,6 @@ def test_a_model_that_lacks_weights_names_them(tiny_model, tmp_path, output):
         load(tmp_path / "model", output)
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
-        load_tokenizer(str(tmp_path))
-
-
 def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     torch.set_float32_matmul_precision("high")
@@ -132,15 +125,3 @@ def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
-
-
-def test_sizes_that_do_not_fit_together_are_refused_with_what_they_are(tiny_model, tmp_path):
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 7}))
-    with pytest.raises(
-        ModelError, match=r"no model could be loaded from .*hidden size \(\d+\) is not a multiple"
-    ):
-        load_model(str(folder), tokenizer=range(16), output="head", precision="fp32", head_seed=0)
-    with pytest.raises(ModelError, match=r"no model could be built from .* is not a multiple"):
-        without_weights(str(folder))

@@ -11,7 +11,7 @@ from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models import unembedding
 from trainers.models.loading import load_model
-from trainers.models.products import products_of, settle_products
+from trainers.models.products import products_of
 from trainers.models.reward_parts import RewardModule
 from trainers.rewards import RewardSpec
 from trainers.specs import Placement
@@ -45,8 +45,6 @@ def seen(monkeypatch):
 
 def test_on_a_cpu_it_is_refused_before_weights_are_read(tiny_model):
     with pytest.raises(SpecError, match="only a GPU has TF32"):
-        settle_products("tf32")
-    with pytest.raises(SpecError, match="only a GPU has TF32"):
         load_model("nowhere", tokenizer=None, output="head", precision="tf32")
 
 
@@ -58,6 +56,9 @@ def test_scoring_and_the_reference_pass_ask_for_it_and_give_it_back(in_tf32, tin
         RewardModule(in_tf32, gang.IM_RM), pairs, reference=reference, report=lambda row: assert_rounding()
     )
     assert set(seen) == {"high"}
+    with contextlib.suppress(RuntimeError), products_of(in_tf32):
+        assert rounding() == "high"
+        raise RuntimeError
     assert rounding() == "highest"
     in_tf32.tf32 = False
     seen.clear()
@@ -67,13 +68,6 @@ def test_scoring_and_the_reference_pass_ask_for_it_and_give_it_back(in_tf32, tin
 
 def assert_rounding() -> None:
     """Whoever is told of progress computes as before."""
-    assert rounding() == "highest"
-
-
-def test_it_is_given_back_where_the_block_fails(in_tf32):
-    with contextlib.suppress(RuntimeError), products_of(in_tf32):
-        assert rounding() == "high"
-        raise RuntimeError
     assert rounding() == "highest"
 
 

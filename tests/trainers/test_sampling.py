@@ -1,7 +1,8 @@
 """Answers of a policy: a process that is killed loses none, and which judges know which prompts."""
 
+import shutil
 import sys
-from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,16 +78,6 @@ def test_the_same_version_draws_the_same_answers(policy, tmp_path):
     assert [item.texts for item in found] == golden[versions.SAMPLE]
 
 
-def test_a_draw_asks_some_prompts_and_a_seed_draws_other_answers(policy, tmp_path):
-    every, some = (drawn(policy, tmp_path / str(most), draw=DrawSpec(max_pairs=most)) for most in (None, 3))
-    assert len(some) == 3
-    assert {item.prompt for item in some} < {item.prompt for item in every}
-    other = drawn(
-        policy, tmp_path / "other", asked=SamplingSpec(samples=5, max_new_tokens=4, sampling_seed=1)
-    )
-    assert [item.texts for item in other] != [item.texts for item in every]
-
-
 def test_where_memory_is_short_fewer_answers_are_drawn_at_once(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "ANSWERS_AT_ONCE", 10)
     asked, generate = list[int](), generation.generate
@@ -124,40 +115,31 @@ def test_vllm_ends_answers_where_transformers_does_and_no_two_share_a_seed(polic
     assert {text for item in found for text in item.texts} == {policy.tokenizer().decode([word])}
 
 
-def test_every_distinct_answer_is_in_a_pair():
-    texts = [["a"], ["a", "a", "b"], ["a", "b", "c", "a"]]
+def test_every_distinct_answer_is_in_a_pair_and_read_as_it_was_written(tmp_path):
+    texts = [["a"], ["a", "a", "b"], ["a", "b", "c\u2028\x85", "a"], ["line\nline\r\n", '"']]
     answers = [
-        sampling.Answers(user_prompt(str(at)), said, [True] * len(said)) for at, said in enumerate(texts)
+        sampling.Answers(user_prompt(f"\u2029{at}"), said, [True] * len(said))
+        for at, said in enumerate(texts)
     ]
-    pairs = [(pair.chosen, pair.rejected) for pair in scored_pairs(answers)]
-    assert pairs == [("a", "a"), ("a", "b"), ("a", "b"), ("c", "a")]
-
-
-def test_answers_are_read_as_they_were_written(tmp_path):
-    said = ["a\u2028b", "\x85", "line\nline\r\n", '"', ""]
-    answers = [sampling.Answers(user_prompt("\u2029?"), said, [True] * len(said))]
+    pairs = [(pair.chosen, pair.rejected) for pair in scored_pairs(answers[:3])]
+    assert pairs == [("a", "a"), ("a", "b"), ("a", "b"), ("c\u2028\x85", "a")]
     write_answers(answers, tmp_path / "answers.jsonl")
     assert read_answers(tmp_path / "answers.jsonl") == answers
 
 
-def test_a_policy_that_does_not_say_what_ends_an_answer_is_refused(policy, tmp_path, tiny_model):
-    import shutil
-    from dataclasses import replace
-
+def test_what_could_not_be_sampled_is_refused(policy, tmp_path, tiny_model):
+    for change, said in (
+        ({"samples": 1}, "--samples 1"),
+        ({"temperature": 0.0}, "all answers to a prompt are one"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            SamplingSpec(**change)
+    # A policy that does not say what ends an answer.
     shutil.copytree(tiny_model, tmp_path / "mute", ignore=shutil.ignore_patterns("generation_config.json"))
     mute = replace(policy, location=str(tmp_path / "mute"))
     with pytest.raises(ModelError, match="no generation_config"):
         drawn(mute, tmp_path / "answers", ends=())
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [({"samples": 1}, "--samples 1"), ({"temperature": 0.0}, "all answers to a prompt are one"),
-     ({"max_new_tokens": 0}, "--max-new-tokens 0")],
-)  # fmt: skip
-def test_what_could_not_be_sampled_is_refused(change, said):
-    with pytest.raises(SpecError, match=said):
-        SamplingSpec(**change)
 
 
 GRAPH = worlds.hamiltonian_pairs("test")[0]
@@ -180,21 +162,9 @@ GRAPH = worlds.hamiltonian_pairs("test")[0]
 )
 def test_a_verifier_knows_its_prompts_and_tells_right_from_wrong(name, prompt, right, wrong):
     verifier = VERIFIERS[name]
-    assert verifier.knows(prompt)
+    assert [known for known in VERIFIERS if VERIFIERS[known].knows(prompt)] == [name]
     assert [verifier.right(answer, prompt) for answer in right] == [True] * len(right)
     assert [verifier.right(answer, prompt) for answer in wrong] == [False] * len(wrong)
-
-
-def test_a_verifier_does_not_know_the_prompts_of_others():
-    prompts = {"hamiltonian": GRAPH.prompt[0].content, "tiny_world": "i often share bread at home"}
-    prompts |= {"arithmetic": "What is 2 + 2?", "": "Who are you?"}
-    known = Counter(
-        (name, of)
-        for name, verifier in VERIFIERS.items()
-        for of, text in prompts.items()
-        if verifier.knows(text)
-    )
-    assert set(known) == {(name, name) for name in VERIFIERS}
 
 
 @pytest.mark.parametrize(

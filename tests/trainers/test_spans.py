@@ -26,8 +26,6 @@ _THOUGHT = (
 LIKE = {
     # It asks for reasoning, and writes none of it.
     "r1-distill": turns(_SAID + "<|bot|>{{ said }}<|end|>", "<|bot|><think>\n"),
-    # It closes reasoning that was not asked for.
-    "deepseek-v3": turns(_SAID + "<|bot|></think>{{ said }}<|end|>", "<|bot|><think>"),
     # It asks for reasoning, and closes it where there is none.
     "nemotron-3": turns(
         _SAID + _THOUGHT + "<|bot|>\n<think>{{ '\n' + thought + '\n' if thought }}</think>{{ said }}<|end|>",
@@ -42,9 +40,6 @@ LIKE = {
     # A finished answer begins with empty reasoning that the generation prompt does not ask for.
     "qwen3": turns(
         _SAID + _THOUGHT + "<|bot|>\n<think>\n{{ thought }}\n</think>\n\n{{ said }}<|end|>", "<|bot|>\n"
-    ),
-    "glm-4.6": turns(
-        _SAID + _THOUGHT + "<|bot|>\n<think>{{ thought }}</think>\n{{ said }}<|end|>", "<|bot|>"
     ),
     "gpt-oss": turns(
         "{% if m.thinking %}<|bot|><|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
@@ -65,11 +60,9 @@ PROMPT = "<|user|>Warm in Rome?<|bot|>"
 THINKING = pair_of(ASKED, chosen_turns=(reasoning("Hm.", "Yes."),))
 PLAIN = {
     "r1-distill": ("", "It is.<|end|>"),
-    "deepseek-v3": ("</think>", "It is.<|end|>"),
     "nemotron-3": ("\n<think></think>", "It is.<|end|>"),
     "minimax-m2": ("\n", "It is.<|end|>"),
     "qwen3": ("\n", "<think>\n\n</think>\n\nIt is.<|end|>"),
-    "glm-4.6": ("", "\n<think></think>\nIt is.<|end|>"),
     "gpt-oss": ("", "<|channel|>final<|message|>It is.<|return|>"),
 }
 
@@ -92,28 +85,24 @@ def test_reasoning_on_one_side_begins_that_side_and_no_tag_is_cut():
     assert spans("minimax-m2", THINKING)[:2] == (f"{PROMPT}\n", "<think>\nHm.\n</think>\n\nYes.<|end|>")
 
 
-def test_a_tag_that_both_sides_share_in_part_stays_whole():
-    both = turns(
-        "<|bot|>{{ '<think>Hm.' if m.reasoning_content else '</think>' }}{{ m.content }}", "<|bot|><think>"
-    )
-    tokenizer = tokenizer_of(both)
-    tokenizer.add_tokens(["<think>", "</think>"])
-    (tokens,), _ = tokenize_pairs([THINKING], tokenizer, DrawSpec())
-    assert tokenizer.decode(tokens.prompt) == PROMPT
-    assert tokenizer.decode(tokens.rejected) == "</think>No idea."
-
-
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_a_tag_that_only_one_side_begins_with_stays_whole_on_either(side):
-    begins = turns(
-        "<|bot|>{{ '<think>Hm.' if m.reasoning_content else '<thus>' }}{{ m.content }}", "<|bot|><think>"
-    )
-    tokenizer = tokenizer_of(begins)
-    tokenizer.add_tokens(["<think>"])
+@pytest.mark.parametrize(
+    ("without", "side", "expected"),
+    [
+        # Both sides share a part of their tags.
+        ("</think>", "chosen", ("<think>Hm.Yes.", "</think>No idea.")),
+        # Only one begins with a tag.
+        ("<thus>", "chosen", ("<think>Hm.Yes.", "<thus>No idea.")),
+        ("<thus>", "rejected", ("<thus>It is.", "<think>Hm.Yes.")),
+    ],
+)
+def test_a_tag_that_both_sides_share_in_part_stays_whole(without, side, expected):
+    said = f"<|bot|>{{{{ '<think>Hm.' if m.reasoning_content else '{without}' }}}}{{{{ m.content }}}}"
+    tokenizer = tokenizer_of(turns(said, "<|bot|><think>"))
+    tokenizer.add_tokens(["<think>", *(["</think>"] if without == "</think>" else [])])
     pair = pair_of(ASKED, **{f"{side}_turns": (reasoning("Hm.", "Yes."),)})
     (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
     assert tokenizer.decode(tokens.prompt) == PROMPT
-    assert tokenizer.decode(getattr(tokens, side)) == "<think>Hm.Yes."
+    assert tuple(map(tokenizer.decode, (tokens.chosen, tokens.rejected))) == expected
 
 
 DROPPED = {
@@ -131,7 +120,7 @@ def test_reasoning_is_dropped_where_the_flag_says_so(name, pair):
     assert found == (PROMPT + start, answer.replace("It is.", "Yes."), answer.replace("It is.", "No idea."))
 
 
-@pytest.mark.parametrize("name", [name for name in LIKE if name not in ("r1-distill", "deepseek-v3")])
+@pytest.mark.parametrize("name", [name for name in LIKE if name != "r1-distill"])
 def test_reasoning_that_is_kept_is_read_and_the_answer_alone_is_scored(name):
     field = "thinking" if name == "gpt-oss" else "reasoning_content"
     turn = Message("assistant", "Yes.", json.dumps({field: "Yes."}))
@@ -159,15 +148,6 @@ def test_reasoning_between_calls_of_tools_cannot_be_kept():
 def test_reasoning_that_a_template_leaves_out_names_the_flag():
     with pytest.raises(DataError, match=r"row 0: .*leaves out or moves .*--reasoning drop"):
         spans("r1-distill", pair_of(ASKED, chosen="<think>Hm.</think>Yes."))
-
-
-def test_a_note_on_a_turn_outlives_the_reasoning_that_is_dropped():
-    turn = Message("assistant", "Yes.", json.dumps({"reasoning_content": "Hm.", "name": "Ada"}))
-    tokenizer = tokenizer_of(turns("<|bot|>{{ m.name }}: {{ m.content }}", "<|bot|>"))
-    (tokens,), _ = tokenize_pairs(
-        [pair_of(ASKED, chosen_turns=(turn,))], tokenizer, DrawSpec(reasoning="drop")
-    )
-    assert tokenizer.decode(tokens.chosen) == "Ada: Yes."
 
 
 @pytest.mark.parametrize("name", LIKE)
@@ -203,21 +183,15 @@ def test_a_system_turn_that_a_template_does_not_take_is_folded_or_dropped_and_co
     assert counts.without_system == 1
 
 
-def test_a_system_turn_is_left_to_a_template_that_takes_it():
-    tokenizer = tokenizer_of(LIKE["qwen3"])
-    (tokens,), counts = tokenize_pairs([KIND], tokenizer, DrawSpec())
+def test_a_system_turn_is_left_to_a_template_that_takes_it_and_refused_where_it_must_be():
+    (tokens,), counts = tokenize_pairs([KIND], tokenizer := tokenizer_of(LIKE["qwen3"]), DrawSpec())
     assert tokenizer.decode(tokens.prompt).startswith("<|user|>Be kind.<|user|>Be short.<|user|>Warm")
     assert counts.without_system == 0
-
-
-@pytest.mark.parametrize(
-    ("pair", "system"),
-    [(KIND, "refuse"), (pair_of(Message("system", "Be kind."), Message("assistant", "Hi."), AGAIN), "fold")],
-    ids=["refuse", "no user turn to take it"],
-)
-def test_a_system_turn_is_refused_where_it_must_be(pair, system):
-    with pytest.raises(DataError, match=r"row 0: .*no system role"):
-        tokenize_pairs([pair], tokenizer_of(GEMMA), DrawSpec(system=system))
+    # Without a user turn to take it.
+    untaken = pair_of(Message("system", "Be kind."), Message("assistant", "Hi."), AGAIN)
+    for pair, system in ((KIND, "refuse"), (untaken, "fold")):
+        with pytest.raises(DataError, match=r"row 0: .*no system role"):
+            tokenize_pairs([pair], tokenizer_of(GEMMA), DrawSpec(system=system))
 
 
 def test_a_template_of_parts_gets_parts():

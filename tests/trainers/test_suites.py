@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,157 +16,131 @@ from trainers.errors import DataError, SpecError
 from trainers.evaluate.suites import SUITES, suite_numbers
 
 DRAW = random.Random(3)
+# Sections, and how much each subset weighs in its own.
 REWARDBENCH = {
-    "Chat": ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
-    "Chat Hard": [
-        *("mt-bench-hard", "llmbar-natural", "llmbar-adver-neighbor", "llmbar-adver-GPTInst"),
-        *("llmbar-adver-GPTOut", "llmbar-adver-manual"),
-    ],
-    "Safety": [
-        *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond"),
-        "donotanswer",
-    ],
-    "Reasoning": ["math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"],
+    "Chat": dict(
+        zip(
+            ["alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"],
+            [100, 95, 95, 28, 40],
+            strict=True,
+        )
+    ),
+    "Chat Hard": {
+        **{"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134},
+        **{"llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
+    },
+    "Safety": {
+        **{"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154},
+        **{"xstest-should-respond": 250, "donotanswer": 136},
+    },
+    "Reasoning": {
+        "math-prm": 984,
+        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
+    },
 }
-COUNTS = dict(
-    zip(
-        [name for names in REWARDBENCH.values() for name in names],
-        [
-            *(100, 95, 95, 28, 40, 37, 100, 134, 92, 47, 46),
-            *(100, 100, 154, 250, 136, 984, 164, 164, 164, 164, 164, 164),
-        ],
-        strict=True,
-    )
-)
+SUBSETS_2 = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
+SUBSETS = [name for weights in REWARDBENCH.values() for name in weights]
 
 
-def answers(name: str, count: int) -> list[str]:
-    return [f"{name} {number} says {DRAW.random()}." for number in range(count)]
+def answers(count: int) -> list[str]:
+    return [f"{number} says {DRAW.random()}." for number in range(count)]
 
 
-def rewardbench_rows() -> list[dict]:
+def answer() -> str:
+    return answers(1)[0]
+
+
+def one_each(column: str, count: int, **more: str) -> list[dict]:
+    """Some rows of each subset of RewardBench, which stands in `column`."""
+    names = [name for name in SUBSETS for _ in range(count)]
     return [
-        {
-            "id": n,
-            "subset": name,
-            "prompt": f"q{n}",
-            "chosen": answers("c", 1)[0],
-            "rejected": answers("r", 1)[0],
-        }
-        for n, name in enumerate([name for name in COUNTS for _ in range(3)])
+        {"id": n, column: name, "prompt": f"q{n} {more}", "chosen": answer(), "rejected": answer(), **more}
+        for n, name in enumerate(names)
     ]
 
 
 def rewardbench2_rows() -> list[dict]:
-    rows = [
-        {"id": f"{subset}{n}", "subset": subset, "chosen": answers("c", 1), "rejected": answers("r", 3)}
-        for subset in ("Factuality", "Precise IF", "Math", "Safety", "Focus")
-        for n in range(4)
+    kinds = [(f"{name}{n}", name, 1, 3) for name in SUBSETS_2 for n in range(4)]
+    kinds += [one for n in range(5) for one in ((f"ref:{n}", "Ties", 1, 4), (f"tied:{n}", "Ties", 3, 2))]
+    return [
+        {
+            "id": name,
+            "subset": subset,
+            "prompt": f"q {name}",
+            "chosen": answers(right),
+            "rejected": answers(wrong),
+        }
+        for name, subset, right, wrong in kinds
     ]
-    for n in range(5):
-        rows.append(
-            {"id": f"ref:{n}", "subset": "Ties", "chosen": answers("c", 1), "rejected": answers("r", 4)}
-        )
-        rows.append(
-            {"id": f"tied:{n}", "subset": "Ties", "chosen": answers("c", 3), "rejected": answers("r", 2)}
-        )
-    return [{**row, "prompt": f"q {row['id']}"} for row in rows]
 
 
 def rm_bench_rows() -> list[dict]:
-    return [
-        {
-            "id": f"{domain}/{n}",
-            "prompt": f"q {domain} {n}",
-            "domain": domain,
-            "chosen": answers("c", 3),
-            "rejected": answers("r", 3),
-        }
+    names = [
+        (domain, f"{domain}/{n}")
         for domain in ("chat", "code", "math", "safety-refuse", "safety-response")
         for n in range(4)
+    ]
+    return [
+        {"id": name, "prompt": f"q {name}", "domain": domain, "chosen": answers(3), "rejected": answers(3)}
+        for domain, name in names
     ]
 
 
 def judgebench_rows() -> list[dict]:
+    sources = ("mmlu-pro-law", "livebench-reasoning", "livebench-math", "livecodebench")
     return [
-        {
-            "pair_id": f"{source}{n}",
-            "source": source,
-            "question": f"q {source} {n}",
+        {"pair_id": f"{source}{n}", "source": source, "question": f"q {source} {n}", "response_A": answer()}
+        | {
             "response_model": ("gpt-4o", "claude")[n % 2],
-            "response_A": answers("a", 1)[0],
-            "response_B": answers("b", 1)[0],
             "label": ("A>B", "B>A")[n // 2],
+            "response_B": answer(),
         }
-        for source in ("mmlu-pro-law", "livebench-reasoning", "livebench-math", "livecodebench")
+        for source in sources
         for n in range(4)
     ]
 
 
 def rewardmath_rows() -> list[dict]:
     return [
-        {
-            "problem": f"q {problem}",
-            "problem_id": problem,
-            "subject": "Algebra",
-            "solution_type": "chosen" if n == 0 else "rejected",
-            "eval_solution": answers("s", 2),
-        }
+        {"problem": f"q {problem}", "problem_id": problem, "subject": "Algebra", "eval_solution": answers(2)}
+        | {"solution_type": "rejected" if n else "chosen"}
         for problem in range(8)
         for n in range(10)
     ]
 
 
-def m_rewardbench_rows() -> list[dict]:
-    return [
-        {
-            "id": n,
-            "source": name,
-            "language": language,
-            "prompt": f"q {language} {n}",
-            "chosen": answers("c", 1)[0],
-            "rejected": answers("r", 1)[0],
-        }
-        for language in ("deu_Latn", "fra_Latn")
-        for n, name in enumerate([name for name in COUNTS for _ in range(2)])
-    ]
-
-
 def ppe_human_rows() -> list[dict]:
     return [
-        {
-            "question_id": f"q{n}",
-            "prompt": f"q {n}",
-            "winner": ("model_a", "model_b", "tie", "tie (bothbad)")[n % 4],
-            "language": ("English", "Russian")[n % 3 == 0],
-            "response_1": answers("a", 1)[0],
-            "response_2": answers("b", 1)[0],
-        }
+        {"question_id": f"q{n}", "prompt": f"q {n}", "language": ("English", "Russian")[n % 3 == 0]}
+        | {"winner": ("model_a", "model_b", "tie", "tie (bothbad)")[n % 4]}
+        | {"response_1": answer(), "response_2": answer()}
         for n in range(12)
     ]
 
 
 def ppe_correctness_rows() -> list[dict]:
+    # Drawn with replacement: one may stand there twice, and counts twice.
+    drawn = [[0, 1], [3, 2], [4, 1], [3, 2]]
     return [
         {
             "question_id": f"q{n}",
             "prompt": f"q {n}",
             "scores": [True, False] * 16,
-            # Drawn with replacement: one may stand there twice, and counts twice.
-            "sampled_conflict_pairs": [[0, 1], [3, 2], [4, 1], [3, 2]],
-            **{f"response_{k + 1}": answer for k, answer in enumerate(answers("k", 32))},
+            "sampled_conflict_pairs": drawn,
         }
+        | {f"response_{k}": text for k, text in enumerate(answers(32), 1)}
         for n in range(6)
     ]
 
 
+LANGUAGES = ("deu_Latn", "fra_Latn")
 ROWS = {
-    "rewardbench": rewardbench_rows,
+    "rewardbench": lambda: one_each("subset", 3),
     "rewardbench2": rewardbench2_rows,
     "rm_bench": rm_bench_rows,
     "judgebench": judgebench_rows,
     "rewardmath_best_of_10": rewardmath_rows,
-    "m_rewardbench": m_rewardbench_rows,
+    "m_rewardbench": lambda: [row for name in LANGUAGES for row in one_each("source", 2, language=name)],
     "ppe_human": ppe_human_rows,
     "ppe_mmlu_pro": ppe_correctness_rows,
 }
@@ -202,31 +177,27 @@ def numbers_of(pairs: list[Pair], judge: Judge) -> dict[str, float]:
 # Each suite's scoring, from its own description, over its rows.
 
 
-def of_sections(rows, judge, subset) -> tuple[float, dict]:
-    right = {name: [] for name in COUNTS}
+def of_sections(rows, judge, subset) -> dict[str, float]:
+    right = {name: [] for name in SUBSETS}
     for row in rows:
         right[row[subset]].append(judge(row["chosen"]) > judge(row["rejected"]))
     share = {name: sum(found) / len(found) for name, found in right.items()}
     sections = {
-        section: sum(share[name] * COUNTS[name] for name in names) / sum(COUNTS[name] for name in names)
-        for section, names in REWARDBENCH.items()
+        f"section/{section.lower().replace(' ', '_')}": sum(share[name] * weights[name] for name in weights)
+        / sum(weights.values())
+        for section, weights in REWARDBENCH.items()
     }
-    return sum(sections.values()) / 4, sections
+    return {"score": sum(sections.values()) / 4, **sections}
 
 
 def own_rewardbench(rows, judge) -> dict[str, float]:
-    score, sections = of_sections(rows, judge, "subset")
-    return {
-        "score": score,
-        "section/chat_hard": sections["Chat Hard"],
-        "section/reasoning": sections["Reasoning"],
-    }
+    return of_sections(rows, judge, "subset")
 
 
 def own_m_rewardbench(rows, judge) -> dict[str, float]:
     each = {
-        language: of_sections([row for row in rows if row["language"] == language], judge, "source")[0]
-        for language in ("deu_Latn", "fra_Latn")
+        language: of_sections([row for row in rows if row["language"] == language], judge, "source")["score"]
+        for language in LANGUAGES
     }
     return {"score": sum(each.values()) / 2, "language/deu_Latn": each["deu_Latn"]}
 
@@ -291,21 +262,15 @@ def own_rm_bench(rows, judge) -> dict[str, float]:
 
 def own_judgebench(rows, judge) -> dict[str, float]:
     def accuracy(start: str, model: str = "") -> float:
-        own = [
-            row for row in rows if row["source"].startswith(start) and row["response_model"].startswith(model)
-        ]
-        sides = [("A", "B") if row["label"] == "A>B" else ("B", "A") for row in own]
-        right = [
-            judge(row[f"response_{better}"]) > judge(row[f"response_{worse}"])
-            for row, (better, worse) in zip(own, sides, strict=True)
-        ]
+        right = []
+        for row in rows:
+            if row["source"].startswith(start) and row["response_model"].startswith(model):
+                gap = judge(row["response_A"]) - judge(row["response_B"])
+                right.append(gap > 0 if row["label"] == "A>B" else gap < 0)
         return sum(right) / len(right)
 
-    return {
-        "score": accuracy(""),
-        "subset/mmlu-pro": accuracy("mmlu-pro"),
-        "group/claude": accuracy("", "claude"),
-    }
+    parts = {"subset/mmlu-pro": accuracy("mmlu-pro"), "group/claude": accuracy("", "claude")}
+    return {"score": accuracy(""), **parts}
 
 
 def own_rewardmath(rows, judge) -> dict[str, float]:
@@ -408,8 +373,6 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_row_is_named_with_its_file_and_can_be_left_out_with_its_prompt(name, tmp_path):
-    from dataclasses import replace
-
     change, message = BAD[name]
     rows = ROWS[name]()
     rows[2] = {**rows[2], **change}
@@ -420,12 +383,12 @@ def test_a_bad_row_is_named_with_its_file_and_can_be_left_out_with_its_prompt(na
     kept = list(iter_pairs(replace(spec, skip_bad_rows=True), "test", left_out))
     assert len(left_out) == 1
     assert str(tmp_path) in left_out[0]
+    # Where a row holds one answer, its whole prompt is left out.
     assert kept
+    assert name != "rewardmath_best_of_10" or {pair.candidates.item for pair in kept} == set("1234567")
 
 
 def test_a_broken_line_leaves_out_the_whole_prompt_of_a_suite_that_has_a_row_for_each_answer(tmp_path):
-    from dataclasses import replace
-
     spec = dataset_spec(copy_of("rewardmath_best_of_10", rewardmath_rows(), tmp_path))
     (file,) = tmp_path.glob("*.jsonl")
     lines = file.read_text().splitlines(keepends=True)
@@ -465,7 +428,7 @@ def test_a_prepared_suite_is_the_same_suite(tmp_path, capsys):
 
 
 def test_the_languages_of_a_clone_are_read_from_its_config_folders(tmp_path):
-    rows = m_rewardbench_rows()
+    rows = ROWS["m_rewardbench"]()
     for language in ("deu_Latn", "fra_Latn"):
         (tmp_path / language).mkdir()
         own = [row for row in rows if row["language"] == language]

@@ -40,7 +40,7 @@ def full(hidden, weight, bias, target, softcap):
     return logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
 
 
-@pytest.fixture(params=[1, 7, 16, 50, 64], ids=lambda size: f"blocks-of-{size}")
+@pytest.fixture(params=[1, 16, 64], ids=lambda size: f"blocks-of-{size}")
 def block(request, monkeypatch):
     monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", request.param)
     monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", 1)
@@ -67,32 +67,17 @@ def test_values_and_gradients_are_those_of_a_full_log_softmax(block, bias, softc
         assert_equal(left.grad, right.grad, 1e-12)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_gradcheck(monkeypatch, softcap):
-    monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
-    monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", 1)
-    made, (hidden, target) = layer(bias=True), inputs()
-    apply = unembedding._TokenLogProbs.apply
-    assert torch.autograd.gradcheck(
-        lambda hidden, weight, bias: apply(hidden, weight, bias, target, softcap),
-        (hidden, made.weight, made.bias),
-    )
-
-
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen):
-    def gradients(stopped):
+    found = []
+    for stops in (True, False):
         made, (hidden, target) = layer(bias=True), inputs()
         values = {"hidden": hidden, "weight": made.weight, "bias": made.bias}
-        if stopped:
-            values[stopped].requires_grad_(False)
+        values[frozen].requires_grad_(not stops)
         made(hidden, target).sum().backward()
-        return {name: value.grad for name, value in values.items()}
-
-    found, expected = gradients(frozen), gradients(None)
-    assert found.pop(frozen) is None
-    for name, gradient in found.items():
-        assert torch.equal(gradient, expected[name])
+        found.append({name: value.grad for name, value in values.items()})
+    assert found[0].pop(frozen) is None
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
 def test_logits_far_beyond_exp_stay_finite(block):
@@ -190,11 +175,6 @@ def test_tensor_cores_are_chosen_for_bf16_on_nvidias_gpus(monkeypatch, cuda, dty
     assert unembedding._on_tensor_cores(SimpleNamespace(is_cuda=cuda, dtype=dtype)) == chosen
 
 
-def test_without_targets_it_is_a_linear_layer():
-    made, (hidden, _) = layer(bias=True), inputs()
-    assert torch.equal(made(hidden), torch.nn.functional.linear(hidden, made.weight, made.bias))
-
-
 class LargestTensor(TorchDispatchMode):
     """Elements of the largest tensor that an operation gives, those of the weight's shape and views of it aside."""
 
@@ -225,11 +205,3 @@ def test_no_tensor_grows_with_the_vocabulary_but_the_gradient_of_the_weight(monk
     monkeypatch.setattr(unembedding, "_SMALLEST_BLOCK", 16)
     monkeypatch.setattr(unembedding, "_BLOCK_ELEMENTS_ON_CPU", block)
     assert [largest_tensor(vocabulary) for vocabulary in (512, 2048, 8192)] == [block] * 3
-
-
-def test_a_full_log_softmax_would_be_seen_to_grow():
-    made = layer(dtype=torch.float32, vocabulary=2048, width=8)
-    hidden, target = inputs(dtype=torch.float32, tokens=64, vocabulary=2048, width=8)
-    with LargestTensor(made.weight) as recorded:
-        full(hidden, made.weight, None, target, None).sum().backward()
-    assert recorded.elements == 64 * 2048

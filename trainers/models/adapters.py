@@ -80,16 +80,9 @@ def _linear_layers(model: Any) -> set[str]:
 def _multiplies(layer: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    if type(layer) in (nn.Linear, Conv1D):
-        return True
-    if not isinstance(layer, nn.Linear):
-        return False
-    if layer.weight.is_meta:
-        return type(layer).forward is nn.Linear.forward
-    with torch.inference_mode():
-        ones = layer.weight.new_ones(1, layer.in_features)
-        found, expected = layer(ones), nn.functional.linear(ones, layer.weight, layer.bias)
-    return isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-2, atol=1e-2)
+    # Other classes of linear layers route, quantise or group; Falcon's only multiplies in another order.
+    plain = type(layer) in (nn.Linear, Conv1D)
+    return plain or (isinstance(layer, nn.Linear) and type(layer).__name__ == "FalconLinear")
 
 
 def _inject(model: Any, config: Any, seed: int) -> None:

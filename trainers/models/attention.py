@@ -279,9 +279,7 @@ def _pairwise_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    kernel: Kernel = _fused
-    if softcap is not None or sinks is not None:
-        kernel = functools.partial(_unfused, softcap=softcap, sinks=sinks)
+    attend = functools.partial(_attend, scale=scale, softcap=softcap, sinks=sinks)
     # One split instead of slices, each of whose gradients would be as long as the whole row.
     halves = [length for span in layout.spans for length in (span.prompt + span.chosen, span.rejected)]
     queries, keys, values = (states.split(halves, 2) for states in (query, key, value))
@@ -289,12 +287,12 @@ def _pairwise_attention(
     for number, span in enumerate(layout.spans):
         chosen, rejected = 2 * number, 2 * number + 1
         mask = _suffix_mask(layout, 0, span.prompt + span.chosen, rule, query)
-        outputs.append(kernel(queries[chosen], keys[chosen], values[chosen], mask, scale=scale))
+        outputs.append(attend(queries[chosen], keys[chosen], values[chosen], mask))
         mask = _suffix_mask(layout, span.prompt, span.rejected, rule, query)
         seen_keys, seen_values = (
             torch.cat([states[chosen][:, :, : span.prompt], states[rejected]], 2) for states in (keys, values)
         )
-        outputs.append(kernel(queries[rejected], seen_keys, seen_values, mask, scale=scale))
+        outputs.append(attend(queries[rejected], seen_keys, seen_values, mask))
     # Transposed before the parts are joined: one copy, not two.
     return torch.cat([output.transpose(1, 2) for output in outputs], 1)
 
@@ -323,13 +321,7 @@ def _suffix_mask(
     return found
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
-    )
-
-
-def _unfused(
+def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -339,7 +331,12 @@ def _unfused(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Compute attention with c·tanh(q·k / c) before the softmax, or with sinks in it: the fused kernel has neither."""
+    """Compute attention; torch's fused kernel has neither c·tanh(q·k / c) before the softmax nor sinks in it."""
+    if softcap is None and sinks is None:
+        causal = mask is None
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale
+        )
     scores = query @ key.transpose(2, 3)
     scores = scores * scale if softcap is None else softcap * torch.tanh(scores * (scale / softcap))
     if mask is None:

@@ -127,57 +127,40 @@ def _write_configs(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def settle_tokenizer(tokenizer: Any, folder: Path, *, trusted: bool = False) -> None:
     """Make sure that AutoTokenizer loads from `folder` a tokenizer that gives the same ids. Raises ModelError."""
+    from transformers import AutoTokenizer
+
     trusted = trusted or bool(tokenizer._auto_class)
     known = sorted(tokenizer.get_vocab().values())
     words = tokenizer.decode(known[:: len(known) // _PROBE_TOKENS + 1])
-    expected = _ids(tokenizer, words)
-    difference = _difference(folder, words, expected, trusted)
-    file = folder / "tokenizer_config.json"
-    for change in _AS_IT_IS if difference else ():
-        file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}, indent=2), "utf-8")
-        if _difference(folder, words, expected, trusted) is None:
-            return
-    if difference:
-        raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path or folder} is another one once it is saved and loaded again: "
-            f"{difference}. Rewards of the saved model would be of other tokens; give the model a tokenizer that "
-            "AutoTokenizer can save and load."
-        )
-
-
-def _difference(folder: Path, words: str, expected: list[list[int] | None], trusted: bool) -> str | None:
-    """Return how the tokenizer loaded from `folder` differs from the saved one, or None."""
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-        ids = _ids(found, words)
-    # Any error means that it is not the same tokenizer.
-    except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
-    for after, before in zip(ids, expected, strict=True):
-        if after != before:
-            return f"{type(found).__name__} gives the ids {(after or [])[:8]}… of a probe that were {(before or [])[:8]}…"
-    return None
+    expected, file = _ids(tokenizer, words), folder / "tokenizer_config.json"
+    said = ""
+    for change in ({}, *_AS_IT_IS):
+        if change:
+            file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}, indent=2), "utf-8")
+        try:
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+            if _ids(found, words) == expected:
+                return
+            said = said or f"{type(found).__name__} gives other ids"
+        # Any error means that it is not the same tokenizer.
+        except Exception as error:
+            said = said or f"{type(error).__name__}: {first_line(error)}"
+    raise ModelError(
+        f"the tokenizer of {tokenizer.name_or_path or folder} is another one once it is saved and loaded again: {said}. "
+        "Rewards of the saved model would be of other tokens; give the model a tokenizer that AutoTokenizer can save "
+        "and load."
+    )
 
 
 def _ids(tokenizer: Any, words: str) -> list[list[int] | None]:
     """Return ids that must not change: of padding, a text as a user encodes it, a conversation, and `words`."""
     turns = (Message("user", _PROBE), Message("assistant", _PROBE))
     chat = render(tokenizer, turns, add_generation_prompt=False)
-    return [
-        [tokenizer.pad_token_id],
-        _encoded(tokenizer, _PROBE),
-        _encoded(tokenizer, chat, add_special_tokens=False),
-        _encoded(tokenizer, words, add_special_tokens=False),
-    ]
-
-
-def _encoded(tokenizer: Any, text: str, **options: bool) -> list[int] | None:
-    """Return ids, or None if the tokenizer cannot encode every character of the text."""
-    try:
-        ids: list[int] = tokenizer(text, verbose=False, **options)["input_ids"]
-    # tokenizers raises nothing more precise.
-    except Exception:
-        return None
-    return ids
+    found: list[list[int] | None] = [[tokenizer.pad_token_id]]
+    for text, special in ((_PROBE, True), (chat, False), (words, False)):
+        try:
+            found.append(tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"])
+        # tokenizers raises nothing more precise where it cannot encode every character.
+        except Exception:
+            found.append(None)
+    return found
