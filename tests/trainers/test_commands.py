@@ -70,15 +70,6 @@ def trained(environment, tiny_model, tmp_path_factory):
     return made_once(tmp_path_factory, "launched", train)
 
 
-def test_a_process_that_only_trains_imports_deepspeed_without_mlflow():
-    code = (
-        "import sys; from trainers.train.engine import import_deepspeed; import_deepspeed();"
-        "print('deepspeed' in sys.modules, 'mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["True False", "mlflow"]
-
-
 def test_launchers_train_the_same_model(trained):
     alone, *others = (
         load_file(trained / name / "model" / "model.safetensors")

@@ -12,7 +12,7 @@ from torch import nn
 from tests.trainers import gang
 from trainers.errors import Interrupted
 from trainers.specs import OptimSpec, Placement
-from trainers.train.engine import make_engine, process_group, share_of_cpus
+from trainers.train.engine import make_engine, process_group
 
 FORWARDS, WIDTH = 8, 4
 # Half of the last place of 1 in bf16: added to 1 in bf16 it is lost.
@@ -116,17 +116,13 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypat
     assert done == ["left"] * left
 
 
-def test_offloaded_state_is_updated_by_a_gpus_share_of_the_cpus():
-    assert [share_of_cpus(*machine) for machine in ((208, 8), (4, 1), (2, 4), (8, 0))] == [26, 4, 1, 8]
-
-
 @pytest.mark.parametrize(
     ("gpu", "offload", "threads"), [(True, True, 13), (True, False, 1), (False, True, 1)]
 )
 def test_only_offload_on_a_gpu_takes_more_threads(monkeypatch, gpu, offload, threads):
     used = [1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr("trainers.train.engine._gpus_of_this_machine", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(26))
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     monkeypatch.setattr(deepspeed, "initialize", lambda **options: (None,))

@@ -56,11 +56,8 @@ TEMPLATES = {
         "{% for s in messages if s.role == 'system' %}{{ s.content }} {% endfor %}{% endif %}{{ m.content }} [/INST]"
         "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}"
     ),
-    # As DeepSeek V3: arguments are a text, and reasoning is dropped from every turn.
-    "deepseek": loop(
-        "<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{% for call in m.tool_calls or [] %}"
-        "{{ '<call>' + call.function.name + ' ' + call.function.arguments }}{% endfor %}<|end|>"
-    ),
+    # As DeepSeek V3: reasoning is dropped from every turn.
+    "deepseek": loop("<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>"),
     # As Qwen 3: the reasoning of turns before the last user turn is dropped.
     "reasoning": (
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -130,7 +127,6 @@ KEPT = {
     ),
     "text beside a call": ("qwen", pair_of(ASKED, calling(content="I look."), TOOL)),
     "calls with arguments as text": ("qwen", pair_of(ASKED, calling(json.dumps(ARGUMENTS)), TOOL)),
-    "calls for a template of texts": ("deepseek", pair_of(ASKED, calling(), TOOL)),
     "tools": ("qwen", pair_of(ASKED, calling(), TOOL, tools=TOOLS)),
     "a tool's answer as JSON": ("llama", pair_of(ASKED, calling(), TOOL)),
     "a response that calls": ("qwen", responding(calling(), TOOL, Message("assistant", "So."))),

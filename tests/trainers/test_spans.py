@@ -220,17 +220,6 @@ def test_a_system_turn_is_refused_where_it_must_be(pair, system):
         tokenize_pairs([pair], tokenizer_of(GEMMA), DrawSpec(system=system))
 
 
-def test_a_template_of_parts_gets_parts():
-    parts = (
-        "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content if part.type == 'text' %}{{ part.text }}"
-        "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    tokenizer = tokenizer_of(parts)
-    (tokens,), _ = tokenize_pairs([pair_of(ASKED)], tokenizer, DrawSpec())
-    assert tokenizer.decode(tokens.prompt) == "<|user|>Warm in Rome?<|assistant|>"
-    assert tokenizer.decode(tokens.chosen) == "It is."
-
-
 NAMED = {"chat": "{{ messages[0].content }} chat", "rag": "{{ messages[0].content }} rag"}
 
 

@@ -4,13 +4,12 @@ A model without a template gets two marker tokens (paper §3): `<|user|>` and `<
 its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
 """
 
-import contextlib
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,66 +110,36 @@ _SENTINELS = ("A7f3q", "Z9k2w")
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
-# What templates raise on turns of a form that they do not expect.
-_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-
 
 def render(
     tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = ""
 ) -> str:
     """Return a conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
     offered = json.loads(tools) if tools else None
-    template = _dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path)
-    in_parts = _takes_parts(template)
-
-    def applied(arguments: Callable[[Any], Any]) -> str:
-        turns = [_as_dict(message, arguments) for message in messages]
-        for turn in turns if in_parts else ():
-            turn["content"] = [{"type": "text", "text": turn["content"]}]
+    try:
         rendered: str = tokenizer.apply_chat_template(
-            turns,
+            [_as_dict(message) for message in messages],
             tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=template,
+            chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
         )
-        return rendered
-
-    try:
-        return applied(_parsed)
-    except _REFUSALS as error:
-        if any(message.fields for message in messages):
-            with contextlib.suppress(*_REFUSALS):
-                return applied(_as_text)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
+    return rendered
 
 
-@functools.cache
-def _takes_parts(template: str) -> bool:
-    """Whether a template writes contents that are lists of parts, and none that are texts."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def writes(content: Any) -> bool:
-        turns = [{"role": role, "content": content} for role in ("user", "assistant")]
-        with contextlib.suppress(*_REFUSALS):
-            (text,), _ = render_jinja_template([turns], chat_template=template, bos_token="", eos_token="")
-            return _SENTINELS[0] in text
-        return False
-
-    return not writes(_SENTINELS[0]) and writes([{"type": "text", "text": _SENTINELS[0]}])
-
-
-def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a turn as templates expect it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
+def _as_dict(message: Message) -> dict[str, Any]:
+    """Return a turn as transformers' templates expect it: the arguments of calls are objects."""
     turn = message.as_dict()
     for call in turn.get("tool_calls") or ():
         function = call.get("function", call)
         if "arguments" in function:
-            function["arguments"] = arguments(function["arguments"])
+            function["arguments"] = _parsed(function["arguments"])
     return turn
 
 
@@ -335,10 +304,6 @@ def _parsed(arguments: Any) -> Any:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except json.JSONDecodeError:
         return arguments
-
-
-def _as_text(arguments: Any) -> str:
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _squeezed(text: str) -> str:
