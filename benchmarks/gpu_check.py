@@ -41,7 +41,7 @@ from trainers.models import attention
 from trainers.models.attention import MaskRule, pair_attention
 from trainers.models.products import settle_products
 from trainers.models.unembedding import Unembedding
-from trainers.pairs.packing import PairLayout, Span
+from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, PairLayout, Span
 
 SEED = 0
 # Tokens of the prompt and of the two responses: UltraFeedback's test pairs have 515 on the mean.
@@ -110,7 +110,7 @@ def kernels(check: Check) -> Figures:
 
 def _kernel(check: Check, name: str, precision: str) -> Figures:
     heads, key_heads, width, softcap, window = HEADS[name]
-    pairs, lengths = (1, SHORT) if name.endswith("short") else (8, PAIR)
+    pairs, lengths = (1, SHORT) if name.endswith("short") else (4, PAIR)
     if check.cpu:
         pairs, lengths, window = 2, (9, 7, 5), window and 6
         heads, key_heads = heads // 4, max(1, key_heads // 4)
@@ -174,25 +174,28 @@ def _attended(
 def _dense(
     query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Attention pair by pair and response by response, as a textbook writes it."""
+    """Attention as a textbook writes it, of every token to what is before it in its pair but for the other response."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    parts = []
-    for span in layout.spans:
-        prompt = list(range(span.start, span.start + span.prompt))
-        chosen = list(range(span.start + span.prompt, span.rejected_start))
-        rejected = list(range(span.rejected_start, span.end))
-        for row, new in ((prompt + chosen, 0), (prompt + rejected, span.prompt)):
-            at = torch.arange(len(row), device=query.device)
-            seen = at[None, :] <= at[:, None]
-            if window is not None:
-                seen &= at[:, None] - at[None, :] < window
-            scores = query[:, :, row] @ key[:, :, row].transpose(2, 3) / math.sqrt(query.shape[-1])
-            if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
-            parts.append((weights @ value[:, :, row])[:, :, new:])
-    return torch.cat(parts, 2)
+    places = [
+        (number, part, position)
+        for number, span in enumerate(layout.spans)
+        for part, start, length in (
+            (PROMPT, 0, span.prompt),
+            (CHOSEN, span.prompt, span.chosen),
+            (REJECTED, span.prompt, span.rejected),
+        )
+        for position in range(start, start + length)
+    ]
+    pair_N, part_N, at_N = torch.tensor(places, device=query.device).T
+    seen_NN = (pair_N[:, None] == pair_N) & (at_N <= at_N[:, None])
+    seen_NN &= (part_N == PROMPT) | (part_N == part_N[:, None])
+    if window is not None:
+        seen_NN &= at_N[:, None] - at_N < window
+    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return scores.masked_fill(~seen_NN, -math.inf).softmax(-1) @ value
 
 
 def head(check: Check) -> Figures:
@@ -333,24 +336,6 @@ def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool, stop: 
         return [float(loss) for loss in parquet.read_table(f"{out}/trained/log.parquet")["loss"].to_pylist()]
 
 
-def memory(check: Check) -> Figures:
-    """A step that is too large fails by name, and the same process goes on with one that fits."""
-    from trainers.errors import OutOfMemory
-    from trainers.models.memory import memory_named
-
-    if check.cpu:
-        return {"left out": "a CPU's memory ends by its own rules"}
-    free, total = torch.cuda.mem_get_info()
-    try:
-        with memory_named("too large"):
-            torch.empty(2 * total, dtype=torch.uint8, device="cuda")
-        raise WrongNumber("twice the card's memory was given")
-    except OutOfMemory:
-        pass
-    torch.empty(free // 2, dtype=torch.uint8, device="cuda").zero_()
-    return {"GB": total / 1e9, "GB free": free / 1e9}
-
-
 def streaming(check: Check) -> Figures:
     """Log-probabilities by a model whose layers come from host memory one after another: those of the whole one, bit for bit."""
     from benchmarks.data import random_draw
@@ -360,30 +345,21 @@ def streaming(check: Check) -> Figures:
     from trainers.models.streaming import stream_layers
     from trainers.pairs.templates import load_tokenizer
 
-    found: list[Any] = []
-    figures: Figures = {}
-    ways: dict[str, Callable[[Any, str], Any]] = {
-        "streamed": stream_layers,
-        "whole": lambda model, device: model.to(device),
-    }
     with tempfile.TemporaryDirectory() as folder:
         config = _llama(ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"], check)
         pairs = random_draw(Path(folder), config, (9, 7, 5) if check.cpu else PAIR, 16).pairs
-        tokenizer = load_tokenizer(folder)
-        for name, place in ways.items():
-            model = load_model(folder, tokenizer=tokenizer, output="unembedding", precision="fp32")
-            if not check.cpu:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            model = place(model, check.device)
-            compute_reference(model, pairs, report=lambda row: None)
-            began = time.perf_counter()
-            found.append(compute_reference(model, pairs, report=lambda row: None))
-            if not check.cpu:
-                figures |= {f"s, {name}": time.perf_counter() - began}
-                figures |= {f"GB, {name}": torch.cuda.max_memory_allocated() / 1e9}
-    if found[0] != found[1] or figures.get("GB, streamed", 0) >= figures.get("GB, whole", 1):
-        raise WrongNumber(f"layers from host memory are not a whole model's, or take as much: {figures}")
+        whole, streamed = (
+            load_model(folder, tokenizer=load_tokenizer(folder), output="unembedding", precision="fp32")
+            for _ in range(2)
+        )
+    models = {"whole": whole.to(check.device), "streamed": stream_layers(streamed, check.device)}
+    sums, figures = [], dict[str, Any]()
+    for name, model in models.items():
+        began = time.perf_counter()
+        sums.append(compute_reference(model, pairs, report=lambda row: None))
+        figures[f"s, {name}"] = time.perf_counter() - began
+    if sums[0] != sums[1]:
+        raise WrongNumber("log-probabilities with layers from host memory are not those of the whole model")
     return figures
 
 
@@ -493,7 +469,7 @@ def _planned_gb(shapes: Any, kind: str, precision: str, batch: int, lengths: tup
 
 
 STEPS: Mapping[str, Callable[[Check], Figures]] = {
-    step.__name__: step for step in (versions, kernels, head, training, memory, streaming, sweep, throughput)
+    step.__name__: step for step in (versions, kernels, head, training, streaming, sweep, throughput)
 }
 
 

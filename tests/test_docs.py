@@ -1,4 +1,4 @@
-"""README.md and docs/: every link resolves, every command is run by a test or named here with the reason why not.
+"""README.md and docs/: every link resolves, every command can be parsed, and what a page promises of one is so.
 
 The README's commands are run by test_readme.py, those of docs/cluster.md by tests/cluster, those of docs/data.md by
 tests/trainers/test_data_docs.py and here.
@@ -7,11 +7,11 @@ tests/trainers/test_data_docs.py and here.
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,72 +21,27 @@ from orchestrator.spec import catalog
 from orchestrator.spec.axes import AXES
 from sweeps.full_grid import full_grid
 from tests.sweep_runs import run_sweep, trial_rows
+from trainers import command as trainers_command
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *DOCS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8")
-
-# Page → the test module that reads it and runs its commands that begin so.
-RUN_BY = {
-    "cluster.md": ("tests/cluster/test_documented.py", ""),
-    "data.md": ("tests/trainers/test_data_docs.py", ".venv/bin/python -m trainers.data"),
-}
-# What the tests below run.
-RUN_HERE = {
-    "axes.md": "python sweeps/full_grid.py plan",
-    "planning.md": "python sweeps/full_grid.py plan",
-    "report.md": "python sweeps/full_grid.py report",
-    "data.md": ".venv/bin/python sweeps/",
-    "adding_a_reward_type.md": ".venv/bin/python sweeps/full_grid.py run --name simpo",
-    "adding_an_experiment.md": ".venv/bin/python sweeps/",
-}
-# Page → how a command begins → why no test runs it.
-NOT_RUN = {
-    "best_of_n.md": {
-        "python sweeps/best_of_n.py": "minutes; tests/cli/test_best_of_n_sweep.py runs it at its smallest",
-    },
-    "audit.md": {
-        "python -m trainers.data audit [": "a list of the flags; tests/trainers/test_audit.py uses them",
-        "python -m trainers.data audit ultrafeedback": "tests/trainers/test_audit.py asserts the same findings in process",
-    },
-    "design.md": {
-        "python sweeps/full_grid.py run": "minutes; tests/cli/test_design.py runs --until and --budget at their smallest",
-        "python sweeps/full_grid.py plan": "tests/cli/test_design.py plans a design and a rule",
-    },
-    "suites.md": {
-        ".venv/bin/python sweeps/full_grid.py --suites": "copies that are not here; tests/cli/test_suites_sweep.py runs the flag",
-        ".venv/bin/python -m trainers.evaluate": "the same; tests/trainers/test_commands.py scores a suite",
-    },
-    "training_options.md": {
-        ".venv/bin/python -m trainers.train": "tests/trainers/test_lora.py trains, saves and loads adapters; test_hub.py pushes",
-        ".venv/bin/python -m trainers.evaluate": "tests/trainers/test_commands.py scores several models as one",
-        ".venv/bin/python sweeps/remedies.py": "minutes; tests/cli/test_remedies_sweep.py runs it at its smallest",
-    },
-    "data.md": {"export OPENAI_": "an endpoint and its key; the endpoint of the tests is a fake one"},
-    "storage.md": {
-        "export AWS_": "addresses and keys of a bucket; tests/faults/test_s3.py sets those of moto's server",
-        "python sweeps/full_grid.py --storage s3://": "tests/faults/test_s3.py runs sweeps on moto's server",
-    },
-    "reproduction.md": {
-        ".venv/bin/python sweeps/persona.py": "half an hour; tests/cli/test_persona_sweep.py runs the sweep at its smallest",
-        ".venv/bin/python sweeps/learning_dynamics.py": "minutes on a real model; tests/cli/test_learning_dynamics_sweep.py",
-        "--effective-batch 8": "the line before goes on",
-        "--train-set persona": "the line before goes on",
-        "sweeps/full_grid.py --profile laptop": "minutes; test_readme.py runs the sweep at its smallest",
-        "sweeps/persona.py --profile laptop": "minutes; tests/cli/test_persona_sweep.py runs it at its smallest",
-        "sweeps/best_of_n.py --profile laptop": "minutes; tests/cli/test_best_of_n_sweep.py runs it at its smallest",
-    },
+OF_A_SWEEP = re.compile(r"(?:python sweeps/(\w+)\.py|rmsweep (\w+))(?: (.*))?$")
+OF_TRAINERS = re.compile(r"python -m trainers\.(\w+) (.*)$")
+# Files that a page has one write.
+MADE_ON_THE_PAGE = {
+    *("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
+    *("sweeps/betas.py", "sweeps/best_beta.py"),
 }
 
 
 def commands(page: Path) -> list[str]:
-    """Lines of bash blocks, and what is indented by four spaces; without what is said of them behind two spaces."""
-    text = page.read_text(encoding="utf-8")
+    """Lines of bash blocks, and what is indented; without what is said of them behind two spaces."""
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
     blocks = [line for kind, body in FENCE.findall(text) if kind == "bash" for line in body.splitlines()]
-    indented = [line for line in FENCE.sub("", text).splitlines() if re.match(r" {4}\S", line)]
-    indented += [line for line in FENCE.sub("", text).splitlines() if re.match(r" {8}\S", line)]
+    indented = [line for line in FENCE.sub("", text).splitlines() if re.match(r"(?: {4}| {8})\S", line)]
     return [
         re.split(r" {2,}", line.strip().removeprefix("$ "))[0] for line in blocks + indented if line.strip()
     ]
@@ -105,28 +60,18 @@ def targets(page: Path) -> list[str]:
     return [target for target in found if not target.startswith(("http://", "https://"))]
 
 
-def broken(page: Path) -> list[str]:
-    """Links of the page that lead nowhere."""
-    found = []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_of_a_page_are_there(page):
+    broken = []
     for target in targets(page):
         path, _, fragment = target.partition("#")
         file = page if not path else (page.parent / path).resolve()
         if not file.exists() or (fragment and fragment not in anchors(file)):
-            found.append(target)
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_resolves(page):
-    assert broken(page) == []
-
-
-def test_a_broken_link_is_found(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "# A `title`, here\n[a](page.md#a-title-here) [b](#elsewhere) [c](none.md) [d](https://x.example/)\n"
-    )
-    assert broken(page) == ["#elsewhere", "none.md"]
+            broken.append(target)
+    assert broken == []
+    folders = "benchmarks|cluster|docs|orchestrator|sweeps|tests|trainers"
+    named = set(re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")))
+    assert [name for name in sorted(named - MADE_ON_THE_PAGE) if not (ROOT / name).exists()] == []
 
 
 def test_every_page_is_on_the_map_which_the_readme_names():
@@ -136,28 +81,35 @@ def test_every_page_is_on_the_map_which_the_readme_names():
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_every_command_is_run_by_a_test_or_named_with_a_reason(page):
-    begins = list(NOT_RUN.get(page.name, {}))
-    if page.name in RUN_HERE:
-        begins.append(RUN_HERE[page.name])
-    if page.name in RUN_BY:
-        module, begin = RUN_BY[page.name]
-        assert (ROOT / module).is_file()
-        begins.append(begin)
-    found = commands(page)
-    assert [command for command in found if not command.startswith(tuple(begins))] == []
-    assert [begin for begin in begins if not any(command.startswith(begin) for command in found)] == []
+def test_commands_of_a_page_can_be_meant(page, tmp_path, monkeypatch):
+    """Each is parsed, and not run."""
+    monkeypatch.chdir(tmp_path)
 
+    def parsed_only(*given, **named):
+        parse(*given, **named)
+        sys.exit(0)
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_that_are_named_are_there(page):
-    folders = "benchmarks|cluster|docs|orchestrator|sweeps|tests|trainers"
-    made_on_the_page = {
-        *("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
-        *("sweeps/betas.py", "sweeps/best_beta.py"),
-    }
-    named = set(re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")))
-    assert [name for name in sorted(named - made_on_the_page) if not (ROOT / name).exists()] == []
+    parse = trainers_command.parse
+    monkeypatch.setattr(trainers_command, "parse", parsed_only)
+    monkeypatch.setattr(main, "execute", lambda *_: 0)
+    for command in commands(page):
+        if any(sign in command for sign in "[…") or command.startswith(".venv/bin/ray "):
+            continue
+        if found := OF_A_SWEEP.search(command):
+            script = f"sweeps/{found[1] or found[2]}.py"
+            ended = (
+                None if script in MADE_ON_THE_PAGE else (runpy.run_path, str(ROOT / script), found[3] or "")
+            )
+        elif found := OF_TRAINERS.search(command):
+            ended = (runpy.run_module, f"trainers.{found[1]}", found[2])
+        else:
+            ended = None
+        if ended is not None:
+            run, name, words = ended
+            monkeypatch.setattr(sys, "argv", [name, *shlex.split(words)])
+            with pytest.raises(SystemExit) as exit_:
+                run(name, run_name="__main__")
+            assert not exit_.value.code, command
 
 
 def ended(storage: Path, *words: str) -> int:
@@ -338,18 +290,6 @@ def test_the_experiments_of_the_page_are_run(followed):
     assert min(accuracies) < max(accuracies)
     (line,) = [line for line in read.splitlines() if line.startswith("| tiny_world_paraphrase ")]
     assert line.endswith(f"| {max(accuracies):.3f} |")
-
-
-def test_the_readme_runs_the_reward_type_of_the_page():
-    (command,) = commands(ROOT / "docs" / "adding_a_reward_type.md")
-    assert command in commands(ROOT / "README.md")
-
-
-def test_the_code_of_the_pages_is_as_tidy_as_ours():
-    length = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["line-length"]
-    for page in (ROOT / "README.md", *DOCS):
-        for block in blocks(page, "python"):
-            assert max(map(len, block.splitlines())) <= length
 
 
 def test_functions_that_the_walk_along_a_trial_links_to_are_defined_there():
