@@ -121,16 +121,8 @@ def test_resumed_at_another_world_size_within_1e_5(world2, tiny_model, tmp_path,
         kept = tmp_path / "kept" / case_name(case)
         shutil.copytree(out / "kept" / case_name(case), kept)
         (kept / "step00000001-dead").mkdir()
-        jobs.append(
-            job(
-                tiny_model,
-                tmp_path / case_name(case),
-                zero=zero,
-                world=world_size,
-                kind=kind,
-                checkpoints=str(kept),
-            )
-        )
+        common = {"zero": zero, "world": world_size, "kind": kind, "checkpoints": str(kept)}
+        jobs.append(job(tiny_model, tmp_path / case_name(case), **common))
     resumed = gang.launch(jobs, tmp_path, world_size)
     assert list((tmp_path / "kept").glob("*/step00000001-dead")) == []
     for case in cases:

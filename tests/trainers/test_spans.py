@@ -233,7 +233,7 @@ def test_a_template_is_chosen_by_name_or_file(tmp_path):
         assert (
             tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == f"a {said}"
         )
-    with pytest.raises(ModelError, match=r"several chat templates; name one of its own, chat, rag"):
+    with pytest.raises(ModelError, match=r"no chat template 'default'; name one of its own, chat, rag"):
         load_tokenizer(str(tmp_path / "model"))
     with pytest.raises(ModelError, match=r"no chat template 'tools'; .*chat, rag.*--template"):
         choose_template(tokenizer_of(NAMED), "tools")

@@ -74,17 +74,16 @@ def choose_template(tokenizer: Any, template: str | None) -> Any:
     Raises ModelError.
     """
     own = tokenizer.chat_template
-    named = own if isinstance(own, dict) else {"default": own} if own else {}
-    if template is None and (not isinstance(own, dict) or "default" in own):
-        return tokenizer
-    chosen = template if template and "{" in template else named.get(template)
-    if chosen is None:
-        missing = "several chat templates" if template is None else f"no chat template {template!r}"
+    named = own if isinstance(own, dict) else {}
+    if template and "{" in template:
+        tokenizer.chat_template = template
+    elif template in named:
+        tokenizer.chat_template = named[template]
+    elif template is not None or (named and "default" not in named):
         raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path} has {missing}; name one of its own, {', '.join(named) or 'none'}, "
-            "or a Jinja file, with --template."
+            f"the tokenizer of {tokenizer.name_or_path} has no chat template {template or 'default'!r}; name one of its own, "
+            f"{', '.join(named) or 'none'}, or a Jinja file, with --template."
         )
-    tokenizer.chat_template = chosen
     return tokenizer
 
 
@@ -235,7 +234,7 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
     """
     text, prompt = _squeezed(text), _squeezed(prompt)
     asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
-    at, fields = 0, ""
+    at = 0
     for number, turn in enumerate(turns):
         ends = [at]
         for what, said in _said(turn, in_prompt=not prompt, before=not prompt and number < asked):
@@ -248,10 +247,7 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
             ]
             found = [start + len(form) for start, form in starts if start >= 0]
             if not found:
-                # A call that is left out may have been found in what later turns say.
-                before = f" (or the {fields} before it)" if fields and what == "the text" else ""
-                return f"{what} of the {turn.role} turn{before}: {' '.join(said.split())[:60]!r}"
-            fields = fields if what == "the text" else what
+                return f"{what} of the {turn.role} turn: {' '.join(said.split())[:60]!r}"
             ends.append(min(found))
         if turn.role != "system":
             # Never behind the turn's true end, since everything is searched from the end of the turn before it.
