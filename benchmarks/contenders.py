@@ -8,7 +8,7 @@ Shapes: P pairs of a step, R = 2P rows (chosen rows first), T tokens of the long
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,6 @@ LEARNING_RATE = 1e-6
 HEAD_SEED = 0
 # Where a trained model is scored, its weights differ from the reference's: margins of 0 would compare nothing.
 _TRAINED = 1.001
-# Computes the loss of a step's pairs, or their mean margin.
-Run = Callable[[Sequence[TokenPair]], float]
 
 
 def contend(job: Job, turns: Turns) -> None:
@@ -46,7 +44,7 @@ def contend(job: Job, turns: Turns) -> None:
         return
     contender = (Ours if job.contender in (OURS, COMPILED) else Naive)(job)
     turns.ready(contender.model, contender.prepass_s)
-    run: Run = contender.step if job.task == "train" else contender.mean_margin
+    run = contender.step if job.task == "train" else contender.mean_margin
     with process_group():
         while True:
             value = run(turns.wait())
@@ -78,12 +76,13 @@ class Ours:
             head_seed=HEAD_SEED,
         ).to(device())
         began = time.perf_counter()
-        reference = compute_reference(self.model, pairs, report=_silent) if reward.uses_reference else None
+        reference = (
+            compute_reference(self.model, pairs, report=lambda row: None) if reward.uses_reference else None
+        )
         self.prepass_s = time.perf_counter() - began
         self._inputs = TrainInputs(
             name="benchmark",
             location=model,
-            revision=None,
             precision=job.precision,
             reward=reward,
             optim=OptimSpec(lr=LEARNING_RATE, effective_batch=job.batch),
@@ -110,12 +109,10 @@ class Ours:
 
     def mean_margin(self, pairs: Sequence[TokenPair]) -> float:
         """Score the pairs; the mean margin."""
-        chosen, rejected = score_pairs(self._module, pairs, reference=self._inputs.reference, report=_silent)
+        chosen, rejected = score_pairs(
+            self._module, pairs, reference=self._inputs.reference, report=lambda row: None
+        )
         return float((chosen - rejected).mean())
-
-
-def _silent(_: object) -> None:
-    """Progress that nobody reads."""
 
 
 def _plain_model(job: Job, kind: str) -> Any:

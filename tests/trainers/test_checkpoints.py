@@ -187,7 +187,7 @@ def test_every_bit_of_a_marker_counts(tmp_path):
 
 
 def test_by_the_clock_a_checkpoint_waits_for_ten_times_what_writing_one_takes(tmp_path):
-    by_clock = Checkpoints(folder=tmp_path, every_s=600)
+    by_clock = Checkpoints(folder=tmp_path)
     assert [by_clock.due(1, since_s, 1) for since_s in (599, 600)] == [False, True]
     assert [by_clock.due(1, since_s, 90) for since_s in (600, 899, 900)] == [False, False, True]
     # Whoever gives steps means them.

@@ -69,7 +69,6 @@ class Checkpoints:
 
     folder: Path
     every_steps: int | None = None
-    every_s: float = EVERY_S
     mirror: ObjectPath | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +84,7 @@ class Checkpoints:
         """Return whether one is due after `step` steps, `since_s` seconds after the last, which took `write_s`."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
-        return since_s >= max(self.every_s, 10 * write_s)
+        return since_s >= max(EVERY_S, 10 * write_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +100,6 @@ class Checkpoint:
     log: list[dict[str, Any]]
     files: dict[str, str]
     write_s: float
-
-    def fits(self, world_size: int, zero_stage: int) -> bool:
-        """Return whether it can be loaded without conversion. Without ZeRO, every rank holds everything."""
-        if self.zero_stage == zero_stage == 0:
-            return True
-        return (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -270,13 +263,14 @@ def prepare(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -
 
     Raises SpecError if it was written at another ZeRO stage, StorageError.
     """
-    if checkpoint.fits(dist.get_world_size(), zero_stage):
-        return False
     if checkpoint.zero_stage != zero_stage:
         raise SpecError(
             f"the checkpoint in {checkpoints.kept} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
             f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
         )
+    # Without ZeRO, every rank holds everything.
+    if zero_stage == 0 or checkpoint.world_size == dist.get_world_size():
+        return False
     converts = dist.get_rank() if checkpoints.mirror is None else on_node()[0]
     if converts == 0:
         _convert(checkpoints.folder, checkpoint.tag)
