@@ -30,11 +30,11 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8")
 OF_A_SWEEP = re.compile(r"(?:python sweeps/(\w+)\.py|rmsweep (\w+))(?: (.*))?$")
 OF_TRAINERS = re.compile(r"python -m trainers\.(\w+) (.*)$")
-# Files that a page has one write.
-MADE_ON_THE_PAGE = {
+# Files that pages have one write, in this order.
+MADE_ON_THE_PAGES = (
     *("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
     *("sweeps/betas.py", "sweeps/best_beta.py"),
-}
+)
 
 
 def commands(page: Path) -> list[str]:
@@ -71,7 +71,7 @@ def test_links_and_files_of_a_page_are_there(page):
     assert broken == []
     folders = "benchmarks|cluster|docs|orchestrator|sweeps|tests|trainers"
     named = set(re.findall(rf"`((?:{folders})/[\w./]+\.\w+)`", page.read_text(encoding="utf-8")))
-    assert [name for name in sorted(named - MADE_ON_THE_PAGE) if not (ROOT / name).exists()] == []
+    assert [name for name in sorted(named - {*MADE_ON_THE_PAGES}) if not (ROOT / name).exists()] == []
 
 
 def test_every_page_is_on_the_map_which_the_readme_names():
@@ -80,7 +80,7 @@ def test_every_page_is_on_the_map_which_the_readme_names():
     assert "docs/README.md" in targets(ROOT / "README.md")
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_a_page_can_be_meant(page, tmp_path, monkeypatch):
     """Each is parsed, and not run."""
     monkeypatch.chdir(tmp_path)
@@ -98,7 +98,7 @@ def test_commands_of_a_page_can_be_meant(page, tmp_path, monkeypatch):
         words = None
         if (found := OF_A_SWEEP.search(command)) and (
             script := f"sweeps/{found[1] or found[2]}.py"
-        ) not in MADE_ON_THE_PAGE:
+        ) not in MADE_ON_THE_PAGES:
             run, name, words = runpy.run_path, str(ROOT / script), found[3] or ""
         elif found := OF_TRAINERS.search(command):
             run, name, words = runpy.run_module, f"trainers.{found[1]}", found[2]
@@ -156,23 +156,6 @@ def blocks(page: Path, kind: str) -> list[str]:
     return [body for found, body in FENCE.findall(page.read_text(encoding="utf-8")) if found == kind]
 
 
-@pytest.fixture(scope="module")
-def copy_of_the_repository(tmp_path_factory):
-    """A copy in which somebody has followed the pages on adding a reward type and an experiment."""
-    root = tmp_path_factory.mktemp("repository")
-    for folder in ("trainers", "orchestrator", "sweeps", "tests"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", root)
-    made = {
-        "adding_a_reward_type.md": ("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
-        "adding_an_experiment.md": ("sweeps/betas.py", "sweeps/best_beta.py"),
-    }
-    for page, files in made.items():
-        for file, text in zip(files, blocks(ROOT / "docs" / page, "python"), strict=True):
-            (root / file).write_text(text)
-    return root
-
-
 # One process pays for the imports of all, and draws none of the figures that tests/orchestrator looks at.
 FOLLOW = """
 import json, runpy, sys
@@ -190,53 +173,39 @@ for run, name, *words in json.loads(sys.argv[1]):
 """
 
 
-@pytest.fixture(scope="module")
-def followed(copy_of_the_repository, tiny_model):
-    """What the test and the commands of the pages print in that copy, and the storage that they leave."""
-    reward, *experiments = (
-        shlex.split(command)[1:]
-        for page in ("adding_a_reward_type.md", "adding_an_experiment.md")
-        for command in commands(ROOT / "docs" / page)
-    )
-    trains, reads = experiments
+def test_whoever_follows_the_pages_on_adding_has_a_reward_type_and_experiments(tiny_model, tmp_path):
+    for folder in ("trainers", "orchestrator", "sweeps", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    pages = [ROOT / "docs" / f"adding_{what}.md" for what in ("a_reward_type", "an_experiment")]
+    texts = [text for page in pages for text in blocks(page, "python")]
+    for file, text in zip(MADE_ON_THE_PAGES, texts, strict=True):
+        (tmp_path / file).write_text(text)
+    simpo, trains, reads = (shlex.split(command)[1:] for page in pages for command in commands(page))
     small = ("--models", str(tiny_model), *SMALL, "--backend", "inline")
     # At this rate the values of beta come apart.
     apart = ("--lr", "1e-2", "--effective-batch", "1")
     lines = [
         ("run_module", "pytest", "tests/trainers/test_simpo.py", "-p", "no:cacheprovider"),
-        ("run_path", *reward, *small, "--only", "train=tiny_world", "--storage", "store"),
+        ("run_path", *simpo, *small, "--only", "train=tiny_world", "--storage", "store"),
         ("run_path", *trains, *small, *apart, "--storage", "store"),
         ("run_path", *reads, "--storage", "store"),
     ]
-    root = copy_of_the_repository
     done = subprocess.run(
         [sys.executable, "-c", FOLLOW, json.dumps(lines)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    *printed, _ = done.stdout.split("= ended =\n")
-    return printed, root / "store"
-
-
-def test_the_reward_type_of_the_page_passes_its_test(followed):
-    (tested, *_), _ = followed
+    tested, *_, read, _ = done.stdout.split("= ended =\n")
     assert "1 passed" in tested
-
-
-def test_the_reward_type_of_the_page_is_trained_and_evaluated(followed):
-    _, storage = followed
-    rows = trial_rows(storage, "simpo")
+    rows = trial_rows(tmp_path / "store", "simpo")
     assert {row["reward"] for row in rows if row["evaluated"]} == {"simpo", "im_rm"}
-
-
-def test_the_experiments_of_the_page_are_run(followed):
-    (*_, read), storage = followed
-    rows = trial_rows(storage, "betas")
+    rows = trial_rows(tmp_path / "store", "betas")
     assert {row["reward"] for row in rows if row["evaluated"]} == {
         f"im_rm_beta={beta}" for beta in (0.01, 0.1, 1)
     }

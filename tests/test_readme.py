@@ -193,14 +193,6 @@ def test_one_training_and_one_score_without_ray(yours, monkeypatch, capsys):
     assert (yours / "scores.parquet").is_file()
 
 
-def test_your_own_model_is_planned(said, yours, monkeypatch):
-    (command,) = [text for text in COMMANDS if "full_grid.py plan --models" in text]
-    monkeypatch.chdir(yours)
-    output = said(shlex.split(command), yours / "store")
-    assert "my-model" in output
-    assert "8 × H100-80GB" in output
-
-
 def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
     """The demo, one's own data, another reward type, the plain command: none takes another's name, gc offers nothing."""
     monkeypatch.chdir(yours)
@@ -237,10 +229,3 @@ def test_your_own_model_and_data_in_the_shell_and_then_in_python(said, yours, mo
     exec(compile(block, "README.md", "exec"), known)
     assert set(known["accuracies"]["state"]) == {"complete"}
     assert set(known["accuracies"]["reward"]) == {"ex_rm", "im_rm"}
-
-
-def test_learning_rates_on_your_own_data(said, yours, monkeypatch):
-    (command,) = [text for text in COMMANDS if "--axis" in text]
-    monkeypatch.chdir(yours)
-    python, script, _, *words = shlex.split(command)
-    assert "4 trials" in said([python, script, "plan", *words, "--backend", "inline"], yours / "store")
