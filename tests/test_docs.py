@@ -99,13 +99,13 @@ def test_commands_of_a_page_can_be_meant(page, tmp_path, monkeypatch):
         if (found := OF_A_SWEEP.search(command)) and (
             script := f"sweeps/{found[1] or found[2]}.py"
         ) not in MADE_ON_THE_PAGES:
-            run, name, words = runpy.run_path, str(ROOT / script), found[3] or ""
+            words = found[3] or ""
         elif found := OF_TRAINERS.search(command):
-            run, name, words = runpy.run_module, f"trainers.{found[1]}", found[2]
+            script, words = f"trainers/{found[1]}/__main__.py", found[2]
         if words is not None:
-            monkeypatch.setattr(sys, "argv", [name, *shlex.split(words)])
+            monkeypatch.setattr(sys, "argv", [script, *shlex.split(words)])
             with pytest.raises(SystemExit) as exit_:
-                run(name, run_name="__main__")
+                runpy.run_path(str(ROOT / script), run_name="__main__")
             assert not exit_.value.code, command
 
 
