@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.store.artifacts import Store
 from tests.faults.lives import forked, output
-from trainers.train.checkpoints import Checkpoints, latest, save
+from trainers.train.checkpoints import Checkpoints, Later, latest, save
 
 KEY = "0" * 32
 CONTENT = {"model/weights.safetensors": b"w" * 5000, "log.parquet": b"l" * 300}
@@ -143,7 +143,7 @@ def write_checkpoint(folder, step=4):
 
     with process_group():
         log = [{"step": number + 1} for number in range(step)]
-        save(Engine(), Checkpoints(folder=folder), log, total=9, training={})
+        save(Engine(), Checkpoints(folder=folder), log, total=9, training={}, later=Later())
 
 
 def checkpoint_written(folder, step):

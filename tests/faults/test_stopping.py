@@ -15,7 +15,7 @@ from tests.faults.conftest import STEPS
 from tests.faults.hooks import at_step, before_each, signalled
 from tests.faults.lives import artifacts, forked, leftovers, lived, output
 from trainers.train import loop
-from trainers.train.checkpoints import Checkpoints, latest
+from trainers.train.checkpoints import Checkpoints, Later, latest
 
 STOPPED = "interrupted; the same command goes on where this one stopped"
 
@@ -81,8 +81,11 @@ def test_without_grace_the_last_checkpoint_stays_the_last(one, whole, tmp_path):
 def test_a_last_checkpoint_is_written_where_it_fits_the_grace(monkeypatch, tmp_path, left_s, write_s, wishes):
     monkeypatch.setattr(loop.dist, "get_rank", lambda: 0)
     kept = Checkpoints(folder=tmp_path, every_steps=3)
-    keeping = loop.Keeping(checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None)
-    assert loop._wishes(keeping, 4, 1.0, write_s) == wishes
+    with Later() as later:
+        keeping = loop.Keeping(
+            checkpoints=kept, identity={}, stop=lambda: left_s, end_epoch=lambda epoch: None, later=later
+        )
+        assert loop._wishes(keeping, 4, 1.0, write_s) == wishes
 
 
 def test_a_second_signal_ends_at_once(one, tmp_path):

@@ -192,3 +192,19 @@ def test_by_the_clock_a_checkpoint_waits_for_ten_times_what_writing_one_takes(tm
     assert [by_clock.due(1, since_s, 90) for since_s in (600, 899, 900)] == [False, False, True]
     # Whoever gives steps means them.
     assert Checkpoints(folder=tmp_path, every_steps=2).due(2, 0, 1000)
+
+
+def test_a_marker_that_is_written_late_leaves_the_files_of_the_next_checkpoint(tmp_path):
+    coming = tmp_path / "step00000003-3" / "rank0.pt"
+    coming.parent.mkdir()
+    coming.write_text("weights")
+    written(tmp_path, 2)
+    assert coming.exists()
+    written(tmp_path, 4)
+    assert not coming.exists()
+
+
+def test_a_damaged_checkpoint_cannot_name_a_path_outside(tmp_path):
+    marker = written(tmp_path / "inside", 1).parent.with_suffix(".json")
+    marker.write_text(marker.read_text().replace('"tag": "step', '"tag": "../step'))
+    assert latest(tmp_path / "inside")[0] is None

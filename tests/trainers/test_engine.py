@@ -12,7 +12,7 @@ from torch import nn
 from tests.trainers import gang
 from trainers.errors import Interrupted
 from trainers.specs import OptimSpec, Placement
-from trainers.train.engine import make_engine, process_group
+from trainers.train.engine import make_engine, process_group, share_of_cpus
 
 FORWARDS, WIDTH = 8, 4
 # Half of the last place of 1 in bf16: added to 1 in bf16 it is lost.
@@ -45,7 +45,11 @@ def gradients() -> dict[str, float]:
 
 def _gradient(stage: int, offload: bool) -> float:
     placement = Placement(
-        world_size=dist.get_world_size(), zero_stage=stage, forward_tokens=1, offload_optimizer=offload
+        world_size=dist.get_world_size(),
+        zero_stage=stage,
+        forward_tokens=1,
+        checkpointing=False,
+        offload_optimizer=offload,
     )
     engine = make_engine(Product(), optim=OptimSpec(), placement=placement, precision="bf16")
     for forward in range(FORWARDS):
@@ -56,9 +60,11 @@ def _gradient(stage: int, offload: bool) -> float:
     return float(engine.get_global_grad_norm()) / WIDTH
 
 
-def test_gradients_of_bf16_weights_are_summed_in_fp32(tmp_path):
-    found = gang.together(gradients, tmp_path, 2)
-    expected = (1 + (FORWARDS * 2 - 1) * SMALL) / 2
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_gradients_of_bf16_weights_are_summed_in_fp32(tmp_path, world_size):
+    found = gang.together(gradients, tmp_path, world_size)
+    count = FORWARDS * world_size
+    expected = (1 + (count - 1) * SMALL) / world_size
     assert found == {name: pytest.approx(expected, rel=1e-6) for name in found}
     assert len(found) == 7
 
@@ -110,16 +116,26 @@ def test_a_rank_that_fails_alone_does_not_wait_for_the_others_to_leave(monkeypat
     assert done == ["left"] * left
 
 
+def test_offloaded_state_is_updated_by_a_gpus_share_of_the_cpus():
+    assert [share_of_cpus(*machine) for machine in ((208, 8), (4, 1), (2, 4), (8, 0))] == [26, 4, 1, 8]
+
+
 @pytest.mark.parametrize(
     ("gpu", "offload", "threads"), [(True, True, 13), (True, False, 1), (False, True, 1)]
 )
 def test_only_offload_on_a_gpu_takes_more_threads(monkeypatch, gpu, offload, threads):
     used = [1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("trainers.train.engine._gpus_of_this_machine", lambda: 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(26))
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     monkeypatch.setattr(deepspeed, "initialize", lambda **options: (None,))
-    placement = Placement(zero_stage=1, forward_tokens=1, offload_optimizer=offload)
+    placement = Placement(
+        world_size=1,
+        zero_stage=1,
+        forward_tokens=1,
+        checkpointing=False,
+        offload_optimizer=offload,
+    )
     make_engine(Product(), optim=OptimSpec(), placement=placement, precision="bf16")
     assert used[-1] == threads

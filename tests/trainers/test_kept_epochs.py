@@ -1,19 +1,24 @@
 """Weights kept at the end of an epoch outlive a training that is cut short after it."""
 
 import dataclasses
+import functools
 import itertools
+import os
 import shutil
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.trainers import trainings
+from tests.trainers.gang import together
 from trainers.errors import Interrupted, StorageError
 from trainers.pairs.tokens import TokenPair
-from trainers.specs import OptimSpec
+from trainers.specs import OptimSpec, Placement
+from trainers.storage import parse_uri
 from trainers.train import checkpoints, loop
-from trainers.train.checkpoints import Checkpoints
+from trainers.train.checkpoints import Checkpoints, Later
 from trainers.train.loop import train
 
 PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
@@ -88,3 +93,61 @@ def test_the_finished_model_is_written_when_the_group_of_ranks_is_gone(inputs, t
     )
     run(dataclasses.replace(inputs, keep_epochs=()), tmp_path / "out")
     assert groups == [False]
+
+
+def slowly(act, until):
+    """`act` on weights of an epoch only once `until` is set, for which it waits at most 30 s."""
+
+    def write(folder, names, target):
+        if target.name.startswith("model-epoch"):
+            assert until.wait(30), "no step was taken while the weights were on their way"
+        act(folder, names, target)
+
+    return write
+
+
+def train_beside_a_slow_bucket(inputs, uri, folder):
+    """A rank's training, in which weights of the first epoch are stored only after the second has begun."""
+    began, rows = threading.Event(), []
+
+    def follow(row):
+        rows.append(row.get("step"))
+        if row.get("step") == 4:
+            began.set()
+
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    kept = Checkpoints(folder=folder / os.environ["RANK"], every_steps=2, mirror=parse_uri(uri))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "upload", slowly(checkpoints.upload, began))
+        train(inputs, report=follow, out_dir=folder / f"out{os.environ['RANK']}", checkpoints=kept)
+    return rows
+
+
+def test_a_slow_bucket_keeps_no_rank_from_the_next_steps(inputs, bucket, tmp_path):
+    inputs = dataclasses.replace(inputs, placement=Placement(world_size=2, forward_tokens=4096))
+    work = functools.partial(train_beside_a_slow_bucket, inputs, bucket.uri, tmp_path)
+    assert together(work, tmp_path / "gang", 2)[-1] == 6
+    made = {folder.name for folder in (tmp_path / "out0").iterdir()}
+    assert made == {"model", "model-epoch-1", "model-epoch-2"}
+    # Weights, then the checkpoint of the step at which the epoch ended.
+    assert [path.name for path in tmp_path.glob("?/*")] == []
+    assert len([*bucket.root.glob("step*.json")]) == 2
+
+
+def test_after_a_write_that_failed_there_are_no_more_and_its_error_is_raised():
+    written, go = [], threading.Event()
+
+    def fail():
+        assert go.wait(30)
+        raise StorageError("the bucket is full")
+
+    def give():
+        with Later() as later:
+            # A checkpoint would be without its epoch's weights.
+            for act in (lambda: written.append("weights"), fail, lambda: written.append("marker")):
+                later.write(act)
+            go.set()
+
+    with pytest.raises(StorageError, match="the bucket is full"):
+        give()
+    assert written == ["weights"]

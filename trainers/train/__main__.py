@@ -26,7 +26,7 @@ from trainers.pairs.tokens import TokenPair
 from trainers.rewards.losses import require_columns
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
-from trainers.train.engine import process_group
+from trainers.train.engine import import_deepspeed, process_group
 from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
 from trainers.train.stopping import GRACE_S, StopRequest
@@ -119,6 +119,7 @@ def run(arguments: Train) -> None:
         open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
+    import_deepspeed()
     with model_folder(arguments.model) as location, process_group():
         converted = location not in (arguments.model, str(Path(arguments.model).expanduser()))
         if converted and lora and not arguments.merge:

@@ -18,6 +18,7 @@ written last.
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -27,13 +28,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from trainers.errors import SpecError, StorageError, SweepError, Unreachable
+from trainers.errors import Interrupted, SpecError, StorageError, SweepError, Unreachable
 from trainers.models.adapters import CONFIG, adapter_of
 from trainers.models.saving import full_weights, save_model
 from trainers.storage import (
@@ -87,6 +89,40 @@ class Checkpoints:
         return since_s >= max(EVERY_S, 10 * write_s)
 
 
+class Later:
+    """What rank 0 writes to a bucket in a thread, one after another: other ranks do not wait for it.
+
+    At the end of the block all is written. An error of a write is raised by the next call, or there; nothing is written
+    after it.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "later")
+        self._last: Future[None] | None = None
+
+    def write(self, act: Callable[[], None]) -> None:
+        """Write it after all that was given before."""
+        before = self._last
+
+        def in_turn() -> None:
+            if before is not None:
+                before.result()
+            act()
+
+        if before is not None and before.done():
+            before.result()
+        self._last = self._thread.submit(in_turn)
+
+    def __enter__(self) -> "Later":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        # A training that is stopped counts on what it has written.
+        if self._last is not None and (kind is None or issubclass(kind, Interrupted)):
+            self._last.result()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """The marker of a complete checkpoint after `step` of `total` optimiser steps, with their log."""
@@ -120,6 +156,7 @@ def agreed_latest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str
     if mirror is None:
         return on_first(lambda: latest(folder))
     clear_together(folder)
+    clear_together(_kept_epochs(folder))
     found = on_first(lambda: [(marker.stem, _read(marker)) for marker in _markers(mirror)])
     return _newest_sound(
         mirror,
@@ -183,13 +220,17 @@ def save(
     *,
     total: int,
     training: dict[str, str],
+    later: "Later",
 ) -> float:
-    """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError."""
+    """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError.
+
+    In a bucket it is complete only after what rank 0 writes `later`.
+    """
     began = time.perf_counter()
     folder, step = checkpoints.folder, len(log)
     tag = on_first(lambda: f"step{step:08d}-{uuid.uuid4().hex[:8]}")
     need = _bytes_of(engine)
-    on_first(lambda: require_room(folder, need))
+    _require_room_together(folder, need)
     try:
         with disk_named(folder / tag, need):
             # Weights that an adapter does not change are read from the base model again.
@@ -214,7 +255,11 @@ def save(
             files=files,
             write_s=write_s,
         )
-        complete(checkpoints.kept, asdict(written))
+        publish = functools.partial(complete, checkpoints.kept, asdict(written))
+        if mirror is None:
+            publish()
+        else:
+            later.write(publish)
     return write_s
 
 
@@ -222,7 +267,7 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
     """Write the marker of a checkpoint whose files are all written, and drop the third last. Raises StorageError."""
     try:
         replace(folder / f"{marker['tag']}.json", json.dumps({**marker, SEAL: seal(marker)}))
-        _drop_old(folder)
+        _drop_old(folder, newest=marker["tag"])
     except StorageError:
         # A checkpoint without a marker would only fill the disk.
         remove_tree(folder / marker["tag"])
@@ -230,13 +275,23 @@ def complete(folder: Location, marker: dict[str, Any]) -> None:
 
 
 def _bytes_of(engine: Any) -> int:
-    """Return about what a checkpoint takes: weights, and moments and masters of trained ones in fp32."""
+    """Return an upper bound of a checkpoint's size: weights, and moments and masters of trained ones in fp32."""
     parameters = [*engine.module.parameters(), *engine.module.buffers()]
-    sizes = [(int(getattr(item, "ds_numel", item.numel())), item.requires_grad) for item in parameters]
-    trained = sum(size for size, trains in sizes if trains)
-    # Weights that an adapter does not change are not written.
-    stored = trained if adapter_of(engine.module.model) is not None else sum(size for size, _ in sizes)
-    return 4 * stored + 12 * trained
+    count = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters)
+    trained = sum(int(getattr(item, "ds_numel", item.numel())) for item in parameters if item.requires_grad)
+    if adapter_of(engine.module.model):
+        # DeepSpeed also saves the table of tied embeddings.
+        table = engine.module.model.get_input_embeddings().weight
+        count = trained + int(getattr(table, "ds_numel", table.numel()))
+    return 4 * count + 12 * trained
+
+
+def _require_room_together(folder: Path, need: int) -> None:
+    def look() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(folder, need)
+
+    on_first(look)
 
 
 def _digests_together(folder: Path) -> dict[str, str]:
@@ -247,11 +302,15 @@ def _digests_together(folder: Path) -> dict[str, str]:
     return {name: digest for share in shares for name, digest in share.items()}
 
 
-def _drop_old(folder: Location) -> None:
-    """Remove all but the newest complete checkpoints, including remains of crashes."""
+def _drop_old(folder: Location, newest: str | None = None) -> None:
+    """Remove all but the newest complete checkpoints, including remains of crashes.
+
+    A checkpoint of a later step than `newest` may be on its way, and stays.
+    """
     kept = {marker.stem for marker in _markers(folder)[:KEPT]}
     for path in [*matching(folder, "*"), *matching(folder / "universal", "*")]:
-        if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept):
+        coming = newest is not None and path.stem.partition("-")[0] > newest.partition("-")[0]
+        if path.name.startswith(DRAFT) or (_TAG.match(path.stem) and path.stem not in kept and not coming):
             if path.is_dir():
                 remove_tree(path)
             else:
@@ -317,33 +376,44 @@ def model_folder(epoch: int, epochs: int) -> str:
     return "model" if epoch == epochs else f"model-epoch-{epoch}"
 
 
+def _kept_epochs(folder: Path) -> Path:
+    """Return where kept models wait for their upload: a checkpoint clears the folder of its own files."""
+    return folder.with_name(f"{folder.name}-epochs")
+
+
 def keep_epoch(
     model: Any,
     files: Mapping[str, bytes],
     folder: Path,
     epoch: int,
     epochs: int,
+    later: Later,
     mirror: ObjectPath | None = None,
 ) -> None:
-    """Write the current model into `folder`, atomically, or into `mirror`. A collective. Raises StorageError."""
+    """Write the current model into `folder`, atomically, or `later` into `mirror`. A collective. Raises StorageError."""
     weights = full_weights(model, adapter=CONFIG in files)
     if dist.get_rank() > 0:
         return
-    name = model_folder(epoch, epochs)
-    target, draft = folder / name, folder / f"{DRAFT}{name}"
+    if mirror is not None:
+        folder = _kept_epochs(folder)
+    target = folder / model_folder(epoch, epochs)
+    draft = folder / f"{DRAFT}{target.name}"
     for left in (draft, target):
         shutil.rmtree(left, ignore_errors=True)
     save_model(weights, files, draft)
-    if mirror is None:
-        draft.rename(target)
-        return
+    draft.rename(target)
+    if mirror is not None:
+        later.write(functools.partial(_upload_kept, target, mirror))
+
+
+def _upload_kept(target: Path, mirror: ObjectPath) -> None:
     try:
-        names = files_below(draft)
-        upload(draft, names, mirror / name)
-        note = {"files": {file: digest_file(draft / file) for file in names}}
-        replace(mirror / f"{name}.json", json.dumps({**note, SEAL: seal(note)}))
+        names = files_below(target)
+        upload(target, names, mirror / target.name)
+        note = {"files": {name: digest_file(target / name) for name in names}}
+        replace(mirror / f"{target.name}.json", json.dumps({**note, SEAL: seal(note)}))
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def collect_epochs(

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,21 @@ from trainers.train.checkpoints import on_first, together
 # Ranks wait in a collective while rank 0 writes an epoch's model; NCCL's default is ten minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 COMPILER = "inductor"
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without MLflow, which its autotuner would import: a second of each process that only trains.
+
+    In a process with a thread that may import MLflow meanwhile, leave this to process_group.
+    """
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
 
 
 @contextlib.contextmanager
@@ -90,9 +106,7 @@ def make_engine(
     if placement.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
         if torch.cuda.is_available():
-            # Its launcher gave this rank one thread, and the state is updated on the CPU.
-            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+            torch.set_num_threads(share_of_cpus(len(os.sched_getaffinity(0)), _gpus_of_this_machine()))
     config = {
         # The loop weights each forward, and tells DeepSpeed which is the last of a step.
         "train_micro_batch_size_per_gpu": 1,
@@ -158,6 +172,17 @@ def load_once(load: Callable[[Mapping[str, Any]], Any]) -> Any:
     if any(found != alike[0] for found in alike) and not first:
         loaded[:] = [load({})]
     return loaded[0]
+
+
+def share_of_cpus(cpus: int, gpus: int) -> int:
+    """Return the threads for a rank that updates offloaded state on the CPU; its launcher gave it one."""
+    return max(1, cpus // max(1, gpus))
+
+
+def _gpus_of_this_machine() -> int:
+    """Count the machine's GPUs; CUDA may show this process only its own."""
+    listed = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return max(listed, torch.cuda.device_count())
 
 
 def effective_zero_stage(placement: Placement, precision: Precision) -> int:

@@ -42,6 +42,7 @@ from trainers.train.card import CARD, model_card
 from trainers.train.checkpoints import (
     Checkpoint,
     Checkpoints,
+    Later,
     agreed_latest,
     collect_epochs,
     keep_epoch,
@@ -66,12 +67,13 @@ _FINGERPRINT_VALUES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keeping:
-    """A training's checkpoints and their identity, its stop request, and what to do after an epoch."""
+    """A training's checkpoints and their identity, its stop request, what to do after an epoch, and rank 0's slow writes."""
 
     checkpoints: Checkpoints | None
     identity: dict[str, str]
     stop: StopLeft
     end_epoch: Callable[[int], None]
+    later: Later
 
 
 def train(
@@ -91,7 +93,7 @@ def train(
     forget_peak_memory()
     epochs, kept = inputs.optim.epochs, inputs.keep_epochs
     kept_in, mirror = (out_dir, None) if checkpoints is None else (checkpoints.folder, checkpoints.mirror)
-    with process_group():
+    with Later() as later, process_group():
         tokenizer = load_tokenizer(inputs.location, inputs.revision, inputs.trust, inputs.template)
         model = load_once(lambda known: _base_model(inputs, tokenizer, known))
         # Before the training, which would be lost if its model could not be saved.
@@ -102,7 +104,7 @@ def train(
 
         def end_epoch(epoch: int) -> None:
             if epoch in kept:
-                keep_epoch(model, files, kept_in, epoch, epochs, mirror)
+                keep_epoch(model, files, kept_in, epoch, epochs, later, mirror)
 
         first = dist.get_rank() == 0
         keeping = Keeping(
@@ -110,6 +112,7 @@ def train(
             identity={} if checkpoints is None else on_first(lambda: _identity(model, inputs)),
             stop=stop,
             end_epoch=end_epoch,
+            later=later,
         )
         in_memory = functools.partial(memory_named, **_too_large(inputs))
         with in_memory():
@@ -261,7 +264,14 @@ def _loop(
             keeping.end_epoch(epoch + 1)
         write, stop = (wish > 0 for wish in sums[4:])
         if write and keeping.checkpoints is not None and len(log) < total:
-            write_s = save(engine, keeping.checkpoints, log, total=total, training=keeping.identity)
+            write_s = save(
+                engine,
+                keeping.checkpoints,
+                log,
+                total=total,
+                training=keeping.identity,
+                later=keeping.later,
+            )
             saved_at = time.monotonic()
             report({"checkpoint": number + 1})
         if stop and len(log) < total:

@@ -183,6 +183,9 @@ def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorH
 
 def train_rank(config: dict[str, Any]) -> None:
     """Train as one rank of a gang."""
+    from trainers.train.engine import import_deepspeed
+
+    import_deepspeed()
     stage, coordinator = config["stage"], config["coordinator"]
     call = replace(config["call"], stop=_asking(coordinator))
     post, ranks = posting_for(stage.key, coordinator.post.remote), call.placement.world_size
