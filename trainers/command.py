@@ -107,7 +107,7 @@ def parse(
     The help opens with the description, else with the docstring of `kind`.
     """
     try:
-        _refuse_repeated(words)
+        words = added_up(kind, words)
         return tyro.cli(kind, args=words, prog=prog, description=description, config=tuple(config))
     except SpecError as error:
         # Some values are checked by what holds them.
@@ -115,11 +115,29 @@ def parse(
         sys.exit(USAGE)
 
 
-def _refuse_repeated(words: Sequence[str]) -> None:
-    """Raise SpecError where a flag is given twice: tyro would take the last alone."""
-    flags = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
-    if repeated := sorted({flag for flag in flags if flags.count(flag) > 1}):
-        raise SpecError(f"{', '.join(repeated)}: given more than once; put all values behind one.")
+def added_up(kind: type, words: Sequence[str]) -> list[str]:
+    """Move the values of a repeated flag behind its first ones, since tyro would take the last ones alone.
+
+    A flag that takes one value is then refused by tyro, which has no place for the second.
+    """
+    commands = {item.__name__.lower() for item in typing.get_args(typing.get_type_hints(kind).get("command"))}
+    into: list[str] = []
+    groups, first = [into], dict[str, list[str]]()
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            if flag not in first:
+                groups.append(first.setdefault(flag, [flag]))
+            into = first[flag]
+            into.extend([value] if equals else [])
+        elif word in commands and len(into) != 1:
+            # What follows a flag is its value. After one command, the same word is a value, too.
+            commands, into = set(), [word]
+            groups.append(into)
+        else:
+            into.append(word)
+    return [word for group in groups for word in group]
 
 
 @contextlib.contextmanager

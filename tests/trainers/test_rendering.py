@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainers.data.records import Message, Pair
 from trainers.errors import DataError, SweepError
+from trainers.models.tiny import build_tokenizer
 from trainers.pairs.templates import _add_markers
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DrawSpec
@@ -55,8 +56,11 @@ TEMPLATES = {
         "{% for s in messages if s.role == 'system' %}{{ s.content }} {% endfor %}{% endif %}{{ m.content }} [/INST]"
         "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% endif %}{% endfor %}"
     ),
-    # As DeepSeek V3: reasoning is dropped from every turn.
-    "deepseek": loop("<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>"),
+    # As DeepSeek V3: arguments are a text, and reasoning is dropped from every turn.
+    "deepseek": loop(
+        "<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}{% for call in m.tool_calls or [] %}"
+        "{{ '<call>' + call.function.name + ' ' + call.function.arguments }}{% endfor %}<|end|>"
+    ),
     # As Qwen 3: the reasoning of turns before the last user turn is dropped.
     "reasoning": (
         "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -119,12 +123,14 @@ def responding(*turns):
 
 
 KEPT = {
+    "white space": ("any", pair_of(Message("user", "  Why \n"), chosen="\nSo. ")),
     "a system turn within the last user turn": (
         "mistral",
         pair_of(Message("system", "Be kind."), ASKED, Message("assistant", "Hm."), AGAIN),
     ),
     "text beside a call": ("qwen", pair_of(ASKED, calling(content="I look."), TOOL)),
     "calls with arguments as text": ("qwen", pair_of(ASKED, calling(json.dumps(ARGUMENTS)), TOOL)),
+    "calls for a template of texts": ("deepseek", pair_of(ASKED, calling(), TOOL)),
     "tools": ("qwen", pair_of(ASKED, calling(), TOOL, tools=TOOLS)),
     "a tool's answer as JSON": ("llama", pair_of(ASKED, calling(), TOOL)),
     "a response that calls": ("qwen", responding(calling(), TOOL, Message("assistant", "So."))),
@@ -183,7 +189,19 @@ LOST = {
     "calls of a response": (
         "any",
         responding(calling({"city": "Rome"}), TOOL, Message("assistant", "The weather in Rome")),
-        "the text of the tool turn: '20 C",
+        "the text of the tool turn (or the tool_calls before it): '20 C",
+    ),
+    "calls in another form": (
+        "qwen",
+        pair_of(ASKED, Message("assistant", "", '{"tool_calls": ["weather"]}')),
+        "refuses a conversation of the turns user, assistant",
+    ),
+    "an older call": (
+        "qwen",
+        pair_of(
+            ASKED, Message("assistant", "Hm", '{"function_call": {"name": "weather", "arguments": "{}"}}')
+        ),
+        "function_call of the assistant turn: 'weather'",
     ),
     "tools": (
         "llama",
@@ -195,9 +213,19 @@ LOST = {
         pair_of(ASKED, chosen="<think>Hm</think>So"),
         "the text of the assistant turn: '<think>Hm</think>So'",
     ),
+    "reasoning in a field that is scored": (
+        "any",
+        responding(reasoning("Hm.")),
+        "reasoning_content of the assistant turn: 'Hm.'",
+    ),
     "reasoning in a field before a user turn that is scored": (
         "reasoning",
         responding(reasoning("Hm."), AGAIN, Message("assistant", "So.")),
+        "reasoning_content of the assistant turn: 'Hm.'",
+    ),
+    "reasoning of this exchange": (
+        "any",
+        pair_of(ASKED, reasoning("Hm.", "I look."), TOOL),
         "reasoning_content of the assistant turn: 'Hm.'",
     ),
 }
@@ -256,6 +284,11 @@ def test_marker_tokens_take_every_role_and_no_calls():
     )
     with pytest.raises(DataError, match="leaves out or moves tool_calls"):
         tokenize_pairs([pair_of(ASKED, calling(), TOOL)], tokenizer, DrawSpec())
+
+
+def test_a_tiny_model_has_no_token_for_a_tool():
+    with pytest.raises(DataError, match=r"of the built-in tiny models .* no token for the role tool"):
+        tokenize_pairs([pair_of(ASKED, Message("tool", "20 C"))], build_tokenizer(), DrawSpec())
 
 
 @pytest.mark.parametrize(

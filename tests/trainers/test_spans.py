@@ -220,6 +220,17 @@ def test_a_system_turn_is_refused_where_it_must_be(pair, system):
         tokenize_pairs([pair], tokenizer_of(GEMMA), DrawSpec(system=system))
 
 
+def test_a_template_of_parts_gets_parts():
+    parts = (
+        "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content if part.type == 'text' %}{{ part.text }}"
+        "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer = tokenizer_of(parts)
+    (tokens,), _ = tokenize_pairs([pair_of(ASKED)], tokenizer, DrawSpec())
+    assert tokenizer.decode(tokens.prompt) == "<|user|>Warm in Rome?<|assistant|>"
+    assert tokenizer.decode(tokens.chosen) == "It is."
+
+
 NAMED = {"chat": "{{ messages[0].content }} chat", "rag": "{{ messages[0].content }} rag"}
 
 
@@ -233,7 +244,7 @@ def test_a_template_is_chosen_by_name_or_file(tmp_path):
         assert (
             tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == f"a {said}"
         )
-    with pytest.raises(ModelError, match=r"no chat template 'default'; name one of its own, chat, rag"):
+    with pytest.raises(ModelError, match=r"several chat templates; name one of its own, chat, rag"):
         load_tokenizer(str(tmp_path / "model"))
     with pytest.raises(ModelError, match=r"no chat template 'tools'; .*chat, rag.*--template"):
         choose_template(tokenizer_of(NAMED), "tools")

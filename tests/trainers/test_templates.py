@@ -208,9 +208,12 @@ def test_the_padding_token_ends_no_turn(specials, template):
     assert 0 <= padding_token(tokenizer) < len(tokenizer)
 
 
-def test_the_padding_token_is_no_unknown_word_where_nothing_ends_a_turn(tmp_path):
+@pytest.mark.parametrize("response", ["a", "b", "unheard"])
+def test_the_padding_token_ends_no_response_where_nothing_ends_a_turn(tmp_path, response):
     tokenizer = marked("no eos", tmp_path)
-    assert padding_token(tokenizer) != tokenizer.unk_token_id
+    pair = Pair(prompt=user_prompt("d"), chosen=response, rejected="g")
+    (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
+    assert padding_token(tokenizer) != tokens.chosen[-1]
 
 
 def test_a_padding_token_of_its_own_is_kept_even_where_its_id_is_0():
@@ -332,3 +335,17 @@ def test_a_response_gets_no_space_that_the_conversation_has_not():
     (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
     for response, text in ((tokens.chosen, "[x]y"), (tokens.rejected, "[x]z")):
         assert tokens.prompt + response == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", TEMPLATELESS)
+def test_prompt_tokens_begin_the_whole_conversation(kind, tmp_path):
+    tokenizer = marked(kind, tmp_path)
+    (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
+    whole = render(tokenizer, (*TURNS, Message("assistant", PAIR.chosen)), add_generation_prompt=False)
+    assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_with_several_templates_uses_its_default():
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "nothing"}
+    assert render(tokenizer, TURNS, add_generation_prompt=True) == TURNS[0].content

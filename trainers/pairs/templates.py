@@ -4,12 +4,13 @@ A model without a template gets two marker tokens (paper §3): `<|user|>` and `<
 its end-of-sequence token, where it has one, after each response. Turns of any other role stand after `<|user|>`.
 """
 
+import contextlib
 import datetime
 import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,16 +75,17 @@ def choose_template(tokenizer: Any, template: str | None) -> Any:
     Raises ModelError.
     """
     own = tokenizer.chat_template
-    named = own if isinstance(own, dict) else {}
-    if template and "{" in template:
-        tokenizer.chat_template = template
-    elif template in named:
-        tokenizer.chat_template = named[template]
-    elif template is not None or (named and "default" not in named):
+    named = own if isinstance(own, dict) else {"default": own} if own else {}
+    if template is None and (not isinstance(own, dict) or "default" in own):
+        return tokenizer
+    chosen = template if template and "{" in template else named.get(template)
+    if chosen is None:
+        missing = "several chat templates" if template is None else f"no chat template {template!r}"
         raise ModelError(
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template {template or 'default'!r}; name one of its own, "
-            f"{', '.join(named) or 'none'}, or a Jinja file, with --template."
+            f"the tokenizer of {tokenizer.name_or_path} has {missing}; name one of its own, {', '.join(named) or 'none'}, "
+            "or a Jinja file, with --template."
         )
+    tokenizer.chat_template = chosen
     return tokenizer
 
 
@@ -109,36 +111,66 @@ _SENTINELS = ("A7f3q", "Z9k2w")
 _LABELS = ("id", "type", "index")
 _REASONING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?</think>", re.DOTALL)
 
+# What templates raise on turns of a form that they do not expect.
+_REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
 
 def render(
     tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, tools: str = ""
 ) -> str:
     """Return a conversation as text; `tools` is a JSON list. Raises DataError where the template refuses it."""
     offered = json.loads(tools) if tools else None
-    try:
+    template = _dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path)
+    in_parts = _takes_parts(template)
+
+    def applied(arguments: Callable[[Any], Any]) -> str:
+        turns = [_as_dict(message, arguments) for message in messages]
+        for turn in turns if in_parts else ():
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
         rendered: str = tokenizer.apply_chat_template(
-            [_as_dict(message) for message in messages],
+            turns,
             tools=offered,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-            chat_template=_dated(tokenizer.get_chat_template(tools=offered), tokenizer.name_or_path),
+            chat_template=template,
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return rendered
+
+    try:
+        return applied(_parsed)
+    except _REFUSALS as error:
+        if any(message.fields for message in messages):
+            with contextlib.suppress(*_REFUSALS):
+                return applied(_as_text)
         raise DataError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of the turns "
             f"{', '.join(message.role for message in messages)}: {error}"
         ) from error
-    return rendered
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
-    """Return a turn as transformers' templates expect it: the arguments of calls are objects."""
+@functools.cache
+def _takes_parts(template: str) -> bool:
+    """Whether a template writes contents that are lists of parts, and none that are texts."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def writes(content: Any) -> bool:
+        turns = [{"role": role, "content": content} for role in ("user", "assistant")]
+        with contextlib.suppress(*_REFUSALS):
+            (text,), _ = render_jinja_template([turns], chat_template=template, bos_token="", eos_token="")
+            return _SENTINELS[0] in text
+        return False
+
+    return not writes(_SENTINELS[0]) and writes([{"type": "text", "text": _SENTINELS[0]}])
+
+
+def _as_dict(message: Message, arguments: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a turn as templates expect it: arguments of calls as objects (transformers), or as JSON texts (DeepSeek)."""
     turn = message.as_dict()
     for call in turn.get("tool_calls") or ():
         function = call.get("function", call)
         if "arguments" in function:
-            function["arguments"] = _parsed(function["arguments"])
+            function["arguments"] = arguments(function["arguments"])
     return turn
 
 
@@ -234,7 +266,7 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
     """
     text, prompt = _squeezed(text), _squeezed(prompt)
     asked = max((number for number, turn in enumerate(turns) if turn.role == "user"), default=0)
-    at = 0
+    at, fields = 0, ""
     for number, turn in enumerate(turns):
         ends = [at]
         for what, said in _said(turn, in_prompt=not prompt, before=not prompt and number < asked):
@@ -247,7 +279,10 @@ def left_out(turns: Sequence[Message], text: str, prompt: str = "") -> str | Non
             ]
             found = [start + len(form) for start, form in starts if start >= 0]
             if not found:
-                return f"{what} of the {turn.role} turn: {' '.join(said.split())[:60]!r}"
+                # A call that is left out may have been found in what later turns say.
+                before = f" (or the {fields} before it)" if fields and what == "the text" else ""
+                return f"{what} of the {turn.role} turn{before}: {' '.join(said.split())[:60]!r}"
+            fields = fields if what == "the text" else what
             ends.append(min(found))
         if turn.role != "system":
             # Never behind the turn's true end, since everything is searched from the end of the turn before it.
@@ -300,6 +335,10 @@ def _parsed(arguments: Any) -> Any:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except json.JSONDecodeError:
         return arguments
+
+
+def _as_text(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _squeezed(text: str) -> str:

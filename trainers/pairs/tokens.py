@@ -362,18 +362,30 @@ def _encode(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
 
 def _encoded(rendered: Sequence[_Rendered], tokenizer: Any) -> list[tuple[list[int], ...]]:
     """Return the tokens of each prompt, and those that each of its `added` adds to them."""
+    # A tokenizer takes special tokens out of a text first, so that nothing merges across them.
+    dividing = {
+        number: str(token.content)
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special and not token.normalized
+    }
     prompts = _encode([one.prompt for one in rendered], tokenizer)
-    wholes = iter(_encode([one.prompt + added for one in rendered for added in one.added], tokenizer))
-
-    def of(added: str, prompt: list[int]) -> list[int]:
-        whole = next(wholes)
-        # Where tokens merge across the boundary, the response is tokenised alone, as a model generates it.
-        return whole[len(prompt) :] if whole[: len(prompt)] == prompt else _encode([added], tokenizer)[0]
-
-    return [
-        (prompt, *(of(added, prompt) for added in one.added))
-        for one, prompt in zip(rendered, prompts, strict=True)
+    tails = [_tail(one.prompt, ids, dividing) for one, ids in zip(rendered, prompts, strict=True)]
+    asked = [(*tail, added) for one, tail in zip(rendered, tails, strict=True) for added in one.added]
+    pieces = _encode([text + added for text, _, added in asked], tokenizer)
+    # Where tokens merge across the boundary, the response is tokenised alone, as a model generates it.
+    responses = [
+        piece[len(tail) :] if piece[: len(tail)] == tail else _encode([added], tokenizer)[0]
+        for (_, tail, added), piece in zip(asked, pieces, strict=True)
     ]
+    width = len(rendered[0].added)
+    return list(zip(prompts, *(responses[number::width] for number in range(width)), strict=True))
+
+
+def _tail(prompt: str, prompt_ids: list[int], dividing: dict[int, str]) -> tuple[str, list[int]]:
+    """Return the prompt from its last special token on, as text and as tokens: all that a response could change."""
+    place = next((n for n in reversed(range(len(prompt_ids))) if prompt_ids[n] in dividing), None)
+    at = -1 if place is None else prompt.rfind(dividing[prompt_ids[place]])
+    return (prompt, prompt_ids) if place is None or at < 0 else (prompt[at:], prompt_ids[place:])
 
 
 def _verification(pair: Pair, row: int, tokenizer: Any, draw: DrawSpec) -> TokenPair:
