@@ -110,3 +110,20 @@ def test_a_training_that_goes_on_draws_the_steps_that_were_left(pairs: int, batc
     ]
     for done in range(len(whole) + 1):
         assert list(loop._steps(inputs, done)) == whole[done:]
+
+
+@given(LENGTHS, RANKS, st.integers(1, 2000))
+def test_no_more_forwards_than_hold_the_step_however_its_pairs_fall(lengths, world_size, budget):
+    ranks = split_step(
+        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget
+    )
+    forwards = len(ranks[0])
+    assert forwards <= -(-len(lengths) // world_size)
+    # Where the mean leaves room for the longest pair on top, no pair can have been in the way.
+    room = budget - max(lengths)
+    if room > 0:
+        assert forwards <= -(-sum(lengths) // (world_size * room))
+
+
+def test_no_pair_is_dropped_at_the_end_of_an_epoch():
+    assert [len(step) for step in steps_of_epoch(range(11), 4)] == [4, 4, 3]

@@ -21,7 +21,7 @@ from tests.trainers.trainings import load
 from trainers.data.sources import read_pairs
 from trainers.models import attention, layouts
 from trainers.models.layouts import layout_of
-from trainers.models.reward_parts import RewardModule
+from trainers.models.reward_parts import RewardModule, log_prob_sums
 from trainers.pairs.packing import collate
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import tokenize_pairs
@@ -118,6 +118,24 @@ def test_rewards_losses_and_gradients_in_float64(folders, wide, name, spec):
     reference = references(spec, pairs)
     assert layout_of(ours) == "packed"
     assert_as_naive(RewardModule(ours, spec), plain, spec, pairs, reference)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
+def test_sums_rewards_and_gradients_in_float32(folders, name, kind):
+    spec = SPECS[kind]
+    ours, plain = models(folders[name], spec, torch.float32)
+    pairs = random_pairs()
+    if kind == "im_rm":
+        assert_same_sums(ours, plain, pairs)
+    reference = naive.reference(plain, pairs) if spec.uses_reference else None
+    assert_as_naive(RewardModule(ours, spec), plain, spec, pairs, reference, 1e-5, 1e-4, least=1.0)
+
+
+def assert_same_sums(ours, plain, pairs):
+    with torch.no_grad():
+        found, expected = log_prob_sums(ours, collate(pairs)), naive.log_prob_sums(plain, pairs)
+    assert bool(((found - expected).abs() <= 1e-5 * expected.abs()).all())
 
 
 def count_attention(model):
@@ -222,14 +240,20 @@ def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, cap
 
 
 @pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
-def test_a_real_model_on_a_real_pair_in_float32(shared, smollm2_folder, kind):
+def test_a_real_model_on_real_pairs_in_float32(shared, smollm2_folder, kind):
     spec = SPECS[kind]
-    every = read_pairs(
-        DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback")), "test"
-    )
-    shortest = min(every, key=lambda pair: len(pair.prompt[0].content + pair.chosen + pair.rejected))
-    pairs, _ = tokenize_pairs([shortest], load_tokenizer(str(smollm2_folder)), DrawSpec())
+    source = str(shared / "data" / "ultrafeedback")
+    every = read_pairs(DatasetSpec(name="ultrafeedback", source=source), "test")
+    shortest = sorted(every, key=lambda pair: len(pair.prompt[0].content + pair.chosen + pair.rejected))[:3]
+    pairs, _ = tokenize_pairs(shortest, load_tokenizer(str(smollm2_folder)), DrawSpec())
     model = load(smollm2_folder, spec.type.output, head_seed=0)
     plain = naive.plain(model)
-    reference = naive.reference(plain, pairs) if spec.uses_reference else None
-    assert_as_naive(RewardModule(model, spec), plain, spec, pairs, reference, 1e-5, 1e-4, least=1.0)
+    if kind == "im_rm":
+        assert_same_sums(model, plain, pairs)
+    else:
+        with torch.no_grad():
+            found = torch.cat(RewardModule(model, spec)(collate(pairs))[:2])
+            expected = torch.cat(naive.rewards(plain, spec, pairs)[:2])
+        assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    reference = naive.reference(plain, pairs[:1]) if spec.uses_reference else None
+    assert_as_naive(RewardModule(model, spec), plain, spec, pairs[:1], reference, 1e-5, 1e-4, least=1.0)

@@ -27,7 +27,7 @@ from tests.trainers.trainings import load
 from trainers import rewards
 from trainers.errors import SpecError
 from trainers.evaluate import metrics, scoring
-from trainers.evaluate.scoring import read_reference, score_pairs, write_reference
+from trainers.evaluate.scoring import compute_reference, read_reference, score_pairs, write_reference
 from trainers.models.layouts import layout_of
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate, scoring_groups
@@ -237,3 +237,39 @@ def test_metrics_by_hand():
     assert metrics.loss(chosen, rejected) == pytest.approx(sum(losses) / 3)
     assert metrics.absolute_margin(chosen, rejected) == pytest.approx((4 / 3) / 1.0327955589886444)
     assert metrics.loss(chosen * 1e6, rejected * 1e6) < float("inf")
+
+
+def swapped(pair, spec):
+    if spec.kind == "ex_grm":
+        return dataclasses.replace(pair, chosen=[*pair.rejected[:-1], YES], rejected=[*pair.chosen[:-1], NO])
+    return dataclasses.replace(pair, chosen=pair.rejected, rejected=pair.chosen)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), name=st.sampled_from(NAMES), spec=st.sampled_from(list(SPECS.values())))
+def test_swapping_the_responses_flips_the_margin(models, seed, name, spec):
+    pairs = random_pairs(spec.kind, seed=seed)
+    reference = made_up_reference(spec, pairs)
+    other_way = reference and {index: sums[::-1] for index, sums in reference.items()}
+    there = rewards_of(models, name, spec, [pairs], reference=reference)
+    back = rewards_of(models, name, spec, [[swapped(pair, spec) for pair in pairs]], reference=other_way)
+    as_margins = [
+        {index: (chosen - rejected,) for index, (chosen, rejected, _) in rows.items()}
+        for rows in (there, back)
+    ]
+    assert_same_rewards({index: (-margin,) for index, (margin,) in as_margins[1].items()}, as_margins[0])
+
+
+@pytest.mark.parametrize("layout", ["packed", "rows"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_untrained_im_rm_gives_zero_rewards_and_a_loss_of_ln_2(models, name, layout):
+    spec, pairs = SPECS["im_rm"], random_pairs(count=8)
+    model = models[name, "unembedding", layout]
+    reference = compute_reference(model, pairs, report=silent)
+    scores = score_pairs(RewardModule(model, spec), pairs, reference=reference, report=silent)
+    largest = max(abs(value) for sums in reference.values() for value in sums)
+    assert max(abs(scores[0]).max(), abs(scores[1]).max()) <= spec.beta * 1e-5 * largest
+    in_training = rewards_of(models, name, spec, [pairs[:3], pairs[3:]], layout=layout, reference=reference)
+    for chosen, rejected, loss in in_training.values():
+        assert max(abs(chosen), abs(rejected)) <= spec.beta * 1e-5 * largest
+        assert loss == pytest.approx(math.log(2), abs=1e-4)
