@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_check --cpu        every step at a tiny size on the CPU; no figure of it is a speed
 
 Each step is a process of its own and checks its numbers before it measures; the first wrong number ends the command with
-exit code 1. `--out` holds what was found, as JSON, after every step. A step whose packages are missing is left out:
-`kernels` and `head` need torch and transformers only.
+exit code 1. `--out` holds what was found, as JSON, after every step. A step whose packages are missing says so and is left
+out: `kernels` and `head` need torch and transformers only.
 
 Shapes: H query heads, K key heads, N tokens, D width of a head, M response tokens, V vocabulary.
 """
@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import signal
 import statistics
@@ -22,13 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +37,11 @@ from trainers.models import attention
 from trainers.models.attention import MaskRule, pair_attention
 from trainers.models.products import settle_products
 from trainers.models.unembedding import Unembedding
-from trainers.pairs.packing import CHOSEN, PROMPT, REJECTED, PairLayout, Span
+from trainers.pairs.packing import PairLayout, Span
 
+# Most seconds of a step; two of them start many processes.
+STEP_TIMEOUT_S = 300
+SLOW_STEPS_TIMEOUT_S = {"training": 900, "throughput": 900}
 SEED = 0
 # Tokens of the prompt and of the two responses: UltraFeedback's test pairs have 515 on the mean.
 PAIR = (135, 190, 190)
@@ -54,10 +53,12 @@ HEADS: Mapping[str, tuple[int, int, int, float | None, int | None]] = {
     "Llama-3.2-1B, window": (32, 8, 64, None, 96),
     "Llama-3.2-3B": (24, 8, 128, None, None),
     "Llama-3.1-8B": (32, 8, 128, None, None),
+    "Qwen2.5-1.5B": (12, 2, 128, None, None),
     "Qwen2.5-3B": (16, 2, 128, None, None),
     "Gemma-2-2B": (8, 4, 256, 50.0, None),
     "Gemma-2-2B, window": (8, 4, 256, 50.0, 96),
     "Llama-3.2-1B, short": (32, 8, 64, None, None),
+    "Qwen2.5-3B, short": (16, 2, 128, None, None),
     "llama-48": (4, 4, 12, None, None),
 }
 # The largest error of a tensor relative to its size: that of one product in this precision, times a few.
@@ -71,6 +72,10 @@ RESUMED = ("--zero-stage=3", "--checkpointing")
 
 class WrongNumber(Exception):
     """A number that was computed differs from what it has to be; the message says which and by how much."""
+
+
+class NotInstalled(Exception):
+    """A package that a step needs is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,24 +98,32 @@ Figures = dict[str, Any]
 
 
 def versions(check: Check) -> Figures:
-    """Library versions and the card."""
-    installed = {item.name.lower(): item.version for item in metadata.distributions()}
-    names = ("torch", "transformers", "triton", "deepspeed", "ray", "trl")
-    found: Figures = {name: installed.get(name, "not installed") for name in names}
+    """Library versions, the card, and which arithmetic torch uses for fp32 products."""
+    names = ("torch", "transformers", "triton", "deepspeed", "ray", "trl", "flash-attn", "liger-kernel")
+    found: Figures = {
+        name: metadata.version(name) if _is_installed(name) else "not installed" for name in names
+    }
+    found["fp32 products"] = torch.get_float32_matmul_precision()
+    found["NVIDIA_TF32_OVERRIDE"] = os.environ.get("NVIDIA_TF32_OVERRIDE")
     if not check.cpu:
         card = torch.cuda.get_device_properties(0)
         found |= {"card": card.name, "gb": card.total_memory / 1e9, "cuda": torch.version.cuda}
+        found["capability"] = f"{card.major}.{card.minor}"
     return found
 
 
 def kernels(check: Check) -> Figures:
     """Attention over packed pairs, values and gradients, against a softmax in fp64."""
-    return {f"{name}, {precision}": _kernel(check, name, precision) for name in HEADS for precision in DTYPES}
+    found: Figures = {
+        f"{name}, {precision}": _kernel(check, name, precision) for name in HEADS for precision in DTYPES
+    }
+    found["graphs compiled"] = _graphs()
+    return found
 
 
 def _kernel(check: Check, name: str, precision: str) -> Figures:
     heads, key_heads, width, softcap, window = HEADS[name]
-    pairs, lengths = (1, SHORT) if name.endswith("short") else (4, PAIR)
+    pairs, lengths = (1, SHORT) if name.endswith("short") else (8, PAIR)
     if check.cpu:
         pairs, lengths, window = 2, (9, 7, 5), window and 6
         heads, key_heads = heads // 4, max(1, key_heads // 4)
@@ -129,15 +142,23 @@ def _kernel(check: Check, name: str, precision: str) -> Figures:
     def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _dense(query, key, value, layout, window, softcap)
 
+    def flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scale = 1 / math.sqrt(width)
+        return attention._flex_attention(query, key, value, layout, scale, rule, softcap).transpose(1, 2)
+
     dtype, expected = DTYPES[precision], _attended(states, dense, torch.float64)
     what, once = f"attention of {name} in {precision}", _attended(states, packed, dtype)
     figures = _compared(what, once, expected, dtype)
     if check.cpu:
         return figures
-    fast = softcap is None and attention.fits_flash(states[0], states[2])
-    if fast and not all(map(torch.equal, once, _attended(states, packed, dtype))):
-        raise WrongNumber(f"{what}: it is another one the second time")
-    return figures | _measured(lambda: _attended(states, packed, dtype))
+    figures |= _measured(lambda: _attended(states, packed, dtype))
+    if softcap is None and attention.fits_flash(states[0], states[2]):
+        if not all(map(torch.equal, once, _attended(states, packed, dtype))):
+            raise WrongNumber(f"{what}: it is another one the second time")
+        other = _compared(f"{what} by FlexAttention", _attended(states, flex, dtype), expected, dtype)
+        other |= _measured(lambda: _attended(states, flex, dtype))
+        figures |= {f"{key} of FlexAttention": value for key, value in other.items()}
+    return figures
 
 
 def _compared(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> Figures:
@@ -174,28 +195,32 @@ def _attended(
 def _dense(
     query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Attention as a textbook writes it, of every token to what is before it in its pair but for the other response."""
+    """Attention pair by pair and response by response, as a textbook writes it."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    places = [
-        (number, part, position)
-        for number, span in enumerate(layout.spans)
-        for part, start, length in (
-            (PROMPT, 0, span.prompt),
-            (CHOSEN, span.prompt, span.chosen),
-            (REJECTED, span.prompt, span.rejected),
-        )
-        for position in range(start, start + length)
-    ]
-    pair_N, part_N, at_N = torch.tensor(places, device=query.device).T
-    seen_NN = (pair_N[:, None] == pair_N) & (at_N <= at_N[:, None])
-    seen_NN &= (part_N == PROMPT) | (part_N == part_N[:, None])
-    if window is not None:
-        seen_NN &= at_N[:, None] - at_N < window
-    scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    return scores.masked_fill(~seen_NN, -math.inf).softmax(-1) @ value
+    parts = []
+    for span in layout.spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        chosen = list(range(span.start + span.prompt, span.rejected_start))
+        rejected = list(range(span.rejected_start, span.end))
+        for row, new in ((prompt + chosen, 0), (prompt + rejected, span.prompt)):
+            at = torch.arange(len(row), device=query.device)
+            seen = at[None, :] <= at[:, None]
+            if window is not None:
+                seen &= at[:, None] - at[None, :] < window
+            scores = query[:, :, row] @ key[:, :, row].transpose(2, 3) / math.sqrt(query.shape[-1])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+            parts.append((weights @ value[:, :, row])[:, :, new:])
+    return torch.cat(parts, 2)
+
+
+def _graphs() -> int:
+    """How many graphs torch has compiled in this process; many mean that it compiles anew for every length."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def head(check: Check) -> Figures:
@@ -233,7 +258,7 @@ def _head(check: Check, precision: str) -> Figures:
     figures = _compared(f"log-probabilities in {precision}", in_blocks(), whole(), dtype)
     if check.cpu:
         return figures
-    return figures | _measured(in_blocks)
+    return {**figures, **_measured(in_blocks), "waits for the card": _synchronisations(in_blocks)}
 
 
 def _gradients(*leaves: Tensor) -> list[Tensor]:
@@ -254,10 +279,21 @@ def _measured(run: Callable[[], object]) -> Figures:
     return {"ms": statistics.median(times), "peak GB": torch.cuda.max_memory_allocated() / 1e9}
 
 
+def _synchronisations(run: Callable[[], object]) -> int:
+    """How often a run makes the host wait for the card."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(item.message) for item in caught)
+
+
 def training(check: Check) -> Figures:
     """Ten steps of built-in models by `python -m trainers.train`: on the card as on the CPU, at every ZeRO stage."""
-    import deepspeed  # noqa: F401
-
+    _require("deepspeed")
     found: Figures = {}
     with _tiny_world(("llama-64", "qwen2-64", "gemma2-64")) as folder:
         for model in ("llama-64",) if check.cpu else ("llama-64", "qwen2-64", "gemma2-64"):
@@ -336,6 +372,24 @@ def _losses(folder: Path, model: str, reward: str, *more: str, cpu: bool, stop: 
         return [float(loss) for loss in parquet.read_table(f"{out}/trained/log.parquet")["loss"].to_pylist()]
 
 
+def memory(check: Check) -> Figures:
+    """A step that is too large fails by name, and the same process goes on with one that fits."""
+    from trainers.errors import OutOfMemory
+    from trainers.models.memory import memory_named
+
+    if check.cpu:
+        return {"left out": "a CPU's memory ends by its own rules"}
+    free, total = torch.cuda.mem_get_info()
+    try:
+        with memory_named("too large"):
+            torch.empty(2 * total, dtype=torch.uint8, device="cuda")
+        raise WrongNumber("twice the card's memory was given")
+    except OutOfMemory:
+        pass
+    torch.empty(free // 2, dtype=torch.uint8, device="cuda").zero_()
+    return {"GB": total / 1e9, "GB free": free / 1e9}
+
+
 def streaming(check: Check) -> Figures:
     """Log-probabilities by a model whose layers come from host memory one after another: those of the whole one, bit for bit."""
     from benchmarks.data import random_draw
@@ -345,30 +399,36 @@ def streaming(check: Check) -> Figures:
     from trainers.models.streaming import stream_layers
     from trainers.pairs.templates import load_tokenizer
 
+    found: list[Any] = []
+    figures: Figures = {}
+    ways: dict[str, Callable[[Any, str], Any]] = {
+        "streamed": stream_layers,
+        "whole": lambda model, device: model.to(device),
+    }
     with tempfile.TemporaryDirectory() as folder:
         config = _llama(ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"], check)
         pairs = random_draw(Path(folder), config, (9, 7, 5) if check.cpu else PAIR, 16).pairs
-        whole, streamed = (
-            load_model(folder, tokenizer=load_tokenizer(folder), output="unembedding", precision="fp32")
-            for _ in range(2)
-        )
-    models = {"whole": whole.to(check.device), "streamed": stream_layers(streamed, check.device)}
-    sums, figures = [], dict[str, Any]()
-    for name, model in models.items():
-        began = time.perf_counter()
-        sums.append(compute_reference(model, pairs, report=lambda row: None))
-        figures[f"s, {name}"] = time.perf_counter() - began
-    if sums[0] != sums[1]:
-        raise WrongNumber("log-probabilities with layers from host memory are not those of the whole model")
+        tokenizer = load_tokenizer(folder)
+        for name, place in ways.items():
+            model = load_model(folder, tokenizer=tokenizer, output="unembedding", precision="fp32")
+            if not check.cpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            model = place(model, check.device)
+            compute_reference(model, pairs, report=lambda row: None)
+            began = time.perf_counter()
+            found.append(compute_reference(model, pairs, report=lambda row: None))
+            if not check.cpu:
+                figures |= {f"s, {name}": time.perf_counter() - began}
+                figures |= {f"GB, {name}": torch.cuda.max_memory_allocated() / 1e9}
+    if found[0] != found[1] or figures.get("GB, streamed", 0) >= figures.get("GB, whole", 1):
+        raise WrongNumber(f"layers from host memory are not a whole model's, or take as much: {figures}")
     return figures
 
 
 def sweep(check: Check) -> Figures:
     """A small sweep on Ray, from reference to report; afterwards no process of theirs holds the card."""
-    import deepspeed  # noqa: F401
-    import mlflow  # noqa: F401
-    import ray  # noqa: F401
-
+    _require("ray", "deepspeed", "mlflow")
     before = _on_the_card(check)
     with tempfile.TemporaryDirectory() as storage:
         words = "sweeps/full_grid.py --profile laptop --models llama-64 --train-sets tiny_world --max-trials"
@@ -396,11 +456,12 @@ def _on_the_card(check: Check) -> set[str]:
 
 
 def throughput(check: Check) -> Figures:
-    """An optimiser step at the shape of Llama-3.2-1B: ours, ours with compiled layers, the naive recipe, TRL; speed, memory.
+    """An optimiser step at the shape of Llama-3.2-1B, and of a part of the 8B: ours, the naive recipe, TRL; speed, memory.
 
-    `planned GB` is what `plan` would reserve.
+    `mfu` is the share of the card's dense peak rate that the operations of the definition take: recomputation and padding
+    do not count. `planned GB` is what `plan` would reserve.
     """
-    import deepspeed  # noqa: F401
+    _require("deepspeed")
     from transformers import LlamaConfig
 
     from benchmarks.data import random_draw
@@ -410,33 +471,40 @@ def throughput(check: Check) -> Figures:
 
     contenders = [OURS, "naive"]
     if not check.cpu:
-        contenders += [COMPILED, *(["trl"] if find_spec("trl") else [])]
-    batch, repetitions, lengths = (2, 1, (9, 7, 5)) if check.cpu else (8, 5, PAIR)
+        contenders += [COMPILED, *(["trl"] if _is_installed("trl") else [])]
+    precisions = ("fp32",) if check.cpu else ("bf16", "tf32", "fp32")
+    batch, repetitions = (2, 1) if check.cpu else (8, 5)
+    small, large = (ARCHITECTURES[f"meta-llama/Llama-3.{name}"] for name in ("2-1B", "1-8B-Instruct"))
+    models = [("1B", small, [*itertools.product(precisions, ("ex_rm", "im_rm"))], contenders)]
+    # Eight of its 32 layers: 45 GB of weights, gradients and moments.
+    if not check.cpu and torch.cuda.mem_get_info()[1] > 75e9:
+        models.append(("8B cut to 8 layers", replace(large, layers=8), [("bf16", "im_rm")], [OURS]))
     found: Figures = {}
-    with tempfile.TemporaryDirectory() as folder:
-        config = _llama(ARCHITECTURES["meta-llama/Llama-3.2-1B"], check)
-        drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
-        shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
-        for precision, kind in itertools.product(
-            ("fp32",) if check.cpu else ("bf16", "tf32", "fp32"), ("ex_rm", "im_rm")
-        ):
-            jobs = [
-                Job(contender=one, task="train", kind=kind, drawn=drawn, precision=precision, batch=batch)
-                for one in contenders
-            ]
-            measured = measure(jobs, repetitions)
-            seconds = {one: turns.seconds() for one, turns in measured.items()}
-            values = [turns.value for turns in measured.values()]
-            # Contenders that compute the same step agree on its loss, within the precision.
-            if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
-                raise WrongNumber(f"{precision} {kind}: the contenders' losses are {values}")
-            own = statistics.median(seconds[OURS])
-            found[f"1B {precision} {kind}"] = {
-                "pairs/s": batch / own,
-                "peak GB": measured[OURS].peak_bytes / 1e9,
-                "planned GB": _planned_gb(shapes, kind, precision, batch, lengths),
-                **{f"times {one}": ratio_to_ours(seconds, one) for one in contenders[1:]},
-            }
+    for name, sizes, cells, names in models:
+        config = _llama(sizes, check)
+        with tempfile.TemporaryDirectory() as folder:
+            lengths = (9, 7, 5) if check.cpu else PAIR
+            drawn = random_draw(Path(folder), config, lengths, batch * (repetitions + 1))
+            shapes = of_config(LlamaConfig.from_pretrained(folder).to_dict())
+            for precision, kind in cells:
+                jobs = [
+                    Job(contender=one, task="train", kind=kind, drawn=drawn, precision=precision, batch=batch)
+                    for one in names
+                ]
+                measured = measure(jobs, repetitions)
+                seconds = {one: turns.seconds() for one, turns in measured.items()}
+                values = [turns.value for turns in measured.values()]
+                # Contenders that compute the same step agree on its loss, within the precision.
+                if not max(values) - min(values) <= (1e-4 if precision == "fp32" else 2e-2):
+                    raise WrongNumber(f"{name} {precision} {kind}: the contenders' losses are {values}")
+                own = statistics.median(seconds[OURS])
+                found[f"{name} {precision} {kind}"] = {
+                    "pairs/s": batch / own,
+                    "peak GB": measured[OURS].peak_bytes / 1e9,
+                    **{f"times {one}": ratio_to_ours(seconds, one) for one in names[1:]},
+                    **_planned(shapes, kind, precision, batch, own, check),
+                    **_profiled(jobs[0], check),
+                }
     return found
 
 
@@ -453,23 +521,79 @@ def _llama(sizes: Any, check: Check) -> dict[str, Any]:
     }
 
 
-def _planned_gb(shapes: Any, kind: str, precision: str, batch: int, lengths: tuple[int, int, int]) -> float:
+def _profiled(job: Any, check: Check) -> Figures:
+    """How many kernels (on a CPU operations) a step of ours runs, and how much of its time the card waits for them."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks.contenders import Ours
+    from trainers.train.engine import process_group
+
+    activity, kind = ProfilerActivity.CUDA, DeviceType.CUDA
+    if check.cpu:
+        activity, kind = ProfilerActivity.CPU, DeviceType.CPU
+    with process_group():
+        ours = Ours(job)
+        ours.step(job.pairs_of(0))
+        began = time.perf_counter()
+        with profile(activities=[activity]) as profiled:
+            # It ends by reading the loss from the card.
+            ours.step(job.pairs_of(1))
+            seconds = time.perf_counter() - began
+    kernels = [event for event in profiled.events() if event.device_type == kind]
+    figures: Figures = {"kernels a step": len(kernels)}
+    if not check.cpu:
+        figures["idle share"] = 1 - sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / seconds
+    return figures
+
+
+def _planned(shapes: Any, kind: str, precision: str, batch: int, step_s: float, check: Check) -> Figures:
+    """The share of the card's peak rate that a step of that many seconds used, and the memory that `plan` expects."""
+    from benchmarks.utilisation import step_flops
+    from orchestrator.plan.durations import peak_tflops
+    from orchestrator.plan.hardware import listed_kind
     from orchestrator.plan.memory import PairTokens, Training, footprint
+    from trainers.pairs.tokens import TokenPair
     from trainers.rewards import RewardSpec
     from trainers.specs import OptimSpec, Placement
 
+    if check.cpu:
+        return {}
+    pair = PairTokens(prompt=PAIR[0], chosen=PAIR[1], rejected=PAIR[2])
     training = Training(
         architecture=shapes,
         reward=RewardSpec(kind=kind, beta=0.01 if kind == "im_rm" else None),
         optim=OptimSpec(effective_batch=batch),
         precision=precision,
-        pair=PairTokens(**dict(zip(("prompt", "chosen", "rejected"), lengths, strict=True))),
+        pair=pair,
     )
-    return footprint(training, Placement(device="cuda", forward_tokens=batch * sum(lengths))).total
+    prompt, chosen, rejected = ([0] * length for length in PAIR)
+    mean_pair = TokenPair(index=0, prompt=prompt, chosen=chosen, rejected=rejected)
+    flops = step_flops(shapes, kind, [mean_pair] * batch)
+    placement = Placement(device="cuda", forward_tokens=batch * sum(PAIR))
+    figures: Figures = {"planned GB": footprint(training, placement).total, "TFLOP/s": flops / step_s / 1e12}
+    card = listed_kind(torch.cuda.get_device_name(0))
+    if card is not None:
+        figures["mfu"] = figures["TFLOP/s"] / peak_tflops(card, precision)
+    return figures
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if not _is_installed(package):
+            raise NotInstalled(f"{package} is not installed")
 
 
 STEPS: Mapping[str, Callable[[Check], Figures]] = {
-    step.__name__: step for step in (versions, kernels, head, training, streaming, sweep, throughput)
+    step.__name__: step for step in (versions, kernels, head, training, memory, streaming, sweep, throughput)
 }
 
 
@@ -493,26 +617,44 @@ def main(check: Check) -> None:
 
 def _in_a_process(check: Check, name: str) -> Figures:
     """Run one step in a fresh process, so that it finds an empty card, and return its figures."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    code = "import sys; from benchmarks.gpu_check import one_step; one_step(sys.argv[1], sys.argv[2])"
+    limit_s = SLOW_STEPS_TIMEOUT_S.get(name, STEP_TIMEOUT_S)
+    # A session of its own: what it starts ends with it, and leaves the card.
+    with subprocess.Popen(
+        [sys.executable, "-c", code, name, check.device],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
         try:
-            return pool.submit(one_step, check, name).result()
-        except BrokenProcessPool as error:
-            return {"wrong": str(error)}
+            said, trouble = running.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            return {"left out": f"it took more than {limit_s} s, so nothing is said of it"}
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    if running.returncode:
+        return {"wrong": f"it ended with {running.returncode}: {trouble[-2000:]}"}
+    answer: Figures = json.loads(said.splitlines()[-1])
+    return answer
 
 
-def one_step(check: Check, name: str) -> Figures:
-    """Return the figures of a step, or what is `wrong`, or why it is `left out`."""
+def one_step(name: str, device: str) -> None:
+    """Run a step, and print its figures as the last line."""
+    check = Check(cpu=device == "cpu")
     # As a training does before its first product.
     settle_products("fp32")
     try:
-        return STEPS[name](check)
-    except ModuleNotFoundError as error:
-        return {"left out": f"{error.name} is not installed"}
+        answer = STEPS[name](check)
     except WrongNumber as error:
-        return {"wrong": str(error)}
-    except Exception:
-        return {"wrong": traceback.format_exc()[-2000:]}
+        answer = {"wrong": str(error)}
+    except NotInstalled as error:
+        answer = {"left out": str(error)}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still ends its step.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main(tyro.cli(Check))

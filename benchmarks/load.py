@@ -13,8 +13,9 @@ import json
 import math
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ from sweeps.full_grid import full_grid
 NAME = "load"
 REWARDS = ("ex_rm", "im_rm")
 MODELS = 100
+SAMPLE_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,23 @@ class Load:
     backend: Literal["ray", "inline"] = "ray"
     storage: Path | None = None
     """Where the artifacts are kept (default: a temporary folder that is removed at the end)."""
+
+
+@contextlib.contextmanager
+def sampled() -> Iterator[list[tuple[float, float, float]]]:
+    """Yield a list of (Unix time, resident MB, processor seconds so far) of this process that grows twice a second."""
+    samples: list[tuple[float, float, float]] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_EVERY_S):
+            samples.append((time.time(), psutil.Process().memory_info().rss / 1e6, time.process_time()))
+
+    threading.Thread(target=sample, daemon=True).start()
+    try:
+        yield samples
+    finally:
+        done.set()
 
 
 def make_session(load: Load, folder: Path) -> Session:
@@ -136,24 +155,23 @@ def main(load: Load) -> None:
     with storage_of(load.storage) as folder, mock.patch.object(run, "cluster_address", return_value=None):
         session = make_session(load, Path(folder))
         stand_in = standing_in_on_ray if load.backend == "ray" else standing_in
-        with stand_in(AT_ONCE):
+        with sampled() as samples, stand_in(AT_ONCE):
             run_s(session, full_grid)
-        cpu_s = time.process_time()
         shown, catching_up_s = session.store.sweep_dir(NAME) / SHOWN, 0.0
         for _ in itertools.takewhile(lambda _: not shown.exists(), range(20)):
             catching_up_s += run_s(session, full_grid)
         again_s = run_s(session, full_grid)
-        rows = [
-            *_measured(load, session),
-            ("driver's CPU s per trial", f"{cpu_s / load.trials:.3f}"),
-            ("driver's memory, MB", f"{psutil.Process().memory_info().rss / 1e6:.0f}"),
-            ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
-            ("run again when complete, s", f"{again_s:.1f}"),
-        ]
+        rows = list(_measured(load, session, samples))
+    rows += [
+        ("MLflow, catching up afterwards, s", f"{catching_up_s:.1f}"),
+        ("run again when complete, s", f"{again_s:.1f}"),
+    ]
     print_table(f"{load.trials} trials × {load.sets} sets, {load.backend}", rows)
 
 
-def _measured(load: Load, session: Session) -> Iterator[tuple[str, str]]:
+def _measured(
+    load: Load, session: Session, samples: Sequence[tuple[float, float, float]]
+) -> Iterator[tuple[str, str]]:
     results = sweep_results(read_declaration(NAME, session.store), session.store)
     evaluated = sum(len(result.evaluations) for result in results)
     yield "trainings found", f"{sum(result.trained for result in results)} of {load.trials}"
@@ -162,9 +180,11 @@ def _measured(load: Load, session: Session) -> Iterator[tuple[str, str]]:
     ends = sorted(result.finished for result in results)
     ends.insert(0, min(result.started or math.inf for result in results))
     yield "wall s per trial", f"{(ends[-1] - ends[0]) / load.trials:.3f}"
-    quarters = itertools.pairwise(load.trials * quarter // 4 for quarter in range(5))
-    by_quarter = [f"{(ends[last] - ends[first]) / (last - first):.3f}" for first, last in quarters]
-    yield "by quarter of the trials", ", ".join(by_quarter)
+    at = [min(samples, key=lambda sample: abs(sample[0] - end)) for end in ends]
+    for first, last in itertools.pairwise(load.trials * quarter // 4 for quarter in range(5)):
+        wall_s, cpu_s = ends[last] - ends[first], at[last][2] - at[first][2]
+        found = [f"{seconds / (last - first):.3f}" for seconds in (wall_s, cpu_s)]
+        yield f"{first} to {last}: wall s, CPU s per trial; MB", ", ".join([*found, f"{at[last][1]:.0f}"])
 
 
 def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:

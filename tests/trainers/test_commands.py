@@ -327,3 +327,12 @@ def test_downloads_are_seen_on_a_terminal_once_and_no_other_bar_of_the_libraries
     _quieten_transformers()
     assert not transformers_logging.is_progress_bar_enabled()
     assert are_progress_bars_disabled() == (not terminal or rank == "1")
+
+
+def test_a_process_that_only_trains_imports_deepspeed_without_mlflow():
+    code = (
+        "import sys; from trainers.train.engine import import_deepspeed; import_deepspeed();"
+        "print('deepspeed' in sys.modules, 'mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["True False", "mlflow"]

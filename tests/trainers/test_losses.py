@@ -77,7 +77,7 @@ TRAINED = {
     "im_rm_hybrid": RewardSpec(kind="im_rm_hybrid", beta=0.1),
 }
 # What is added to a loss does not ask of which type the rewards are.
-STAGES = {"ex_rm": (0, 3), "im_rm": (1,), "im_rm_hybrid": (2,)}
+STAGES = {"ex_rm": (0, 2), "im_rm": (1, 3), "im_rm_hybrid": (0, 1, 2, 3)}
 OPTIM = OptimSpec(lr=1e-3, epochs=2, effective_batch=4)
 COUNT = 9
 
@@ -206,6 +206,8 @@ def test_rows_without_a_margin_are_counted_before_a_sweep_starts(tmp_path):
     ("words", "message"),
     [
         ("ex_rm --margin 0.5", "data set pairs: 2 of 3 rows have no margin"),
+        ("ex_rm --consistency 0.5", "data set pairs: 3 of 3 rows have no rewriting, which --consistency 0.5"),
+        ("ex_grm --loss hinge", "ex_grm has a loss of its own"),
         ("ex_rm --ties --loss ipo", "--ties and --loss ipo"),
         ("ex_rm --columns margin=gap", "no column 'gap'"),
         ("ex_rm --label-smoothing 0.5", "--label-smoothing 0.5 is not in"),

@@ -16,7 +16,7 @@ from tests.trainers.trainings import load
 from trainers.errors import Diverged, ModelError, OutOfMemory, SpecError
 from trainers.models import attention
 from trainers.models.loading import freeze
-from trainers.models.memory import memory_named
+from trainers.models.memory import memory_named, peak_memory
 from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.packing import collate
@@ -259,3 +259,10 @@ def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path
         with pytest.raises(error, match=message):
             train(changed, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
     assert not (tmp_path / "second").exists()
+
+
+def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
+    assert peak_memory() == {"peak_mem_gb": 3.0, "allocated_gb": 2.0}

@@ -173,3 +173,12 @@ def test_validation_between_steps_leaves_partitioned_weights_trainable(truth, ti
 def test_all_settings_train_as_plain_adamw(truth, tiny_model, tmp_path, zero_stage):
     runs = [run for run in full_product() if run["zero_stage"] == zero_stage]
     check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
+
+
+def test_the_cover_shows_every_two_settings_together():
+    cover = all_pairs_cover()
+    assert len(cover) <= 24
+    assert set().union(*map(pairs_of, cover)) == set().union(*map(pairs_of, full_product()))
+    assert {(run["zero_stage"], run["world_size"]) for run in cover} == set(
+        itertools.product((0, 1, 2, 3), (1, 2))
+    )
