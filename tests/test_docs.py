@@ -120,16 +120,46 @@ def test_axes_of_the_page_come_to_so_many_trials(command, trials, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (rows,) = blocks(AXES_PAGE, "csv")
     Path("trials.csv").write_text(rows)
-    words = [*shlex.split(command)[2:], "--backend", "inline", "--storage", str(tmp_path / "store")]
-    with pytest.raises(SystemExit) as ended:
-        main.main(main.Grid(build=full_grid), tmp_path / "full_grid.py", arguments=words)
-    assert not ended.value.code
+    grid(tmp_path / "store", command, "--backend", "inline")
     assert f"full_grid: {trials} on" in capsys.readouterr().out
 
 
 def test_the_page_of_axes_has_them_all():
     listed = re.findall(r"^\| `([\w-]+)` \|", AXES_PAGE.read_text(encoding="utf-8"), re.M)
     assert sorted(listed) == sorted(AXES)
+
+
+@pytest.fixture(scope="module")
+def storage(tiny_model, tmp_path_factory):
+    """A store with two complete sweeps of two trials."""
+    folder = tmp_path_factory.mktemp("docs") / "store"
+    words = ("--models", str(tiny_model), "--only", "train=tiny_world", *SMALL)
+    for name in ("full_grid", "OTHER"):
+        assert run_sweep("full_grid", full_grid, catalog.PROFILES, folder, *words, "--name", name) == 0
+    return folder
+
+
+def grid(storage: Path, command: str, *more: str) -> None:
+    words = [*shlex.split(command)[2:], *more, "--storage", str(storage)]
+    with pytest.raises(SystemExit) as ended:
+        main.main(main.Grid(build=full_grid), storage.parent / "full_grid.py", arguments=words)
+    assert not ended.value.code
+
+
+@pytest.mark.parametrize("command", commands(ROOT / "docs" / "report.md"))
+def test_a_report_of_the_page_is_made(command, storage, capsys):
+    grid(storage, command)
+    assert "token-level shift" in capsys.readouterr().out
+    page = "compare-OTHER/compare.html" if "--compare" in command else "report.html"
+    assert (storage / "sweeps" / "full_grid" / "report" / page).is_file()
+
+
+@pytest.mark.parametrize("command", commands(ROOT / "docs" / "planning.md"))
+def test_a_plan_of_the_page_is_made(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # Without a cluster it asks Ray, which is not started here.
+    grid(tmp_path / "store", command, *([] if "--cluster" in command else ["--backend", "inline"]))
+    assert ("72" if "--cluster" in command else "24 trials") in capsys.readouterr().out
 
 
 SWEEPS_ON_DATA = [text for text in commands(ROOT / "docs" / "data.md") if "python sweeps/" in text]

@@ -193,6 +193,17 @@ def test_one_training_and_one_score_without_ray(yours, monkeypatch, capsys):
     assert (yours / "scores.parquet").is_file()
 
 
+def test_your_own_model_and_learning_rates_on_your_own_data_are_planned(said, yours, monkeypatch):
+    monkeypatch.chdir(yours)
+    (command,) = [text for text in COMMANDS if "full_grid.py plan --models" in text]
+    output = said(shlex.split(command), yours / "store")
+    assert "my-model" in output
+    assert "8 × H100-80GB" in output
+    (command,) = [text for text in COMMANDS if "--axis" in text]
+    python, script, _, *words = shlex.split(command)
+    assert "4 trials" in said([python, script, "plan", *words, "--backend", "inline"], yours / "store")
+
+
 def test_one_storage_takes_them_all_one_after_another(yours, monkeypatch):
     """The demo, one's own data, another reward type, the plain command: none takes another's name, gc offers nothing."""
     monkeypatch.chdir(yours)
