@@ -8,7 +8,7 @@ Shapes: P pairs of a step, R = 2P rows (chosen rows first), T tokens of the long
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models.layouts import layout_of
 from trainers.models.loading import DTYPES, device, initialise_head, load_model
 from trainers.models.reward_parts import RewardModule
+from trainers.pairs.packing import collate
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
@@ -34,8 +35,6 @@ LEARNING_RATE = 1e-6
 HEAD_SEED = 0
 # Where a trained model is scored, its weights differ from the reference's: margins of 0 would compare nothing.
 _TRAINED = 1.001
-# Computes the loss of a step's pairs, or their mean margin.
-Run = Callable[[Sequence[TokenPair]], float]
 
 
 def contend(job: Job, turns: Turns) -> None:
@@ -45,7 +44,7 @@ def contend(job: Job, turns: Turns) -> None:
         return
     contender = (Ours if job.contender in (OURS, COMPILED) else Naive)(job)
     turns.ready(contender.model, contender.prepass_s)
-    run: Run = contender.step if job.task == "train" else contender.mean_margin
+    run = contender.step if job.task == "train" else contender.mean_margin
     with process_group():
         while True:
             value = run(turns.wait())
@@ -77,12 +76,13 @@ class Ours:
             head_seed=HEAD_SEED,
         ).to(device())
         began = time.perf_counter()
-        reference = compute_reference(self.model, pairs, report=_silent) if reward.uses_reference else None
+        reference = (
+            compute_reference(self.model, pairs, report=lambda row: None) if reward.uses_reference else None
+        )
         self.prepass_s = time.perf_counter() - began
         self._inputs = TrainInputs(
             name="benchmark",
             location=model,
-            revision=None,
             precision=job.precision,
             reward=reward,
             optim=OptimSpec(lr=LEARNING_RATE, effective_batch=job.batch),
@@ -101,21 +101,18 @@ class Ours:
     def step(self, pairs: Sequence[TokenPair]) -> float:
         """One optimiser step; its loss. The first makes the engine, in the process group that is there."""
         if self._engine is None:
-            optim, placement = self._inputs.optim, self._inputs.placement
-            precision = self._inputs.precision
-            self._engine = make_engine(self._module, optim=optim, placement=placement, precision=precision)
+            named = {name: getattr(self._inputs, name) for name in ("optim", "placement", "precision")}
+            self._engine = make_engine(self._module, **named)
         positions = [self._position[pair.index] for pair in pairs]
         sums, _ = optimiser_step(self._engine, self._inputs, positions, layout_of(self.model), (0.0, 0.0))
         return sums[0] / len(pairs)
 
     def mean_margin(self, pairs: Sequence[TokenPair]) -> float:
         """Score the pairs; the mean margin."""
-        chosen, rejected = score_pairs(self._module, pairs, reference=self._inputs.reference, report=_silent)
+        chosen, rejected = score_pairs(
+            self._module, pairs, reference=self._inputs.reference, report=lambda row: None
+        )
         return float((chosen - rejected).mean())
-
-
-def _silent(_: object) -> None:
-    """Progress that nobody reads."""
 
 
 def _plain_model(job: Job, kind: str) -> Any:
@@ -154,27 +151,17 @@ class Naive:
             self.model.eval()
             _pretend_trained(self.model)
 
-    def _padded_rows(self, pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, attention mask and response mask, [R, T], padded at the right to the longest row."""
-        rows = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
-        ids_RT = torch.full((len(rows), max(map(len, rows))), self._pad_id)
-        mask_RT, response_RT = torch.zeros_like(ids_RT), torch.zeros_like(ids_RT)
-        for number, row in enumerate(rows):
-            ids_RT[number, : len(row)] = torch.tensor(row)
-            mask_RT[number, : len(row)] = 1
-            response_RT[number, len(pairs[number % len(pairs)].prompt) : len(row)] = 1
-        return ids_RT.to(device()), mask_RT.to(device()), response_RT.to(device())
-
     def _margins(self, pairs: Sequence[TokenPair]) -> Tensor:
-        ids_RT, mask_RT, response_RT = self._padded_rows(pairs)
+        batch = collate(pairs, layout="rows", pad_id=self._pad_id, device=device())
 
         def outputs(model: Any) -> Tensor:
+            ids_RT, mask_RT = batch.input_ids_BT, batch.attention_mask_BT
             return model(input_ids=ids_RT, attention_mask=mask_RT, use_cache=False).logits
 
         def log_prob_sums(model: Any) -> Tensor:
-            log_probs_RTV = torch.log_softmax(outputs(model)[:, :-1].float(), dim=-1)
-            log_prob_RT = log_probs_RTV.gather(2, ids_RT[:, 1:, None]).squeeze(2)
-            return (log_prob_RT * response_RT[:, 1:]).sum(1)
+            log_probs_NV = torch.log_softmax(outputs(model).float(), dim=-1).flatten(0, 1)
+            log_prob_M = log_probs_NV[batch.predictor_M, batch.target_M]
+            return log_prob_M.new_zeros(2 * len(pairs)).index_add(0, batch.owner_M, log_prob_M)
 
         if self._reference is None:
             reward_R = outputs(self.model).squeeze(1).float()

@@ -1,6 +1,5 @@
 """The model and the pairs of a measurement: drawn from a data set, or random."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,9 @@ from trainers.data import worlds
 from trainers.data.records import Pair, user_prompt
 from trainers.data.sources import read_pairs
 from trainers.errors import DataError
-from trainers.models.loading import convert_gguf
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
-
-_CACHE = Path("~/.cache/rmsweep-benchmarks").expanduser()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +27,10 @@ class Drawn:
     records: list[Pair]
 
 
-def ready_model(folder: Path) -> Path:
-    """Return a Hugging Face folder in fp32: `folder`, or what its GGUF file was converted to, once."""
-    files = sorted(folder.glob("*.gguf"))
-    if not files:
-        return folder.resolve()
-    converted = _CACHE / f"{files[0].stem}-{files[0].stat().st_size}"
-    if not converted.is_dir():
-        unfinished = converted.with_name(converted.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        convert_gguf(files[0], unfinished)
-        unfinished.rename(converted)
-    return converted.resolve()
-
-
-def draw(model: Path, data: Path, count: int) -> Drawn:
+def draw(model: str, data: Path, count: int) -> Drawn:
     """Draw `count` random test pairs that fit 512 + 512 tokens. Raises DataError where there are fewer."""
     records = read_pairs(DatasetSpec(name=data.name, source=str(data)), "test")
-    found = _tokenized(ready_model(model), records, count)
+    found = _tokenized(model, records, count)
     if len(found.pairs) < count:
         raise DataError(f"{data}, split test: only {len(found.pairs)} pairs fit, {count} are needed.")
     return found
@@ -75,10 +57,10 @@ def random_draw(folder: Path, config: dict[str, Any], lengths: tuple[int, int, i
         Pair(prompt=user_prompt(prompt), chosen=chosen, rejected=rejected)
         for prompt, chosen, rejected in parts
     ]
-    return _tokenized(folder, records, count)
+    return _tokenized(str(folder), records, count)
 
 
-def _tokenized(model: Path, records: Sequence[Pair], count: int) -> Drawn:
+def _tokenized(model: str, records: Sequence[Pair], count: int) -> Drawn:
     limits = DrawSpec(max_pairs=count, seed=0, max_prompt_tokens=512, max_response_tokens=512)
     pairs, _ = tokenize_pairs(records, AutoTokenizer.from_pretrained(model), limits)
-    return Drawn(model=str(model), pairs=pairs, records=[records[pair.index] for pair in pairs])
+    return Drawn(model=model, pairs=pairs, records=[records[pair.index] for pair in pairs])

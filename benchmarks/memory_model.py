@@ -169,7 +169,6 @@ def _train(case: Case, model: Path, lengths: tuple[int, int, int]) -> None:
     inputs = TrainInputs(
         name="random",
         location=str(model),
-        revision=None,
         precision="fp32",
         reward=case.reward,
         optim=OptimSpec(epochs=1, effective_batch=case.batch),

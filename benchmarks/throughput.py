@@ -14,6 +14,7 @@ import tyro
 
 from benchmarks.data import draw, random_draw
 from benchmarks.turns import EFFECTIVE_BATCH, OURS, Job, Kind, measure, print_table
+from trainers.command import model_folder
 
 DATA = Path("../shared/data/ultrafeedback")
 EPOCHS = 5
@@ -22,7 +23,7 @@ _TENSORS_PER_WEIGHT = 4
 
 
 def train(
-    model: Path,
+    model: str,
     data: Path = DATA,
     against: tuple[str, ...] = ("naive", "trl:4x1", "trl:1x4+precomputed"),
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
@@ -34,18 +35,19 @@ def train(
     training, and counted.
     """
     steps = repetitions + 1
-    drawn = draw(model, data, EFFECTIVE_BATCH * steps)
-    for kind in kinds:
-        # Only IM-RM has a reference to compute beforehand.
-        names = [name for name in (OURS, *against) if kind == "im_rm" or "+precomputed" not in name]
-        jobs = [Job(contender=name, task="train", kind=kind, drawn=drawn) for name in names]
-        title = f"{kind}, a step of {EFFECTIVE_BATCH} pairs"
-        share = 1 / (EPOCHS * steps)
-        print_table(title, measure(jobs, repetitions), pairs=EFFECTIVE_BATCH, prepass_share=share)
+    with model_folder(model) as folder:
+        drawn = draw(folder, data, EFFECTIVE_BATCH * steps)
+        for kind in kinds:
+            # Only IM-RM has a reference to compute beforehand.
+            names = [name for name in (OURS, *against) if kind == "im_rm" or "+precomputed" not in name]
+            jobs = [Job(contender=name, task="train", kind=kind, drawn=drawn) for name in names]
+            title = f"{kind}, a step of {EFFECTIVE_BATCH} pairs"
+            share = 1 / (EPOCHS * steps)
+            print_table(title, measure(jobs, repetitions), pairs=EFFECTIVE_BATCH, prepass_share=share)
 
 
 def score(
-    model: Path,
+    model: str,
     data: Path = DATA,
     pairs: int = 40,
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
@@ -57,11 +59,12 @@ def score(
     IM-RM is scored against a reference. The plain recipe runs it with every batch; here it is run once for a base model
     and data set, and `--models` trained models (seeds, epochs, learning rates) are scored with it.
     """
-    drawn = draw(model, data, pairs)
-    for kind in kinds:
-        jobs = [Job(contender=name, task="score", kind=kind, drawn=drawn) for name in (OURS, "naive")]
-        title = f"{kind}, scoring {pairs} pairs"
-        print_table(title, measure(jobs, repetitions), pairs=pairs, prepass_share=1 / models)
+    with model_folder(model) as folder:
+        drawn = draw(folder, data, pairs)
+        for kind in kinds:
+            jobs = [Job(contender=name, task="score", kind=kind, drawn=drawn) for name in (OURS, "naive")]
+            title = f"{kind}, scoring {pairs} pairs"
+            print_table(title, measure(jobs, repetitions), pairs=pairs, prepass_share=1 / models)
 
 
 def memory(vocabularies: tuple[int, ...] = (8_000, 32_000, 128_000), response_tokens: int = 256) -> None:

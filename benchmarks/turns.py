@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -44,9 +44,6 @@ class Job:
     drawn: Drawn
     precision: Precision = "fp32"
     batch: int = EFFECTIVE_BATCH
-    threads: int = field(
-        default_factory=lambda: int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    )
 
     def pairs_of(self, step: int) -> Sequence[TokenPair]:
         """The pairs of a step."""
@@ -103,7 +100,7 @@ def peak_bytes() -> float:
 def _be_a_contender(job: Job, pipe: Connection) -> None:
     # What libraries print would stand in the table.
     os.dup2(2, 1)
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     from benchmarks.contenders import contend
 
     contend(job, Turns(pipe, job))
@@ -113,7 +110,6 @@ def _be_a_contender(job: Job, pipe: Connection) -> None:
 def _contender(job: Job) -> Iterator[Connection]:
     """Start a contender's process, and yield the pipe to it, which ends where the process died: why stands in its stderr."""
     pipe, theirs = _PROCESSES.Pipe()
-    os.environ["OMP_NUM_THREADS"] = str(job.threads)
     process = _PROCESSES.Process(target=_be_a_contender, args=(job, theirs))
     process.start()
     theirs.close()

@@ -21,6 +21,7 @@ from benchmarks.data import draw
 from benchmarks.turns import EFFECTIVE_BATCH, OURS, Job, Kind
 from orchestrator.plan.durations import BACKWARD, forward_flops, unembedding_flops
 from orchestrator.plan.memory import PairTokens, Training
+from trainers.command import model_folder
 from trainers.models.architecture import Architecture, of_config
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards import RewardSpec
@@ -32,18 +33,19 @@ _LISTED = 8
 
 
 def main(
-    model: Path,
+    model: str,
     data: Path = Path("../shared/data/ultrafeedback"),
     kinds: tuple[Kind, ...] = ("ex_rm", "im_rm"),
     repetitions: int = 5,
 ) -> None:
     """Print the utilisation of each reward type, and the operations of one profiled step."""
     steps = repetitions + 2
-    drawn = draw(model, data, EFFECTIVE_BATCH * steps)
-    for kind in kinds:
-        job = Job(contender=OURS, task="train", kind=kind, drawn=drawn)
-        with process_group():
-            _report(Ours(job), kind, [job.pairs_of(step) for step in range(steps)])
+    with model_folder(model) as folder:
+        drawn = draw(folder, data, EFFECTIVE_BATCH * steps)
+        for kind in kinds:
+            job = Job(contender=OURS, task="train", kind=kind, drawn=drawn)
+            with process_group():
+                _report(Ours(job), kind, [job.pairs_of(step) for step in range(steps)])
 
 
 def _report(contender: Ours, kind: Kind, batches: Sequence[Sequence[TokenPair]]) -> None:

@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,18 +18,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.cluster.machine import free_port
 from tests.faults.lives import forked, output
+from tests.trainers import trainings
 from trainers.data import worlds
 from trainers.errors import Interrupted
 from trainers.evaluate.scoring import compute_reference
-from trainers.models.loading import load_model
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
 from trainers.rewards import RewardSpec
 from trainers.specs import DrawSpec, LoraSpec, LossSpec, OptimSpec, Placement
 from trainers.storage import parse_uri
 from trainers.train.checkpoints import Checkpoints
-from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
 from trainers.train.stopping import never
 
@@ -118,15 +117,10 @@ def _environments(world_size: int) -> list[dict[str, str]]:
     """Of each rank; what a launcher says to more than one."""
     if world_size == 1:
         return [dict(os.environ)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     size = str(world_size)
-    return [
-        {**common, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        for rank in map(str, range(world_size))
-    ]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(world_size))]
 
 
 def _rank(work: Callable[[], Any], file: Path, environment: dict[str, str]) -> None:
@@ -153,17 +147,19 @@ def _run_all(jobs: Sequence[Job]) -> dict[str, Any]:
 def _run(job: Job, report: Callable[[dict[str, Any]], None] = lambda row: None) -> dict[str, Any]:
     pairs = pairs_for(Path(job.model), job.pairs, ties=job.ties)
     reward = RewardSpec(**job.reward)
-    inputs = TrainInputs(
-        name="tiny",
-        location=job.model,
-        revision=None,
+    reference = None
+    if reward.uses_reference:
+        policy = trainings.load(Path(job.model), "unembedding", job.precision)
+        reference = compute_reference(policy, pairs, report=lambda row: None)
+    inputs = trainings.inputs(
+        Path(job.model),
+        pairs,
         precision=job.precision,
         reward=reward,
         optim=OptimSpec(**job.optim),
         placement=Placement(**job.placement),
         seed=SEED,
-        pairs=pairs,
-        reference=_reference(job.model, job.precision, pairs) if reward.uses_reference else None,
+        reference=reference,
         validation=pairs[: job.validation],
         lora=None if job.lora is None else LoraSpec(**job.lora),
         loss=LossSpec(**job.loss),
@@ -211,8 +207,3 @@ def _kept(job: Job) -> Checkpoints | None:
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
     alone = folder / f"node{os.environ.get('RANK', '0')}"
     return Checkpoints(folder=alone, every_steps=job.every_steps, mirror=parse_uri(job.mirror))
-
-
-def _reference(model: str, precision: str, pairs: Sequence[TokenPair]) -> dict[int, tuple[float, float]]:
-    policy = load_model(model, tokenizer=load_tokenizer(model), output="unembedding", precision=precision)
-    return compute_reference(policy, pairs, report=lambda row: None)

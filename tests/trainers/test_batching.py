@@ -1,6 +1,5 @@
 """The split of a step among ranks and forwards, and of pairs into scoring groups."""
 
-import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -47,19 +46,6 @@ def test_every_pair_of_a_step_is_run_once_within_the_budget_and_every_rank_runs_
         assert sorted(i for forwards in ranks for forward in forwards for i in forward) == sorted(step)
 
 
-@given(LENGTHS, RANKS, st.integers(1, 2000))
-def test_no_more_forwards_than_hold_the_step_however_its_pairs_fall(lengths, world_size, budget):
-    ranks = split_step(
-        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget
-    )
-    forwards = len(ranks[0])
-    assert forwards <= -(-len(lengths) // world_size)
-    # Where the mean leaves room for the longest pair on top, no pair can have been in the way.
-    room = budget - max(lengths)
-    if room > 0:
-        assert forwards <= -(-sum(lengths) // (world_size * room))
-
-
 @pytest.mark.parametrize(("budget", "forwards"), [(400, 1), (399, 2), (200, 2), (199, 4), (100, 4), (1, 4)])
 def test_pairs_of_one_length_take_the_fewest_forwards_that_the_budget_allows(budget, forwards):
     ranks = split_step(range(8), dict.fromkeys(range(8), 100), world_size=2, forward_tokens=budget)
@@ -69,13 +55,6 @@ def test_pairs_of_one_length_take_the_fewest_forwards_that_the_budget_allows(bud
 def test_a_pair_that_is_longer_than_the_budget_is_a_forward_by_itself():
     ranks = split_step(range(4), dict(enumerate([900, 100, 100, 100])), world_size=1, forward_tokens=300)
     assert ranks == [[[0], [1, 2, 3]]]
-
-
-def test_token_sums_are_even_among_ranks():
-    lengths = dict(enumerate([1000, 900, 800, 700, 100, 90, 80, 70]))
-    ranks = split_step(range(8), lengths, world_size=2, forward_tokens=1000)
-    sums = [sum(lengths[i] for forward in forwards for i in forward) for forwards in ranks]
-    assert max(sums) / min(sums) < 1.1
 
 
 def test_forwards_that_run_together_are_of_one_size():
@@ -98,10 +77,6 @@ def test_order_of_an_epoch_is_seeded_and_differs_between_epochs():
     assert sorted(epoch_order(50, seed=1, epoch=2)) == list(range(50))
 
 
-def test_no_pair_is_dropped_at_the_end_of_an_epoch():
-    assert [len(step) for step in steps_of_epoch(range(11), 4)] == [4, 4, 3]
-
-
 @given(st.lists(st.integers(1, 500), min_size=8, max_size=64), RANKS, st.integers(1, 4000))
 def test_no_forward_could_be_made_lighter_by_a_pair_that_is_longer_than_the_gap(lengths, world_size, budget):
     ranks = split_step(
@@ -111,36 +86,17 @@ def test_no_forward_could_be_made_lighter_by_a_pair_that_is_longer_than_the_gap(
     assert max(sums) - min(sums) <= max(lengths)
 
 
-def test_a_split_is_the_same_whatever_the_order_of_the_step():
-    lengths = dict(enumerate([5, 5, 5, 9, 9, 1, 1, 1]))
-    sizes = {"world_size": 2, "forward_tokens": 12}
-    assert split_step(range(8), lengths, **sizes) == split_step([7, 3, 1, 0, 2, 6, 5, 4], lengths, **sizes)
-
-
-def test_more_ranks_than_pairs_leaves_some_without():
-    ranks = split_step([0, 1], {0: 3, 1: 4}, world_size=4, forward_tokens=4)
-    assert sorted(len(forward) for rank in ranks for forward in rank) == [0, 0, 1, 1]
-
-
-def pairs_of(lengths):
-    return [TokenPair(index=i, prompt=[1] * n, chosen=[2], rejected=[3]) for i, n in enumerate(lengths)]
-
-
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-def test_scoring_groups_hold_every_pair_once_within_the_budget_longest_first(lengths, budget):
-    pairs = pairs_of(lengths)
+def test_scoring_groups_hold_every_pair_once_longest_first_and_as_many_as_fit(lengths, budget):
+    pairs = [TokenPair(index=i, prompt=[1] * n, chosen=[2], rejected=[3]) for i, n in enumerate(lengths)]
     groups = list(scoring_groups(pairs, tokens=budget))
     flat = [pair for group in groups for pair in group]
     assert sorted(pair.index for pair in flat) == list(range(len(pairs)))
     assert [pair.tokens for pair in flat] == sorted((pair.tokens for pair in pairs), reverse=True)
-    assert all(len(group) == 1 or sum(pair.tokens for pair in group) <= budget for group in groups)
-
-
-@given(st.lists(st.integers(1, 60), min_size=2, max_size=40), st.integers(1, 200))
-def test_no_scoring_group_could_have_held_the_next_pair(lengths, budget):
-    groups = list(scoring_groups(pairs_of(lengths), tokens=budget))
-    for group, following in itertools.pairwise(groups):
-        assert sum(pair.tokens for pair in group) + following[0].tokens > budget
+    sizes = [sum(pair.tokens for pair in group) for group in groups]
+    assert all(len(group) == 1 or size <= budget for group, size in zip(groups, sizes, strict=True))
+    for size, following in zip(sizes, groups[1:], strict=False):
+        assert size + following[0].tokens > budget
 
 
 @pytest.mark.parametrize(("pairs", "batch", "epochs"), [(7, 3, 3), (6, 3, 2), (2, 5, 1)])
@@ -154,3 +110,20 @@ def test_a_training_that_goes_on_draws_the_steps_that_were_left(pairs: int, batc
     ]
     for done in range(len(whole) + 1):
         assert list(loop._steps(inputs, done)) == whole[done:]
+
+
+@given(LENGTHS, RANKS, st.integers(1, 2000))
+def test_no_more_forwards_than_hold_the_step_however_its_pairs_fall(lengths, world_size, budget):
+    ranks = split_step(
+        range(len(lengths)), dict(enumerate(lengths)), world_size=world_size, forward_tokens=budget
+    )
+    forwards = len(ranks[0])
+    assert forwards <= -(-len(lengths) // world_size)
+    # Where the mean leaves room for the longest pair on top, no pair can have been in the way.
+    room = budget - max(lengths)
+    if room > 0:
+        assert forwards <= -(-sum(lengths) // (world_size * room))
+
+
+def test_no_pair_is_dropped_at_the_end_of_an_epoch():
+    assert [len(step) for step in steps_of_epoch(range(11), 4)] == [4, 4, 3]

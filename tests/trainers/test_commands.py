@@ -70,77 +70,53 @@ def trained(environment, tiny_model, tmp_path_factory):
     return made_once(tmp_path_factory, "launched", train)
 
 
-def test_a_process_that_only_trains_imports_deepspeed_without_mlflow():
-    code = (
-        "import sys; from trainers.train.engine import import_deepspeed; import_deepspeed();"
-        "print('deepspeed' in sys.modules, 'mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-2:] == ["True False", "mlflow"]
-
-
-def test_launchers_train_the_same_model(trained):
-    alone, *others = (
-        load_file(trained / name / "model" / "model.safetensors")
-        for name in ("alone", "torchrun", "deepspeed")
-    )
+def test_launchers_train_the_same_model_and_leave_it_and_its_log_alone(trained):
+    names = ("alone", "torchrun", "deepspeed")
+    alone, *others = (load_file(trained / name / "model" / "model.safetensors") for name in names)
     for other in others:
         assert alone.keys() == other.keys()
         assert all((alone[name] - other[name]).norm() <= 1e-3 * alone[name].norm() for name in alone)
-
-
-def test_a_finished_training_leaves_model_and_log_alone(trained):
-    for name in ("alone", "torchrun", "deepspeed"):
+    for name in names:
         assert sorted(path.name for path in (trained / name).iterdir()) == ["log.parquet", "model"]
     log = parquet.read_table(trained / "alone" / "log.parquet").to_pylist()
-    assert len(log) == 6
-    assert len(log[0]["indices"]) == 4
+    assert (len(log), len(log[0]["indices"])) == (6, 4)
     assert log[-1]["loss"] < log[0]["loss"]
-
-
-def test_a_model_that_is_there_is_not_trained_over(tiny_model, tmp_path, capsys):
-    (tmp_path / "model").mkdir()
-    code, _, error = said([*train_words(tiny_model)[2:], "--out", tmp_path], capsys, TRAIN)
-    assert code == 2
-    assert "is there already" in error
 
 
 def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
     out = tmp_path / "deep" / "scores.parquet"
-    model = trained / "torchrun" / "model"
-    words = ["--model", model, "--reference", tiny_model, "--reward", "im_rm", "--beta", "0.1"]
-    done = run(environment, "-m", "trainers.evaluate", *words, "--data", "tiny_world", "--out", out)
+    words = ["--model", trained / "torchrun" / "model", "--reference", tiny_model, "--reward", "im_rm"]
+    words += ["--beta", "0.1", "--data", "tiny_world", "--out", out]
+    done = run(environment, "-m", "trainers.evaluate", *words)
     printed = json.loads(done.stdout)
-    table = parquet.read_table(out)
-    assert json.loads(table.schema.metadata[b"metrics"])["accuracy"] == pytest.approx(
-        printed["accuracy"], abs=1e-6
-    )
+    metrics = json.loads(parquet.read_table(out).schema.metadata[b"metrics"])
+    assert metrics["accuracy"] == pytest.approx(printed["accuracy"], abs=1e-6)
     scores = read_pair_scores(out)
     chosen, rejected = scores.chosen, scores.rejected
     assert printed["n"] == len(chosen) == 40
-    assert printed["accuracy"] == pytest.approx(
-        ((chosen > rejected) + 0.5 * (chosen == rejected)).mean(), abs=1e-6
-    )
+    right = ((chosen > rejected) + 0.5 * (chosen == rejected)).mean()
+    assert printed["accuracy"] == pytest.approx(right, abs=1e-6)
     assert abs(chosen).max() > 0
-    assert "scores" in done.stderr
     assert "100%" in done.stderr
 
 
-def test_wrong_usage_is_said_in_one_line(tiny_model, tmp_path, capsys):
-    words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world"]
-    code, _, error = said([*words, "--out", tmp_path / "scores.parquet"], capsys, EVALUATE)
+@pytest.mark.parametrize(
+    ("of", "more", "message"),
+    [
+        (EVALUATE, ["--out", "scores.parquet"], "has no head"),
+        (TRAIN, ["--out", "out", "--lr", "5"], "error: --lr 5"),
+        (TRAIN, ["--out", "."], "is there already"),
+    ],
+)
+def test_wrong_usage_is_said_in_one_line(tiny_model, tmp_path, monkeypatch, capsys, of, more, message):
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world", *more]
+    code, _, error = said(words, capsys, of)
     assert code == 2
-    assert "has no head" in error.strip().splitlines()[-1]
+    assert message in error.strip().splitlines()[-1]
     assert "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_flag_out_of_range_is_said_in_one_line(tiny_model, tmp_path, capsys):
-    words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world", "--lr", "5"]
-    code, _, error = said([*words, "--out", tmp_path / "out"], capsys, TRAIN)
-    assert code == 2
-    assert error.startswith("error: --lr 5")
-    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def train_here(model, tmp_path, **options):
@@ -148,14 +124,10 @@ def train_here(model, tmp_path, **options):
     training.run(training.Train(**words, out=tmp_path / "out", **options))
 
 
-@pytest.mark.parametrize("options", [{"merge": True}, {"lora_targets": ("q_proj",)}, {"lora_alpha": 8.0}])
-def test_options_of_an_adapter_without_one_are_refused(tmp_path, options):
-    with pytest.raises(SpecError, match="give --lora-rank, too"):
-        train_here(tmp_path / "none", tmp_path, **options)
-
-
-def test_an_adapter_on_a_converted_model_is_refused_unless_it_is_merged(tiny_model, tmp_path, monkeypatch):
+def test_options_of_an_adapter_are_refused_where_it_could_not_be_kept(tiny_model, tmp_path, monkeypatch):
     """A GGUF file's folder is gone after the training, so an adapter could not name its base model."""
+    with pytest.raises(SpecError, match="give --lora-rank, too"):
+        train_here(tmp_path / "none", tmp_path, merge=True)
     monkeypatch.setattr(
         "trainers.models.loading.convert_gguf", lambda _, out: shutil.copytree(tiny_model, out)
     )
@@ -170,14 +142,12 @@ def test_an_adapter_on_a_converted_model_is_refused_unless_it_is_merged(tiny_mod
     ("message", "options"),
     [
         ("needs --reference", {"reward": "im_rm"}),
-        ("uses none", {"reward": "ex_grm", "reference": "base"}),
         ("has no beta", {"reward": "ex_rm", "beta": 0.1}),
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
         ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
         ("name one model, or several different", {"reward": "ex_grm", "model": ("base", "base")}),
-        ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path()}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
     ],
 )
@@ -206,14 +176,12 @@ def test_a_device_that_is_named_becomes_the_current_one(monkeypatch, name, curre
 
 
 def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, tmp_path, capsys):
+    sources = ("mmlu-pro-law", "livebench-math", "livebench-reasoning", "livecodebench")
+    row = {"question": "i often share bread at home", "response_model": "m"}
+    row |= {"response_A": "honestly yes", "response_B": "apparently no"}
     rows = [
-        {"pair_id": n, "source": source, "question": "i often share bread at home", "response_model": "m"}
-        | {"response_A": "honestly yes", "response_B": "apparently no", "label": label}
-        for n, (source, label) in enumerate(
-            itertools.product(
-                ("mmlu-pro-law", "livebench-math", "livebench-reasoning", "livecodebench"), ("A>B", "B>A")
-            )
-        )
+        {**row, "pair_id": n, "source": source, "label": label}
+        for n, (source, label) in enumerate(itertools.product(sources, ("A>B", "B>A")))
     ]
     (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = {"model": (str(tiny_model),), "reward": "im_rm_no_reference", "data": f"judgebench={tmp_path}"}
@@ -222,12 +190,7 @@ def test_results_stand_beside_the_scores_as_rewardbench_writes_them(tiny_model, 
     results = json.loads((tmp_path / "scores.json").read_text())
     assert results["accuracy"] == printed["suite/score"] == 0.5
     assert (results["num_prompts"], results["model"]) == (8, str(tiny_model))
-    assert results["extra_results"].keys() == {
-        "mmlu-pro",
-        "livebench-math",
-        "livebench-reasoning",
-        "livecodebench",
-    }
+    assert results["extra_results"].keys() == {"mmlu-pro", *sources[1:]}
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [line["results"] for line in lines] in ([0, 1] * 4, [1, 0] * 4)
     assert lines[1]["text_chosen"][-1] == {"role": "assistant", "content": "apparently no"}
@@ -312,16 +275,10 @@ def test_a_head_of_another_name_is_the_head(tiny_model, tmp_path):
             assert torch.equal(load_model(str(tmp_path), **options).score.weight, head)
 
 
-@pytest.mark.parametrize("reward", ["im_rm", "im_rm_no_reference"])
-def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, capsys, reward):
-    reference = {"reference": str(tiny_model)} if reward == "im_rm" else {}
-    words = {
-        "model": (str(tiny_model),),
-        "reward": reward,
-        "data": str(shared / "cases" / "identical"),
-        **reference,
-    }
-    run_evaluate(Evaluate(**words, split="train", out=tmp_path / "scores.parquet"))
+def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, capsys):
+    words = {"model": (str(tiny_model),), "reward": "im_rm", "reference": str(tiny_model)}
+    data = str(shared / "cases" / "identical")
+    run_evaluate(Evaluate(**words, data=data, split="train", out=tmp_path / "scores.parquet"))
     printed = capsys.readouterr()
     metrics = json.loads(printed.out)
     assert metrics["n"] == 12
@@ -332,35 +289,17 @@ def test_rows_of_the_same_tokens_twice_are_ties(shared, tiny_model, tmp_path, ca
 
 
 def test_a_reference_of_another_vocabulary_is_refused(trained, tiny_model, tmp_path):
-    other = tmp_path / "other"
+    other, out = tmp_path / "other", tmp_path / "scores.parquet"
     shutil.copytree(tiny_model, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     words = tokenizer["model"]["vocab"]
-    first, second = (word for word in list(words)[-2:])
+    first, second = list(words)[-2:]
     words[first], words[second] = words[second], words[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    out = tmp_path / "scores.parquet"
     values = {"model": (str(trained / "alone" / "model"),), "reference": str(other), "reward": "im_rm"}
     with pytest.raises(ModelError, match="another vocabulary"):
         run_evaluate(Evaluate(**values, data="tiny_world", out=out))
     assert not out.exists()
-
-
-def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(tiny_model, other)
-    weights = load_file(other / "model.safetensors")
-    renamed = {name.replace("mlp.gate_proj", "mlp.fc1"): value for name, value in weights.items()}
-    save_file({name: torch.clone(value) for name, value in renamed.items()}, other / "model.safetensors")
-    with pytest.raises(ModelError, match="lacks weights"):
-        run_evaluate(
-            Evaluate(
-                model=(str(other),),
-                reward="im_rm_no_reference",
-                data="tiny_world",
-                out=tmp_path / "s.parquet",
-            )
-        )
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -388,3 +327,12 @@ def test_downloads_are_seen_on_a_terminal_once_and_no_other_bar_of_the_libraries
     _quieten_transformers()
     assert not transformers_logging.is_progress_bar_enabled()
     assert are_progress_bars_disabled() == (not terminal or rank == "1")
+
+
+def test_a_process_that_only_trains_imports_deepspeed_without_mlflow():
+    code = (
+        "import sys; from trainers.train.engine import import_deepspeed; import_deepspeed();"
+        "print('deepspeed' in sys.modules, 'mlflow' in sys.modules); import mlflow; print(mlflow.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["True False", "mlflow"]

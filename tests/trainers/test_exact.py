@@ -1,20 +1,17 @@
 """Packed pairs give the rewards, log-probabilities and gradients of two plain rows, on every architecture."""
 
 import copy
-import dataclasses
 import importlib
 import logging
 
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM
 from transformers.masking_utils import causal_mask_function
 
 from tests.trainers import naive
 from tests.trainers.architectures import (
     ARCHITECTURES,
     SPECS,
-    VOCABULARY,
     load_architecture,
     load_untrained,
     random_pairs,
@@ -99,27 +96,18 @@ def references(spec, pairs):
     return {pair.index: (-3.0 - pair.index, -5.0 - pair.index / 7) for pair in pairs}
 
 
-def far(found, expected):
-    return float((found - expected).detach().abs().max())
-
-
-def largest(values):
-    return float(values.detach().abs().max())
-
-
-def assert_same_sums(found, expected, tolerance):
-    assert bool(((found - expected).abs() <= tolerance * expected.abs()).all())
-
-
-def assert_scores_as_naive(found, expected, tolerance):
+def assert_as_naive(
+    module, plain, spec, pairs, reference, tolerance=1e-9, of_gradients=1e-9, least=0.0, **layout
+):
+    """Rewards, losses and gradients are those of the definition."""
+    found = module(collate(pairs, reference=reference, **layout))
+    expected = naive.rewards(plain, spec, pairs, reference)
     for ours, theirs in zip(found, expected, strict=True):
-        assert far(ours, theirs) <= tolerance * largest(theirs)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_is_packed(folders, name):
-    for output in ("head", "unembedding"):
-        assert layout_of(load_architecture(folders[name], output)) == "packed"
+        difference, size = (ours - theirs).detach().abs().max(), theirs.detach().abs().max()
+        assert float(difference) <= tolerance * max(least, float(size))
+    found.loss_P.sum().backward()
+    expected[2].sum().backward()
+    assert_same_gradients(module.model, plain, of_gradients)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -128,36 +116,26 @@ def test_rewards_losses_and_gradients_in_float64(folders, wide, name, spec):
     ours, plain = models(folders[name], spec, torch.float64)
     pairs = random_pairs(spec.kind)
     reference = references(spec, pairs)
-    found = RewardModule(ours, spec)(collate(pairs, reference=reference))
-    expected = naive.rewards(plain, spec, pairs, reference)
-    assert_scores_as_naive(found, expected, 1e-9)
-    found.loss_P.sum().backward()
-    expected[2].sum().backward()
-    assert_same_gradients(ours, plain, 1e-9)
+    assert layout_of(ours) == "packed"
+    assert_as_naive(RewardModule(ours, spec), plain, spec, pairs, reference)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_log_prob_sums_and_their_gradients_in_float32(folders, name):
-    ours, plain = models(folders[name], SPECS["im_rm"], torch.float32)
-    pairs = random_pairs()
-    found, expected = log_prob_sums(ours, collate(pairs)), naive.log_prob_sums(plain, pairs)
-    assert_same_sums(found, expected, 1e-5)
-    found.sum().backward()
-    expected.sum().backward()
-    assert_same_gradients(ours, plain, 1e-4)
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_ex_rm_rewards_and_their_gradients_in_float32(folders, name):
-    spec = SPECS["ex_rm"]
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
+def test_sums_rewards_and_gradients_in_float32(folders, name, kind):
+    spec = SPECS[kind]
     ours, plain = models(folders[name], spec, torch.float32)
     pairs = random_pairs()
-    found, expected = RewardModule(ours, spec)(collate(pairs)), naive.rewards(plain, spec, pairs)
-    bound = 1e-5 * max(1.0, largest(expected[0]), largest(expected[1]))
-    assert max(far(found[0], expected[0]), far(found[1], expected[1])) <= bound
-    found.loss_P.sum().backward()
-    expected[2].sum().backward()
-    assert_same_gradients(ours, plain, 1e-4)
+    if kind == "im_rm":
+        assert_same_sums(ours, plain, pairs)
+    reference = naive.reference(plain, pairs) if spec.uses_reference else None
+    assert_as_naive(RewardModule(ours, spec), plain, spec, pairs, reference, 1e-5, 1e-4, least=1.0)
+
+
+def assert_same_sums(ours, plain, pairs):
+    with torch.no_grad():
+        found, expected = log_prob_sums(ours, collate(pairs)), naive.log_prob_sums(plain, pairs)
+    assert bool(((found - expected).abs() <= 1e-5 * expected.abs()).all())
 
 
 def count_attention(model):
@@ -198,12 +176,7 @@ def test_padded_rows_are_as_exact(folders, wide, name, spec):
     ours.set_attn_implementation(plain.config._attn_implementation)
     pairs = random_pairs(spec.kind)
     reference = references(spec, pairs)
-    found = RewardModule(ours, spec)(collate(pairs, layout="rows", pad_id=3, reference=reference))
-    expected = naive.rewards(plain, spec, pairs, reference)
-    assert_scores_as_naive(found, expected, 1e-9)
-    found.loss_P.sum().backward()
-    expected[2].sum().backward()
-    assert_same_gradients(ours, plain, 1e-9)
+    assert_as_naive(RewardModule(ours, spec), plain, spec, pairs, reference, layout="rows", pad_id=3)
 
 
 def deaf_attention(*states, pair_layout=None, **options):
@@ -266,79 +239,21 @@ def test_a_model_that_fails_the_probe_gets_rows_and_says_so(load_unpackable, cap
     assert "Mistral" in warning
 
 
-@pytest.mark.parametrize("kind", ["ex_rm", "im_rm", "ex_grm"])
-def test_rewards_of_a_model_that_gets_rows_are_those_of_packed_pairs(folders, load_unpackable, kind):
+@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
+def test_a_real_model_on_real_pairs_in_float32(shared, smollm2_folder, kind):
     spec = SPECS[kind]
-    packed = load_architecture(folders["mistral"], spec.type.output)
-    rows = load_unpackable(spec.type.output)
-    rows.load_state_dict(packed.state_dict())
-    pairs = random_pairs(kind)
-    with torch.no_grad():
-        found, expected = (
-            RewardModule(model, spec)(
-                collate(pairs, layout=layout_of(model), reference=references(spec, pairs))
-            )
-            for model in (rows, packed)
-        )
-    assert_scores_as_naive(found, expected, 1e-5)
-
-
-def save_cohere(folder, logit_scale):
-    config = CohereConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        logit_scale=logit_scale,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CohereForCausalLM(config).save_pretrained(folder)
-
-
-@pytest.mark.parametrize("scale", [0.0625, 1.0])
-def test_a_causal_model_with_scaled_logits_is_packed_and_its_scale_is_known(tmp_path, scale):
-    save_cohere(tmp_path, logit_scale=scale)
-    model = load_untrained(tmp_path, "unembedding")
-    assert layout_of(model) == "packed"
-    assert model.get_output_embeddings().scale == pytest.approx(scale)
-
-
-@pytest.fixture(scope="session")
-def real_pairs(shared, smollm2_folder):
-    spec = DatasetSpec(name="ultrafeedback", source=str(shared / "data" / "ultrafeedback"))
-    every = read_pairs(spec, "test")
+    source = str(shared / "data" / "ultrafeedback")
+    every = read_pairs(DatasetSpec(name="ultrafeedback", source=source), "test")
     shortest = sorted(every, key=lambda pair: len(pair.prompt[0].content + pair.chosen + pair.rejected))[:3]
     pairs, _ = tokenize_pairs(shortest, load_tokenizer(str(smollm2_folder)), DrawSpec())
-    return [dataclasses.replace(pair, index=number) for number, pair in enumerate(pairs)]
-
-
-@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
-def test_a_real_model_on_real_pairs(smollm2_folder, real_pairs, kind):
-    spec = SPECS[kind]
     model = load(smollm2_folder, spec.type.output, head_seed=0)
     plain = naive.plain(model)
-    with torch.no_grad():
-        if kind == "im_rm":
-            found, expected = (
-                log_prob_sums(model, collate(real_pairs)),
-                naive.log_prob_sums(plain, real_pairs),
-            )
-            assert_same_sums(found, expected, 1e-5)
-            return
-        found = torch.cat(RewardModule(model, spec)(collate(real_pairs))[:2])
-        expected = torch.cat(naive.rewards(plain, spec, real_pairs)[:2])
-        assert far(found, expected) <= 1e-5 * max(1.0, largest(expected))
-
-
-@pytest.mark.parametrize("kind", ["ex_rm", "im_rm"])
-def test_gradients_of_a_real_model_on_a_real_pair(smollm2_folder, real_pairs, kind):
-    spec = dataclasses.replace(SPECS[kind], reference=True)
-    model = load(smollm2_folder, spec.type.output, head_seed=0)
-    plain, pairs = naive.plain(model), real_pairs[:1]
-    reference = naive.reference(plain, pairs) if spec.uses_reference else None
-    RewardModule(model, spec)(collate(pairs, reference=reference)).loss_P.sum().backward()
-    naive.rewards(plain, spec, pairs, reference)[2].sum().backward()
-    assert_same_gradients(model, plain, 1e-4)
+    if kind == "im_rm":
+        assert_same_sums(model, plain, pairs)
+    else:
+        with torch.no_grad():
+            found = torch.cat(RewardModule(model, spec)(collate(pairs))[:2])
+            expected = torch.cat(naive.rewards(plain, spec, pairs)[:2])
+        assert float((found - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
+    reference = naive.reference(plain, pairs[:1]) if spec.uses_reference else None
+    assert_as_naive(RewardModule(model, spec), plain, spec, pairs[:1], reference, 1e-5, 1e-4, least=1.0)

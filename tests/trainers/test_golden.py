@@ -15,7 +15,6 @@ from tests.trainers.digests import content_digest
 from trainers import versions
 from trainers.data.records import Message, Pair
 from trainers.evaluate.scoring import compute_reference, score_pairs
-from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.tokens import TokenPair, tokenize_pairs
@@ -56,8 +55,7 @@ def pairs():
 
 
 def load(folder, kind):
-    output = "head" if kind == "ex_rm" else "unembedding"
-    return load_model(str(folder), tokenizer=small_tokenizer(), output=output, precision="fp32")
+    return trainings.load(folder, "head" if kind == "ex_rm" else "unembedding")
 
 
 def rounded(values):

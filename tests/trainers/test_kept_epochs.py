@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.trainers import trainings
 from tests.trainers.gang import together
 from trainers.errors import Interrupted, StorageError
 from trainers.pairs.tokens import TokenPair
-from trainers.rewards import RewardSpec
 from trainers.specs import OptimSpec, Placement
 from trainers.storage import parse_uri
 from trainers.train import checkpoints, loop
 from trainers.train.checkpoints import Checkpoints, Later
-from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
 
 PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9]) for i in range(4)]
@@ -27,28 +26,13 @@ PAIRS = [TokenPair(index=i, prompt=[1, 5 + i], chosen=[3, 6 + i], rejected=[4, 9
 
 @pytest.fixture
 def inputs(tiny_model):
-    return TrainInputs(
-        name="tiny",
-        location=str(tiny_model),
-        revision=None,
-        precision="fp32",
-        reward=RewardSpec(kind="ex_rm"),
-        optim=OptimSpec(lr=1e-3, epochs=3, effective_batch=2),
-        placement=Placement(forward_tokens=4096),
-        seed=0,
-        pairs=PAIRS,
-        reference=None,
-        keep_epochs=(1, 2),
-    )
+    optim = OptimSpec(lr=1e-3, epochs=3, effective_batch=2)
+    return trainings.inputs(tiny_model, PAIRS, optim=optim, keep_epochs=(1, 2))
 
 
 def run(inputs, out, **options):
     train(inputs, report=lambda row: None, out_dir=out, **options)
     return {folder.name: load_file(folder / "model.safetensors") for folder in out.iterdir()}
-
-
-def equal(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def cut_short(inputs, tmp_path, **options):
@@ -60,39 +44,55 @@ def cut_short(inputs, tmp_path, **options):
     return kept
 
 
-def test_a_training_that_goes_on_has_the_weights_of_the_epochs_before_it_was_cut(inputs, tmp_path):
+@pytest.mark.parametrize("mirrored", [False, True], ids=["folder", "bucket"])
+def test_a_training_that_goes_on_has_the_weights_of_the_epochs_before_it_was_cut(
+    inputs, bucket, tmp_path, mirrored
+):
+    mirror = bucket.root if mirrored else None
     whole = run(inputs, tmp_path / "whole")
-    kept = cut_short(inputs, tmp_path)
-    assert (kept.folder / "model-epoch-1").is_dir()
-    assert not (kept.folder / "model-epoch-2").exists()
+    kept = cut_short(inputs, tmp_path, mirror=mirror)
+    assert (kept.kept / "model-epoch-1").is_dir()
+    assert not (kept.kept / "model-epoch-2").is_dir()
+    if mirrored:
+        assert [file for file in kept.folder.rglob("*") if file.is_file()] == []
+        kept = dataclasses.replace(kept, folder=tmp_path / "another machine")
     again = run(inputs, tmp_path / "again", checkpoints=kept)
     assert set(again) == set(whole) == {"model", "model-epoch-1", "model-epoch-2"}
-    assert all(equal(whole[name], again[name]) for name in whole)
-    assert not equal(whole["model-epoch-1"], whole["model-epoch-2"])
+    for name, weights in whole.items():
+        assert all(torch.equal(again[name][key], weight) for key, weight in weights.items()), name
 
 
-def test_kept_weights_that_are_gone_are_said_and_not_passed_over(inputs, tmp_path):
-    kept = cut_short(inputs, tmp_path)
-    shutil.rmtree(kept.folder / "model-epoch-1")
-    with pytest.raises(StorageError, match="after epoch 1 are gone"):
-        run(inputs, tmp_path / "again", checkpoints=kept)
-
-
-def test_in_a_bucket_they_wait_for_whatever_machine_goes_on(inputs, bucket, tmp_path):
-    whole = run(inputs, tmp_path / "whole")
-    here = cut_short(inputs, tmp_path, mirror=bucket.root)
-    assert [file for file in here.folder.rglob("*") if file.is_file()] == []
-    there = Checkpoints(folder=tmp_path / "another machine", every_steps=1, mirror=bucket.root)
-    again = run(inputs, tmp_path / "again", checkpoints=there)
-    assert all(equal(whole[name], again[name]) for name in whole)
-    assert set(again) == set(whole)
-
-
-def test_in_a_bucket_kept_weights_that_were_damaged_are_said(inputs, bucket, tmp_path):
-    kept = cut_short(inputs, tmp_path, mirror=bucket.root)
-    (bucket.root / "model-epoch-1" / "model.safetensors").write_bytes(b"rotten")
+@pytest.mark.parametrize("mirrored", [False, True], ids=["folder", "bucket"])
+def test_kept_weights_that_are_gone_or_damaged_are_said_and_not_passed_over(
+    inputs, bucket, tmp_path, mirrored
+):
+    kept = cut_short(inputs, tmp_path, mirror=bucket.root if mirrored else None)
+    if mirrored:
+        (bucket.root / "model-epoch-1" / "model.safetensors").write_bytes(b"rotten")
+    else:
+        shutil.rmtree(kept.folder / "model-epoch-1")
     with pytest.raises(StorageError, match="model-epoch-1 are gone or not what was written"):
         run(inputs, tmp_path / "again", checkpoints=kept)
+
+
+def test_weights_that_a_bucket_refuses_fail_the_training(inputs, bucket, tmp_path, monkeypatch):
+    def refuse(folder, names, target):
+        raise StorageError("the bucket is full")
+
+    monkeypatch.setattr(checkpoints, "upload", refuse)
+    kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=100, mirror=bucket.root)
+    with pytest.raises(StorageError, match="the bucket is full"):
+        run(inputs, tmp_path / "out", checkpoints=kept)
+
+
+def test_the_finished_model_is_written_when_the_group_of_ranks_is_gone(inputs, tmp_path, monkeypatch):
+    groups = []
+    save = loop.save_model
+    monkeypatch.setattr(
+        loop, "save_model", lambda *given: groups.append(torch.distributed.is_initialized()) or save(*given)
+    )
+    run(dataclasses.replace(inputs, keep_epochs=()), tmp_path / "out")
+    assert groups == [False]
 
 
 def slowly(act, until):
@@ -134,16 +134,6 @@ def test_a_slow_bucket_keeps_no_rank_from_the_next_steps(inputs, bucket, tmp_pat
     assert len([*bucket.root.glob("step*.json")]) == 2
 
 
-def test_weights_that_a_bucket_refuses_fail_the_training(inputs, bucket, tmp_path, monkeypatch):
-    def refuse(folder, names, target):
-        raise StorageError("the bucket is full")
-
-    monkeypatch.setattr(checkpoints, "upload", refuse)
-    kept = Checkpoints(folder=tmp_path / "checkpoints", every_steps=100, mirror=bucket.root)
-    with pytest.raises(StorageError, match="the bucket is full"):
-        run(inputs, tmp_path / "out", checkpoints=kept)
-
-
 def test_after_a_write_that_failed_there_are_no_more_and_its_error_is_raised():
     written, go = [], threading.Event()
 
@@ -161,13 +151,3 @@ def test_after_a_write_that_failed_there_are_no_more_and_its_error_is_raised():
     with pytest.raises(StorageError, match="the bucket is full"):
         give()
     assert written == ["weights"]
-
-
-def test_the_finished_model_is_written_when_the_group_of_ranks_is_gone(inputs, tmp_path, monkeypatch):
-    groups = []
-    save = loop.save_model
-    monkeypatch.setattr(
-        loop, "save_model", lambda *given: groups.append(torch.distributed.is_initialized()) or save(*given)
-    )
-    run(dataclasses.replace(inputs, keep_epochs=()), tmp_path / "out")
-    assert groups == [False]

@@ -15,10 +15,9 @@ STOPPED_AT = 4
 
 def job(name, model, folder, world, **options):
     placement = {"zero_stage": 2, "world_size": world, "forward_tokens": 1}
+    where = {"name": name, "model": str(model), "out": str(folder / name)}
     return Job(
-        name=name,
-        model=str(model),
-        out=str(folder / name),
+        **where,
         reward={"kind": "ex_rm"},
         placement=placement,
         optim=OPTIM,
@@ -28,12 +27,10 @@ def job(name, model, folder, world, **options):
     )
 
 
-def weights(folder, name):
-    return load_file(folder / name / "model" / "model.safetensors")
-
-
-def equal(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+def assert_same_weights(folder):
+    again, whole = (load_file(folder / name / "model" / "model.safetensors") for name in ("again", "whole"))
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 @pytest.mark.slow
@@ -51,7 +48,7 @@ def test_two_nodes_write_a_checkpoint_and_two_others_go_on_from_it(tiny_model, b
         [dataclasses.replace(again, checkpoints=str(tmp_path / "second"))], tmp_path / "again-launched", 2
     )
     assert [row["step"] for row in found["again"]["log"]][:5] == [1, 2, 3, 4, 5]
-    assert equal(weights(tmp_path, "again"), weights(tmp_path, "whole"))
+    assert_same_weights(tmp_path)
 
 
 def test_alone_it_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(tiny_model, bucket, tmp_path):
@@ -72,4 +69,4 @@ def test_alone_it_goes_on_bit_for_bit_and_a_damaged_checkpoint_is_passed_over(ti
     assert "is passed over" in said
     assert "resumed at step 2 of 9" in said
     assert len(result["log"]) == 9
-    assert equal(weights(tmp_path, "again"), weights(tmp_path, "whole"))
+    assert_same_weights(tmp_path)

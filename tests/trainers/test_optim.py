@@ -1,12 +1,12 @@
 """Optimisers, schedules, clipping and freezing do what plain torch does; memory and checkpoints fail by name."""
 
-import copy
 import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 import trainers.train.loop
@@ -47,29 +47,18 @@ def head_model(tiny_model):
     return load(tiny_model, "head", head_seed=1)
 
 
+SHORT = {"epochs": 2, "effective_batch": 2}
 OPTIMISERS = {
-    "adamw": (
-        OptimSpec(lr=1e-3, epochs=2, effective_batch=2, weight_decay=0.1),
-        torch.optim.AdamW,
-        {"weight_decay": 0.1},
-    ),
-    "sgd": (
-        OptimSpec(optimizer="sgd", lr=0.1, momentum=0.9, epochs=2, effective_batch=2),
-        torch.optim.SGD,
-        {"momentum": 0.9},
-    ),
+    "adamw": (OptimSpec(lr=1e-3, weight_decay=0.1, **SHORT), torch.optim.AdamW, {"weight_decay": 0.1}),
+    "sgd": (OptimSpec(optimizer="sgd", lr=0.1, momentum=0.9, **SHORT), torch.optim.SGD, {"momentum": 0.9}),
     "rmsprop": (
-        OptimSpec(optimizer="rmsprop", lr=1e-3, momentum=0.5, epochs=2, effective_batch=2),
+        OptimSpec(optimizer="rmsprop", lr=1e-3, momentum=0.5, **SHORT),
         torch.optim.RMSprop,
         {"momentum": 0.5},
     ),
-    "clipped": (
-        OptimSpec(optimizer="sgd", lr=0.1, clip=0.01, epochs=2, effective_batch=2),
-        torch.optim.SGD,
-        {},
-    ),
+    "clipped": (OptimSpec(optimizer="sgd", lr=0.1, clip=0.01, **SHORT), torch.optim.SGD, {}),
     "warm cosine": (
-        OptimSpec(optimizer="sgd", lr=0.1, schedule="cosine", warmup_steps=2, epochs=2, effective_batch=2),
+        OptimSpec(optimizer="sgd", lr=0.1, schedule="cosine", warmup_steps=2, **SHORT),
         torch.optim.SGD,
         {},
     ),
@@ -115,31 +104,19 @@ def test_schedules_by_hand():
     assert rates["cosine"] == sorted(rates["cosine"][:2]) + sorted(rates["cosine"][2:], reverse=True)
 
 
-FROZEN = {
-    ("backbone",): {"score.weight"},
-    ("embeddings",): None,
-}
-
-
-@pytest.mark.parametrize("parts", FROZEN)
-def test_frozen_parts_keep_their_values(tiny_model, pairs, tmp_path, parts):
-    from safetensors.torch import load_file
-
-    spec = OptimSpec(lr=1e-2, epochs=1, effective_batch=2, freeze=parts)
+@pytest.mark.parametrize(
+    ("part", "stays"),
+    [("backbone", lambda name: name != "score.weight"), ("embeddings", lambda name: "embed" in name)],
+)
+def test_frozen_parts_keep_their_values(tiny_model, pairs, tmp_path, part, stays):
+    spec = OptimSpec(lr=1e-2, epochs=1, effective_batch=2, freeze=(part,))
     train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path)
     after = load_file(tmp_path / "model" / "model.safetensors")
-    moved = {
-        name
-        for name, value in head_model(tiny_model).named_parameters()
-        if not torch.equal(after[name], value)
-    }
-    everything = set(after)
-    assert moved == (FROZEN[parts] or everything - {"model.embed_tokens.weight"})
+    for name, value in head_model(tiny_model).named_parameters():
+        assert torch.equal(after[name], value) == stays(name), name
 
 
 def test_freezing_one_of_two_tied_matrices_unties_them(tiny_model, pairs, tmp_path):
-    from safetensors.torch import load_file
-
     spec = OptimSpec(lr=1e-2, epochs=1, effective_batch=2, freeze=("unembedding",))
     im_rm = RewardSpec(kind="im_rm", beta=0.1, reference=False)
     train(inputs(tiny_model, pairs, spec, reward=im_rm), report=quiet, out_dir=tmp_path)
@@ -166,8 +143,6 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
         ("schedule", "step"),
         ("freeze", ("head",)),
         ("clip", 0.0),
-        ("weight_decay", -1.0),
-        ("eps", -1.0),
         ("betas", (2.0, 0.9)),
     ],
 )
@@ -220,11 +195,6 @@ def test_compiled_layers_give_the_same_training_and_few_graphs(tiny_model, tmp_p
         assert fused == pytest.approx(plain, rel=1e-5, abs=1e-7)
 
 
-def test_layers_are_not_compiled_where_their_weights_come_and_go():
-    with pytest.raises(SpecError, match="layers are compiled with ZeRO 0, 1 or 2"):
-        Placement(forward_tokens=1, zero_stage=3, compile=True)
-
-
 @pytest.mark.parametrize("zero_stage", [0, 1, 3])
 def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tmp_path, zero_stage):
     spec = OptimSpec(optimizer="sgd", lr=0.99, epochs=400, effective_batch=2)
@@ -265,53 +235,34 @@ def test_memory_that_runs_out_in_a_library_of_cuda_is_named_too(said):
     assert raised.value.forward_tokens == 7
 
 
-def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3e9)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
-    assert peak_memory() == {"peak_mem_gb": 3.0, "allocated_gb": 2.0}
-
-
 def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path):
     kept = Checkpoints(folder=tmp_path / "kept", every_steps=1)
     save_tiny_llama(tmp_path / "other", build_tokenizer(), seed=1, tied=True)
     spec = OptimSpec(lr=1e-3, epochs=1, effective_batch=2)
     train(inputs(tiny_model, pairs, spec), report=quiet, out_dir=tmp_path / "first", checkpoints=kept)
-    others = {
-        r"another training \(architecture: LlamaForSequenceClassification": {
-            "reward": RewardSpec(kind="im_rm", beta=0.1, reference=False)
-        },
-        r"another training \(pairs: ": {"pairs": [dataclasses.replace(pairs[0], chosen=[5]), *pairs[1:]]},
-        r"another training \(base model: ": {"location": str(tmp_path / "other")},
-    }
-    for message, changes in others.items():
-        with pytest.raises(ModelError, match=message):
-            train(
-                inputs(tiny_model, **{"pairs": pairs, "optim": spec, **changes}),
-                report=quiet,
-                out_dir=tmp_path / "second",
-                checkpoints=kept,
-            )
-    partitioned = Placement(forward_tokens=4096, zero_stage=1)
-    with pytest.raises(SpecError, match="--zero-stage 0"):
-        train(
-            inputs(tiny_model, pairs, spec, placement=partitioned),
-            report=quiet,
-            out_dir=tmp_path / "second",
-            checkpoints=kept,
-        )
+    others = [
+        (
+            ModelError,
+            r"another training \(architecture: LlamaForSequenceClassification",
+            {"reward": RewardSpec(kind="im_rm", beta=0.1, reference=False)},
+        ),
+        (
+            ModelError,
+            r"another training \(pairs: ",
+            {"pairs": [dataclasses.replace(pairs[0], chosen=[5]), *pairs[1:]]},
+        ),
+        (ModelError, r"another training \(base model: ", {"location": str(tmp_path / "other")}),
+        (SpecError, "--zero-stage 0", {"placement": Placement(forward_tokens=4096, zero_stage=1)}),
+    ]
+    for error, message, changes in others:
+        changed = inputs(tiny_model, **{"pairs": pairs, "optim": spec, **changes})
+        with pytest.raises(error, match=message):
+            train(changed, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
     assert not (tmp_path / "second").exists()
 
 
-def test_gradients_do_not_depend_on_what_else_is_in_flight(tiny_model, pairs):
-    together = RewardModule(head_model(tiny_model), REWARD)
-    apart = copy.deepcopy(together)
-    first, second = collate(pairs[:2]), collate(pairs[2:4])
-    losses = [together(first).loss_P.sum(), together(second).loss_P.sum()]
-    for loss in losses:
-        loss.backward()
-    for batch in (first, second):
-        apart(batch).loss_P.sum().backward()
-    for left, right in zip(together.parameters(), apart.parameters(), strict=True):
-        if right.grad is not None:
-            assert torch.equal(left.grad, right.grad)
+def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 3e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2e9)
+    assert peak_memory() == {"peak_mem_gb": 3.0, "allocated_gb": 2.0}

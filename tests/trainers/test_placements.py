@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from tests.trainers import gang, naive
 from tests.trainers.gang import Job
-from trainers.models.loading import load_model
+from tests.trainers.trainings import load
 from trainers.pairs.packing import epoch_order, steps_of_epoch
-from trainers.pairs.templates import load_tokenizer
 from trainers.specs import OptimSpec
 
 # Two steps an epoch, the second of one pair; ten in all.
@@ -95,12 +94,7 @@ def run_all(runs: Iterable[Run], model: Path, folder: Path) -> dict[str, dict]:
 def naive_training(folder: Path, kind: str):
     """Losses, gradient norms and final weights of plain AdamW, one row at a time."""
     pairs, spec = gang.pairs_for(folder, PAIRS), REWARDS[kind]
-    output = spec.type.output
-    tokenizer = load_tokenizer(str(folder))
-    loaded = load_model(
-        str(folder), tokenizer=tokenizer, output=output, precision="fp32", head_seed=gang.SEED
-    )
-    model = naive.plain(loaded)
+    model = naive.plain(load(folder, spec.type.output, head_seed=gang.SEED))
     reference = naive.reference(model, pairs) if spec.uses_reference else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIM.lr, weight_decay=0)
     losses, norms = [], []
@@ -123,36 +117,24 @@ def truth(tiny_model):
     return {kind: naive_training(tiny_model, kind) for kind in FACTORS["reward"]}
 
 
-def curve(found: dict[str, dict], run: Run) -> list[float]:
-    return [row["loss"] for row in found[name_of(run)]["log"]]
-
-
 def check(runs: Sequence[Run], found: dict[str, dict], truth, folder: Path) -> None:
     """Every run against plain AdamW; bf16 runs against each other, and not far from it."""
     first_bf16: dict[object, list[float]] = {}
     for run in runs:
         losses, norms, weights = truth[run["reward"]]
-        here = curve(found, run)
+        log = found[name_of(run)]["log"]
+        here = [row["loss"] for row in log]
         if run["precision"] == "bf16":
             own = first_bf16.setdefault(run["reward"], here)
             assert here == pytest.approx(own, abs=BF16_TOLERANCE), run
             assert here == pytest.approx(losses, abs=5 * BF16_TOLERANCE), run
             continue
         assert here == pytest.approx(losses, abs=FP32_TOLERANCE), run
-        assert [row["grad_norm"] for row in found[name_of(run)]["log"]] == pytest.approx(norms, rel=1e-4), run
+        assert [row["grad_norm"] for row in log] == pytest.approx(norms, rel=1e-4), run
         saved = load_file(folder / name_of(run) / "model" / "model.safetensors")
         assert set(saved) == set(weights)
         for name, weight in weights.items():
             assert (saved[name] - weight).norm() <= 1e-4 * weight.norm(), (run, name)
-
-
-def test_the_cover_shows_every_two_settings_together():
-    cover = all_pairs_cover()
-    assert len(cover) <= 24
-    assert set().union(*map(pairs_of, cover)) == set().union(*map(pairs_of, full_product()))
-    assert {(run["zero_stage"], run["world_size"]) for run in cover} == set(
-        itertools.product((0, 1, 2, 3), (1, 2))
-    )
 
 
 def test_every_two_settings_together_train_as_plain_adamw(truth, tiny_model, tmp_path):
@@ -193,9 +175,10 @@ def test_all_settings_train_as_plain_adamw(truth, tiny_model, tmp_path, zero_sta
     check(runs, run_all(runs, tiny_model, tmp_path), truth, tmp_path)
 
 
-def test_losses_differ_between_reward_types_and_fall(truth):
-    ex_rm, im_rm = truth["ex_rm"][0], truth["im_rm"][0]
-    assert im_rm[0] == pytest.approx(0.6931, abs=1e-4)
-    assert abs(ex_rm[0] - im_rm[0]) > 1e-3
-    assert ex_rm[-1] < ex_rm[0]
-    assert im_rm[-1] < im_rm[0]
+def test_the_cover_shows_every_two_settings_together():
+    cover = all_pairs_cover()
+    assert len(cover) <= 24
+    assert set().union(*map(pairs_of, cover)) == set().union(*map(pairs_of, full_product()))
+    assert {(run["zero_stage"], run["world_size"]) for run in cover} == set(
+        itertools.product((0, 1, 2, 3), (1, 2))
+    )

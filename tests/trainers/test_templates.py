@@ -5,14 +5,14 @@ import datetime
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from tests.trainers import trainings
 from tests.trainers.architectures import word_tokenizer
+from tests.trainers.trainings import load
 from trainers.data.records import Message, Pair, user_prompt
 from trainers.errors import DataError, ModelError
 from trainers.models.saving import folder_files, save_model
@@ -69,8 +69,8 @@ def marked(kind, folder):
 
 
 @pytest.mark.parametrize("kind", TEMPLATELESS)
-def test_a_templateless_tokenizer_marks_turns(kind, tmp_path):
-    tokenizer = marked(kind, tmp_path)
+def test_a_templateless_tokenizer_marks_turns_with_two_tokens_that_are_added_once(kind, tmp_path):
+    tokenizer = marked(kind, tmp_path / "first")
     (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
     _, begin, end = TEMPLATELESS[kind]
     user, assistant = [USER_MARKER], [ASSISTANT_MARKER]
@@ -78,26 +78,9 @@ def test_a_templateless_tokenizer_marks_turns(kind, tmp_path):
     assert tokenizer.convert_ids_to_tokens(tokens.prompt) == [*begin, *turns]
     assert tokenizer.convert_ids_to_tokens(tokens.chosen) == ["e", "f", *end]
     assert tokenizer.convert_ids_to_tokens(tokens.rejected) == ["g", *end]
-
-
-@pytest.mark.parametrize("kind", TEMPLATELESS)
-def test_prompt_tokens_begin_the_whole_conversation(kind, tmp_path):
-    tokenizer = marked(kind, tmp_path)
-    (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
-    whole = render(tokenizer, (*TURNS, Message("assistant", PAIR.chosen)), add_generation_prompt=False)
-    assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.parametrize("kind", TEMPLATELESS)
-def test_markers_are_two_tokens_added_once(kind, tmp_path):
-    first = marked(kind, tmp_path / "first")
-    second = reloaded(first, tmp_path / "second")
-    assert len(first) == len(second) == len(WORDS) + 2
-    assert first.chat_template == second.chat_template
-    ids = [first.convert_tokens_to_ids(marker) for marker in (USER_MARKER, ASSISTANT_MARKER)]
-    assert ids == [len(WORDS), len(WORDS) + 1]
-    assert first(USER_MARKER + ASSISTANT_MARKER, add_special_tokens=False)["input_ids"] == ids
-    assert tokenize_pairs([PAIR], first, DrawSpec()) == tokenize_pairs([PAIR], second, DrawSpec())
+    again = reloaded(tokenizer, tmp_path / "second")
+    assert len(tokenizer) == len(again) == len(WORDS) + 2
+    assert tokenize_pairs([PAIR], again, DrawSpec())[0] == [tokens]
 
 
 def test_a_tokenizer_keeps_its_own_special_tokens(tmp_path):
@@ -107,31 +90,16 @@ def test_a_tokenizer_keeps_its_own_special_tokens(tmp_path):
     assert USER_MARKER in found.all_special_tokens
 
 
-def test_a_template_is_left_as_it_is(tmp_path):
+def test_a_template_is_left_as_it_is_and_there_is_one_bos_where_the_tokenizer_writes_one_too(tmp_path):
     bare = with_bos_added()
     bare.chat_template = (
         "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ eos_token }}{% endfor %}"
     )
     found = reloaded(bare, tmp_path)
-    assert found.chat_template == bare.chat_template
-    assert len(found) == len(WORDS)
-
-
-def test_there_is_one_bos_where_both_template_and_tokenizer_write_one(tmp_path):
-    bare = with_bos_added()
-    bare.chat_template = (
-        "{{ bos_token }}{% for m in messages %} {{ m['content'] }} {{ eos_token }}{% endfor %}"
-    )
-    (tokens,), _ = tokenize_pairs([PAIR], reloaded(bare, tmp_path), DrawSpec())
+    assert (found.chat_template, len(found)) == (bare.chat_template, len(WORDS))
+    (tokens,), _ = tokenize_pairs([PAIR], found, DrawSpec())
     assert tokens.prompt.count(bare.bos_token_id) == 1
     assert bare.bos_token_id not in tokens.chosen
-
-
-def test_a_template_that_refuses_says_which_turns(tmp_path):
-    bare = with_bos_added()
-    bare.chat_template = "{{ raise_exception('no assistant here') }}"
-    with pytest.raises(DataError, match=r"user, assistant, user.*no assistant here"):
-        tokenize_pairs([PAIR], bare, DrawSpec())
 
 
 class Tomorrow(datetime.datetime):
@@ -177,10 +145,6 @@ def model_folder(folder, *, tied, spare_rows=0):
     return folder
 
 
-def load(folder, output="unembedding"):
-    return trainings.load(folder, output, head_seed=0 if output == "head" else None)
-
-
 def rows_of(model):
     return model.get_input_embeddings().weight.detach()
 
@@ -189,7 +153,8 @@ def rows_of(model):
 def test_markers_get_rows_the_same_in_every_load_and_output(tmp_path, tied):
     folder = model_folder(tmp_path, tied=tied)
     base = LlamaForCausalLM.from_pretrained(folder)
-    first, second, head = load(folder), load(folder), load(folder, "head")
+    first, second = (load(folder, "unembedding") for _ in range(2))
+    head = load(folder, "head", head_seed=0)
     assert rows_of(first).shape[0] == len(WORDS) + 2
     assert torch.equal(rows_of(first)[: len(WORDS)], rows_of(base))
     assert torch.equal(rows_of(first), rows_of(second))
@@ -199,40 +164,37 @@ def test_markers_get_rows_the_same_in_every_load_and_output(tmp_path, tied):
     assert torch.equal(unembedding[: len(WORDS)], base.get_output_embeddings().weight)
     assert (unembedding is first.get_input_embeddings().weight) == tied
     assert first.config.vocab_size == len(WORDS) + 2
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_new_rows_are_drawn_like_the_old_and_are_not_each_other(tmp_path, tied):
-    model = load(model_folder(tmp_path, tied=tied))
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-        old, new = layer.weight.detach().split([len(WORDS), 2])
+    for weight in (rows_of(first), unembedding.detach()):
+        old, new = weight.split([len(WORDS), 2])
         assert not torch.equal(new[0], new[1])
         assert 0.5 < float(new.std() / old.std()) < 2
 
 
 def test_a_saved_model_keeps_the_rows_of_its_markers(tmp_path):
-    model = load(model_folder(tmp_path / "base", tied=True))
+    model = load(model_folder(tmp_path / "base", tied=True), "unembedding")
     with torch.no_grad():
         model.get_input_embeddings().weight[-2:] += 1
     weights = {name: value.detach() for name, value in model.named_parameters()}
     save_model(weights, folder_files(model, load_tokenizer(str(tmp_path / "base"))), tmp_path / "saved")
-    assert torch.equal(rows_of(load(tmp_path / "saved")), rows_of(model))
+    assert torch.equal(rows_of(load(tmp_path / "saved", "unembedding")), rows_of(model))
 
 
 def test_a_model_with_rows_to_spare_is_left_as_it_is(tmp_path):
     folder = model_folder(tmp_path, tied=True, spare_rows=10)
-    assert torch.equal(rows_of(load(folder)), rows_of(LlamaForCausalLM.from_pretrained(folder)))
+    assert torch.equal(
+        rows_of(load(folder, "unembedding")), rows_of(LlamaForCausalLM.from_pretrained(folder))
+    )
 
 
 ENDED = "{% for m in messages %}{{ m['content'] }} </s> {% endfor %}"
 UNENDED = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+UNKNOWN, END, PAD = {"unk_token": "<unk>"}, {"eos_token": "</s>"}, {"pad_token": "<pad>"}
 SPECIALS = {
-    "pad is eos": {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"},
-    "pad is eos and unk": {"unk_token": "</s>", "eos_token": "</s>", "pad_token": "</s>"},
-    "pad is the end of a turn": {"unk_token": "<unk>", "eos_token": "<s>", "pad_token": "</s>"},
-    "no pad": {"unk_token": "<unk>", "eos_token": "</s>"},
+    "pad is eos": {**UNKNOWN, **END, "pad_token": "</s>"},
+    "pad is eos and unk": {"unk_token": "</s>", **END, "pad_token": "</s>"},
+    "pad is the end of a turn": {**UNKNOWN, "eos_token": "<s>", "pad_token": "</s>"},
+    "no pad": {**UNKNOWN, **END},
     "no special token": {},
-    "eos alone": {"eos_token": "</s>"},
 }
 
 
@@ -256,7 +218,7 @@ def test_the_padding_token_ends_no_response_where_nothing_ends_a_turn(tmp_path, 
 
 def test_a_padding_token_of_its_own_is_kept_even_where_its_id_is_0():
     for words, expected in ((WORDS, 3), (["<pad>", *[word for word in WORDS if word != "<pad>"]], 0)):
-        tokenizer = word_tokenizer(words, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+        tokenizer = word_tokenizer(words, **UNKNOWN, **END, **PAD)
         tokenizer.chat_template = ENDED
         assert padding_token(tokenizer) == expected
 
@@ -296,18 +258,12 @@ def test_a_verification_asks_after_each_response_and_ends_in_its_answer(asking):
         ]
 
 
-def test_the_prompt_of_a_verification_is_all_that_both_sides_begin_with(asking):
-    for tokens in verify(verification_pairs(), asking)[0]:
-        assert tokens.prompt
-        assert tokens.chosen[0] != tokens.rejected[0]
-
-
-@pytest.mark.parametrize(("chosen", "rejected"), [("e f", "e f"), ("e", "e e"), ("e e", "e")])
-def test_like_responses_still_leave_an_answer_on_each_side(asking, chosen, rejected):
+@pytest.mark.parametrize(("chosen", "rejected"), [("e f", "e f"), ("e", "e e"), ("a", "b")])
+def test_the_prompt_of_a_verification_is_what_both_begin_with_but_for_their_answers(asking, chosen, rejected):
     pair = Pair(prompt=user_prompt("d"), chosen=chosen, rejected=rejected)
     (tokens,), _ = verify([pair], asking)
-    yes, no = asking.convert_tokens_to_ids(["Yes", "No"])
-    assert (tokens.chosen[-1], tokens.rejected[-1]) == (yes, no)
+    assert (tokens.chosen[-1], tokens.rejected[-1]) == tuple(asking.convert_tokens_to_ids(["Yes", "No"]))
+    assert tokens.chosen[0] != tokens.rejected[0]
     words = asking.convert_ids_to_tokens(tokens.prompt + tokens.chosen)
     assert words[1:-2] == QUESTION.format(chosen).split()
 
@@ -328,18 +284,6 @@ def test_every_rendering_draws_the_same_pairs(asking, most):
     assert counted.too_long > 0 or most is not None
 
 
-def test_answers_are_the_first_byte_where_a_tokenizer_has_no_longer_tokens(tmp_path):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = reloaded(PreTrainedTokenizerFast(tokenizer_object=backend), tmp_path)
-    (tokens,), _ = verify([PAIR], tokenizer)
-    assert tokenizer.convert_ids_to_tokens([tokens.chosen[-1], tokens.rejected[-1]]) == ["Y", "N"]
-    text = tokenizer.decode(tokens.prompt + tokens.rejected)
-    assert text.endswith(f"Answer: g\nVerification: Is the answer correct (Yes/No)?{ASSISTANT_MARKER}N")
-
-
 def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused(tmp_path):
     words = [word for word in WORDS if word not in ("Yes", "No")]
     tokenizer = reloaded(word_tokenizer(words, unk_token="<unk>", eos_token="</s>"), tmp_path)
@@ -347,17 +291,22 @@ def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused(tmp_path):
         verify([PAIR], tokenizer)
 
 
-def test_a_tokenizer_with_several_templates_uses_its_default():
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        ("{{ strftime_now(messages[0]['content']) }}", ModelError, "format of its own making"),
+        (
+            "{{ raise_exception('no assistant here') }}",
+            DataError,
+            r"user, assistant, user.*no assistant here",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(template, error, message):
     tokenizer = with_bos_added()
-    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "nothing"}
-    assert render(tokenizer, TURNS, add_generation_prompt=True) == TURNS[0].content
-
-
-def test_a_date_of_its_own_making_is_refused():
-    tokenizer = with_bos_added()
-    tokenizer.chat_template = "{{ strftime_now(messages[0]['content']) }}"
-    with pytest.raises(ModelError, match="format of its own making"):
-        render(tokenizer, TURNS, add_generation_prompt=True)
+    tokenizer.chat_template = template
+    with pytest.raises(error, match=message):
+        tokenize_pairs([PAIR], tokenizer, DrawSpec())
 
 
 def test_a_prompt_without_tokens_is_refused():
@@ -369,19 +318,8 @@ def test_a_prompt_without_tokens_is_refused():
 
 def spaced_tokenizer():
     """As SentencePiece models: what begins a text gets a space in front, what goes on after a word does not."""
-    words = {
-        "<unk>": 0,
-        "</s>": 1,
-        "\u2581[": 2,
-        "]": 3,
-        "x": 4,
-        "\u2581x": 5,
-        "y": 6,
-        "\u2581y": 7,
-        "z": 8,
-        "\u2581z": 9,
-    }
-    backend = Tokenizer(BPE(words, [("\u2581", letter) for letter in ()], unk_token="<unk>"))
+    words = ["<unk>", "</s>", "\u2581[", "]", "x", "\u2581x", "y", "\u2581y", "z", "\u2581z"]
+    backend = Tokenizer(BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
     tokenizer.chat_template = (
@@ -397,3 +335,17 @@ def test_a_response_gets_no_space_that_the_conversation_has_not():
     (tokens,), _ = tokenize_pairs([pair], tokenizer, DrawSpec())
     for response, text in ((tokens.chosen, "[x]y"), (tokens.rejected, "[x]z")):
         assert tokens.prompt + response == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", TEMPLATELESS)
+def test_prompt_tokens_begin_the_whole_conversation(kind, tmp_path):
+    tokenizer = marked(kind, tmp_path)
+    (tokens,), _ = tokenize_pairs([PAIR], tokenizer, DrawSpec())
+    whole = render(tokenizer, (*TURNS, Message("assistant", PAIR.chosen)), add_generation_prompt=False)
+    assert tokens.prompt + tokens.chosen == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_with_several_templates_uses_its_default():
+    tokenizer = with_bos_added()
+    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "tool_use": "nothing"}
+    assert render(tokenizer, TURNS, add_generation_prompt=True) == TURNS[0].content

@@ -23,13 +23,11 @@ def inputs(model: Path, pairs: Sequence[TokenPair], **changes: Any) -> TrainInpu
     values = {
         "name": "tiny",
         "location": str(model),
-        "revision": None,
         "precision": "fp32",
         "reward": RewardSpec(kind="ex_rm"),
         "optim": OptimSpec(lr=1e-3, epochs=1, effective_batch=2),
         "placement": Placement(forward_tokens=4096),
         "seed": 0,
         "pairs": pairs,
-        "reference": None,
     }
     return TrainInputs(**{**values, **changes})

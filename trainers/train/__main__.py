@@ -132,7 +132,6 @@ def run(arguments: Train) -> None:
         inputs = TrainInputs(
             name=plain_name(Path(arguments.model).absolute().name, "model"),
             location=location,
-            revision=None,
             precision=arguments.precision,
             reward=reward,
             optim=arguments.optim,

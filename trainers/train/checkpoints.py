@@ -71,7 +71,6 @@ class Checkpoints:
 
     folder: Path
     every_steps: int | None = None
-    every_s: float = EVERY_S
     mirror: ObjectPath | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +86,7 @@ class Checkpoints:
         """Return whether one is due after `step` steps, `since_s` seconds after the last, which took `write_s`."""
         if self.every_steps is not None:
             return step % self.every_steps == 0
-        return since_s >= max(self.every_s, 10 * write_s)
+        return since_s >= max(EVERY_S, 10 * write_s)
 
 
 class Later:
@@ -137,12 +136,6 @@ class Checkpoint:
     log: list[dict[str, Any]]
     files: dict[str, str]
     write_s: float
-
-    def fits(self, world_size: int, zero_stage: int) -> bool:
-        """Return whether it can be loaded without conversion. Without ZeRO, every rank holds everything."""
-        if self.zero_stage == zero_stage == 0:
-            return True
-        return (self.world_size, self.zero_stage) == (world_size, zero_stage)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -329,13 +322,14 @@ def prepare(checkpoint: Checkpoint, checkpoints: Checkpoints, zero_stage: int) -
 
     Raises SpecError if it was written at another ZeRO stage, StorageError.
     """
-    if checkpoint.fits(dist.get_world_size(), zero_stage):
-        return False
     if checkpoint.zero_stage != zero_stage:
         raise SpecError(
             f"the checkpoint in {checkpoints.kept} was written at ZeRO {checkpoint.zero_stage} and cannot go on at {zero_stage}; "
             f"use --zero-stage {checkpoint.zero_stage}, or remove it to start anew."
         )
+    # Without ZeRO, every rank holds everything.
+    if zero_stage == 0 or checkpoint.world_size == dist.get_world_size():
+        return False
     converts = dist.get_rank() if checkpoints.mirror is None else on_node()[0]
     if converts == 0:
         _convert(checkpoints.folder, checkpoint.tag)
@@ -425,33 +419,28 @@ def _upload_kept(target: Path, mirror: ObjectPath) -> None:
 def collect_epochs(
     folder: Path, out_dir: Path, kept: tuple[int, ...], epochs: int, mirror: ObjectPath | None = None
 ) -> None:
-    """Move the models of `keep_epoch` into `out_dir`. Raises StorageError if one is missing."""
-    if folder == out_dir:
-        return
-    if mirror is not None:
-        for name in (model_folder(epoch, epochs) for epoch in kept):
-            _fetch_kept(mirror, name, out_dir)
-        return
-    for epoch in kept:
-        name = model_folder(epoch, epochs)
-        if not (folder / name).is_dir():
+    """Put the models of `keep_epoch` into `out_dir`. Raises StorageError if one is missing."""
+    place = folder if mirror is None else mirror
+    for name in (model_folder(epoch, epochs) for epoch in kept if folder != out_dir):
+        if isinstance(place, Path):
+            sound = (place / name).is_dir()
+            if sound:
+                shutil.copytree(place / name, out_dir / name, copy_function=_link_or_copy)
+        else:
+            sound = _fetch_kept(place, name, out_dir)
+        if not sound:
             raise StorageError(
-                f"the weights kept after epoch {epoch} are gone from {folder}; remove it and run the same command again."
+                f"the weights kept in {place / name} are gone or not what was written; remove {place} and run the same "
+                "command again."
             )
-        shutil.copytree(folder / name, out_dir / name, copy_function=_link_or_copy)
 
 
-def _fetch_kept(mirror: ObjectPath, name: str, out_dir: Path) -> None:
-    wrong = ["its note"]
+def _fetch_kept(mirror: ObjectPath, name: str, out_dir: Path) -> bool:
+    """Download a model of `keep_epoch`; return whether it is what was written."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         note = json.loads((mirror / f"{name}.json").read_text())
-        if note.get(SEAL) == seal(note):
-            wrong = fetch(mirror / name, note["files"], out_dir / name)
-    if wrong:
-        raise StorageError(
-            f"the weights kept in {mirror / name} are gone or not what was written ({wrong[0]}); remove {mirror} and run "
-            "the same command again."
-        )
+        return note.get(SEAL) == seal(note) and not fetch(mirror / name, note["files"], out_dir / name)
+    return False
 
 
 def _link_or_copy(source: str, target: str) -> None:

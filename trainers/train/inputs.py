@@ -30,14 +30,14 @@ class TrainInputs:
 
     name: str
     location: str
-    revision: str | None
     precision: Precision
     reward: RewardSpec
     optim: OptimSpec
     placement: Placement
     seed: int
     pairs: Sequence[TokenPair]
-    reference: References | None
+    reference: References | None = None
+    revision: str | None = None
     trust: Trust = UNTRUSTED
     template: str | None = None
     keep_epochs: tuple[int, ...] = ()

@@ -207,19 +207,7 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
         "seed": str(inputs.seed),
         "precision": inputs.precision,
         "base model": _digest(values),
-        "pairs": _digest(
-            (
-                pair.index,
-                pair.prompt,
-                pair.chosen,
-                pair.rejected,
-                *((pair.margin,) if inputs.loss.margin else ()),
-                *(pair.unscored if any(pair.unscored) else ()),
-                *((pair.rewriting,) if inputs.loss.consistency else ()),
-                *((True,) if pair.tie else ()),
-            )
-            for pair in inputs.pairs
-        ),
+        "pairs": _digest(inputs.pairs),
         "reference": _digest(sorted((inputs.reference or {}).items())),
     }
 
