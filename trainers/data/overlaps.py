@@ -98,16 +98,16 @@ class TextIndex:
     def repeats_of(self, other: "TextIndex") -> Repeated:
         """Return the rows of this column whose text stands in `other`."""
         exact = {number for text, number in self._known.items() if text in other._known}
-        # The numbers of our texts by each of their bands, and their shingles.
-        ours: dict[tuple[int, int], list[int]] = {}
+        # The numbers of our texts by each of their bands; two bands have one number only where they are equal.
+        ours: dict[int, list[int]] = {}
         own = functools.cache(self._shingles)
         for number, bands in enumerate(self._bands):
-            for band in enumerate(bands.tolist()) if number not in exact else ():
+            for band in bands.tolist() if number not in exact else ():
                 ours.setdefault(band, []).append(number)
         near: set[int] = set()
         for number, bands in enumerate(other._bands):
-            candidates = {ours_too for band in enumerate(bands.tolist()) for ours_too in ours.get(band, ())}
-            if candidates := candidates - near:
+            shared = ours.keys() & set(bands.tolist())
+            if candidates := {one for band in shared for one in ours[band]} - near:
                 theirs = other._shingles(number)
                 near |= {candidate for candidate in candidates if jaccard(own(candidate), theirs) >= NEAR}
         return Repeated(exact=self._rows_of(exact), near=self._rows_of(near))
