@@ -592,8 +592,8 @@ def test_a_set_is_split_by_problem_and_a_problem_stays_where_it_is_when_rows_are
 
 def test_without_a_group_column_pairs_of_one_prompt_stay_together(tmp_path):
     rows = [{**GOOD, "prompt": f"p{n}", "chosen": f"{n} {side}"} for n in range(100) for side in "ab"]
-    file = jsonl(tmp_path / "a.jsonl", *rows)
-    train, test = (read(file, split, test_share=0.5) for split in ("train", "test"))
+    jsonl(tmp_path / "train.jsonl", *rows)
+    train, test = (read(tmp_path, split, test_share=0.5) for split in ("train", "test"))
     assert not {pair.prompt for pair in train} & {pair.prompt for pair in test}
     assert len(train) + len(test) == 200
 
