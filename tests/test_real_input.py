@@ -60,7 +60,6 @@ def artifacts(storage: Path, stage: str) -> list[Path]:
     return [file.parent / json.loads(file.read_text())["attempt"] for file in manifests]
 
 
-@pytest.mark.slow
 def test_a_gguf_model_is_trained_and_evaluated_on_real_pairs(swept):
     storage, output = swept
     for said in ("token-level shift", "domain shift", "not learned"):

@@ -1,4 +1,4 @@
-"""`python -m trainers.data audit`: what is audited, audit.json, and usage errors that say what to do."""
+"""`python -m trainers.data audit`: what is audited, audit.json, also printed, and usage errors that say what to do."""
 
 import json
 from pathlib import Path
@@ -57,8 +57,9 @@ def test_sets_may_only_train_or_be_evaluated_and_a_split_that_is_named_does_not_
     write("data", train=rows(20, "set"), test=rows(9, "x"), validation=[*rows(8, "new"), *rows(1, "set")])
     row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
     Path("suite.jsonl").write_text(json.dumps(row))
-    words = ("--train", "./data", "--eval", "mine=./data")
-    _, record = audit("data:validation", "m_rewardbench=suite.jsonl", *words)
+    words = ("--train", "./data", "--eval", "mine=./data", "--json")
+    out, record = audit("data:validation", "m_rewardbench=suite.jsonl", *words)
+    assert json.loads(out) == record
     assert sets_of(record) == [
         ("data/train", "train", 20),
         ("data/test", "eval", 9),
@@ -107,3 +108,11 @@ def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message)
     assert code == 2
     assert message in " ".join((out + err).split())
     assert not Path("audit.json").exists()
+
+
+def test_with_a_tokenizer_lengths_are_measured_in_its_tokens_too(audit, tiny_model):
+    write("data", test=rows(9, "x"))
+    _, record = audit("data", "--tokenizer", str(tiny_model))
+    (found,) = record["sets"]
+    assert [baseline["unit"] for baseline in found["baselines"]] == ["characters", "words", "tokens"]
+    assert found["lengths"]["chosen"]["tokens"]["median"] > 0

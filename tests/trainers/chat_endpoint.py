@@ -51,6 +51,7 @@ class Endpoint(Loopback):
         self.requests: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.charged: set[str] = set()
+        self.busy = self.most_busy = 0
         self.lock = threading.Lock()
         outer = self
 
@@ -66,7 +67,16 @@ class Endpoint(Loopback):
         text = asked["messages"][0]["content"].partition("Text:\n")[2].strip()
         with self.lock:
             self.requests[text] += 1
+            self.busy += 1
+            self.most_busy = max(self.most_busy, self.busy)
             act = self.acts[text].pop(0) if self.acts.get(text) else "answer"
+        try:
+            self.act(handler, act, text)
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+    def act(self, handler: BaseHTTPRequestHandler, act: str, text: str) -> None:
         if act in ("429", "400", "401", "500"):
             handler.send_response(int(act))
             if act == "429":
@@ -102,14 +112,18 @@ class Endpoint(Loopback):
             "cut": translated(text)[:60],
             "english": "Behind an ancient building lies an orchard whose trees bear plenty of fruit, so it goes on.",
             "empty": "",
+            "another's": translated(original(0, "chosen")),
         }.get(act, translated(text))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": said},
             "finish_reason": "length" if act == "cut" else "stop",
         }
+        identity = (
+            f"id of {original(0, 'chosen')}" if said == translated(original(0, "chosen")) else f"id {key}"
+        )
         body = {
-            "id": f"id {key}",
+            "id": identity,
             "object": "chat.completion",
             "created": 1,
             "model": "m",

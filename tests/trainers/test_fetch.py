@@ -1,4 +1,4 @@
-"""Fetching from a server that is sometimes broken: whole or not at all."""
+"""Fetching from a server that is sometimes broken: whole or not at all, the same bytes for ever."""
 
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -92,3 +92,20 @@ def test_what_does_not_come_whole_is_no_file_and_the_message_says_what_to_put_wh
     if act != "nobody there":
         server.acts = [server.whole]
         assert len(get()) == 1
+
+
+def test_a_copy_that_was_changed_is_fetched_again_and_other_bytes_than_at_first_are_refused(
+    server, get, tmp_path
+):
+    first = get()
+    file, body = tmp_path / "cache" / "fetched" / PLACE, server.body
+    file.write_bytes(body[:-1])
+    assert get() == first
+    assert len(server.asked) == 2
+    file.unlink()
+    server.body = body[::-1]
+    with pytest.raises(DataError, match="does not match the known hash"):
+        get()
+    assert not file.exists()
+    server.body = body
+    assert get() == first

@@ -533,13 +533,25 @@ def test_a_split_that_is_there_twice_is_refused(tmp_path, names):
         read(tmp_path, "test")
 
 
-def test_shards_are_one_split_also_in_a_folder_and_json_may_be_lines(tmp_path):
+def test_shards_are_one_split_and_json_may_be_lines(tmp_path):
     jsonl(tmp_path / "train-00000-of-00002.json", GOOD, GOOD)
     (tmp_path / "train-00001-of-00002.json").write_text(json.dumps([GOOD], indent=1))
     assert len(read(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_a_folder_that_spark_wrote_is_a_split(tmp_path, folder):
     for part in ("part-00000-3f.json", "part-00001-3f.json", "_SUCCESS"):
-        jsonl(tmp_path / "test" / part, GOOD)
-    assert len(read(tmp_path, "test")) == 2
+        jsonl(tmp_path / folder / part, GOOD)
+    assert len(read(tmp_path)) == 2
+
+
+def test_the_config_folders_of_a_clone_are_taken_or_named(tmp_path):
+    jsonl(tmp_path / "only" / "train-00000-of-00001.jsonl", GOOD)
+    assert len(read(tmp_path)) == 1
+    jsonl(tmp_path / "other" / "train-00000-of-00001.jsonl", GOOD)
+    with pytest.raises(DataError, match="no train split of its own, its folders have: only, other"):
+        read(tmp_path)
 
 
 def test_caches_beside_saved_shards_are_no_data_and_a_missing_shard_is_named(tmp_path):
@@ -592,8 +604,8 @@ def test_a_set_is_split_by_problem_and_a_problem_stays_where_it_is_when_rows_are
 
 def test_without_a_group_column_pairs_of_one_prompt_stay_together(tmp_path):
     rows = [{**GOOD, "prompt": f"p{n}", "chosen": f"{n} {side}"} for n in range(100) for side in "ab"]
-    file = jsonl(tmp_path / "a.jsonl", *rows)
-    train, test = (read(file, split, test_share=0.5) for split in ("train", "test"))
+    jsonl(tmp_path / "train.jsonl", *rows)
+    train, test = (read(tmp_path, split, test_share=0.5) for split in ("train", "test"))
     assert not {pair.prompt for pair in train} & {pair.prompt for pair in test}
     assert len(train) + len(test) == 200
 

@@ -14,9 +14,6 @@ from trainers.data.rewriting import Journal
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
-ENGLISH = "The committee will meet again on Thursday to discuss how the new library ought to be paid for."
-FRENCH = "Le comité se réunira de nouveau jeudi afin de discuter du financement de la nouvelle bibliothèque."
-
 
 @pytest.fixture
 def endpoint():
@@ -61,6 +58,12 @@ def test_every_response_of_the_papers_sample_is_rewritten_and_paid_once(rewrite,
         assert row["chosen"] == translated(original(n, "chosen"))
         assert row["orig_rejected"] == original(n, "rejected")
     assert set(endpoint.paid.values()) == {1}
+    assert "times as long" in said
+    hygienic = [json.loads(line) for line in (tmp_path / "out.jsonl.hygiene.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["side"], line["language"]) for line in hygienic] == [
+        (row["orig_index"], side, "fr") for row in found for side in ("chosen", "rejected")
+    ]
+    assert all(line["overlap"] < line["self_overlap"] and line["chrf"] < 90 for line in hygienic)
     pairs = read_pairs(DatasetSpec(name="a", source=str(tmp_path / "out.jsonl")), "test")
     assert pairs[0].original_chosen == found[0]["orig_chosen"]
     assert rewrite()[0] == 0
@@ -75,6 +78,7 @@ UNUSABLE = {
     "cut": "cut off",
     "english": "in en, not fr",
     "empty": "empty",
+    "another's": "the answer to another request",
     "truncated": "cannot be read",
     "no choices": "cannot be read",
 }
@@ -88,20 +92,21 @@ def test_faults_that_pass_are_asked_again_and_paid_once(rewrite, endpoint, tmp_p
     assert len(written(tmp_path)) == 6
     assert [endpoint.requests[original(n, "rejected")] for n in range(6)] == [2] * 4 + [1] * 2
     assert set(endpoint.paid.values()) == {1}
+    assert endpoint.most_busy <= 4  # the one that timed out is still served
 
 
 def test_answers_that_are_no_rewritings_are_asked_for_anew(rewrite, endpoint, tmp_path):
     for number, act in enumerate(UNUSABLE, start=1):
         endpoint.acts[original(number, "chosen")] = [act]
-    code, said = rewrite("--concurrency", "1", count=7)
+    code, said = rewrite("--concurrency", "1", count=8)
     assert code == 0, said
     assert [row["chosen"] for row in written(tmp_path)] == [
-        translated(original(n, "chosen")) for n in range(7)
+        translated(original(n, "chosen")) for n in range(8)
     ]
     journal = Journal(tmp_path / "out.jsonl.journal.jsonl")
     faults = [answers[0].fault for answers in journal.values() if len(answers) == 2]
     assert all(noted in fault for noted, fault in zip(UNUSABLE.values(), faults, strict=True))
-    assert endpoint.requests.total() == 14 + len(UNUSABLE)
+    assert endpoint.requests.total() == 16 + len(UNUSABLE)
 
 
 def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint, tmp_path):
@@ -202,12 +207,6 @@ def test_what_cannot_be_meant_is_refused(rewrite, endpoint, words, message):
     assert endpoint.requests.total() == 0
 
 
-def test_languages_are_told_where_there_is_text_to_tell_them_by():
-    assert (rewriting.language(ENGLISH), rewriting.language(FRENCH)) == ("en", "fr")
-    for text in ("x = 3", "2 + 2 = 4, 3 + 3 = 6, " * 20):
-        assert rewriting.language(text) == rewriting.UNKNOWN
-
-
 def test_the_papers_own_rewritings_are_mostly_clean(shared):
     spec = DatasetSpec(name="a", source=str(shared / "data" / "ultrafeedback_french"))
     faults = Counter(
@@ -215,4 +214,5 @@ def test_the_papers_own_rewritings_are_mostly_clean(shared):
         for pair in read_pairs(spec, "test")[:60]
     )
     assert faults[None] > 30
+    assert faults["cut off"] >= 1
     assert not any("unchanged" in (name or "") for name in faults)

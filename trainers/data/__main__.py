@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from trainers.command import TemplateFlags, command
-from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, audit_sets, originals, set_row
+from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, Tokenize, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
 from trainers.data.rewriting import Rewrite
@@ -167,7 +167,7 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditFlags:
-    """Find what would mislead in preference data: leaks, length shortcuts, equal and contradicting pairs."""
+    """Find what would mislead in preference data: leaks, length shortcuts, identical and cut responses."""
 
     data: tyro.conf.Positional[_Words] = ()
     """Sets whose train split trains and whose test split is evaluated; a file is evaluated."""
@@ -176,8 +176,12 @@ class AuditFlags:
     eval: _Words = ()
     """Sets that are only evaluated."""
     rows: tyro.conf.OmitArgPrefixes[RowFlags] = field(default_factory=RowFlags)
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="ID|PATH")] = None
+    """Folder or hub id of a tokenizer: measure lengths and token overlap in its tokens too."""
     out: Path = Path("audit.json")
     """File to write everything that was measured to."""
+    json: bool = False
+    """Print that file instead of the tables."""
 
     def run(self) -> None:
         """Read, audit, write `out`, print. Raises SweepError."""
@@ -204,8 +208,13 @@ class AuditFlags:
         audited = audit_sets(
             [item for item in sets if item.role == "train"],
             [item for item in sets if item.role == "eval"],
+            tokenize=None if self.tokenizer is None else _tokenizer(self.tokenizer),
         )
-        replace(self.out, json.dumps(audited.as_json(), indent=1, ensure_ascii=False) + "\n")
+        said = json.dumps(audited.as_json(), indent=1, ensure_ascii=False)
+        replace(self.out, said + "\n")
+        if self.json:
+            print(said)
+            return
         _print_table([SETS, *map(set_row, audited.sets)])
         for finding in audited.findings:
             print(f"{finding.severity}: {finding.said.removeprefix('data: ')}")
@@ -240,6 +249,13 @@ def _audit_set(name: str, spec: DatasetSpec, role: Role) -> AuditSet:
     unreadable: list[str] = []
     pairs = read_pairs(spec, own_split(spec, _ROLES[role]), unreadable)
     return AuditSet(name=f"{name}/{_ROLES[role]}", role=role, pairs=pairs, unreadable=unreadable)
+
+
+def _tokenizer(location: str) -> Tokenize:
+    from trainers.pairs.templates import load_tokenizer
+
+    loaded: Any = load_tokenizer(location)
+    return lambda text: loaded(text, add_special_tokens=False)["input_ids"]
 
 
 @dataclass(frozen=True, kw_only=True)

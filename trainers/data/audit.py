@@ -1,4 +1,4 @@
-"""What in preference data would mislead: leaks, length shortcuts, equal and contradicting pairs (paper §6).
+"""What in preference data would mislead: leaks, length shortcuts, identical and cut responses (paper §6).
 
     audit = audit_sets(train_sets, eval_sets)      each set, and every training set against every evaluation set
     leaked = audit.between[0].leaked               rows of the evaluation set that training has seen
@@ -11,22 +11,29 @@ import dataclasses
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from trainers.data.overlaps import IndexedPairs, Overlap, overlap
 from trainers.data.records import Message, Pair
-from trainers.data.texts import LONG, token_overlap, words
+from trainers.data.texts import LONG, UNKNOWN, language, looks_cut, similarity, token_overlap, words
 
 if TYPE_CHECKING:
     from trainers.pairs.tokens import Counts
 
 # Raise when what is measured changes: kept audits are then made anew.
-VERSION = 4
+VERSION = 3
 Role = Literal["train", "eval"]
+Unit = Literal["characters", "words", "tokens"]
 Severity = Literal["error", "warn", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warn", "info")
+Tokenize = Callable[[str], Sequence[int]]
+# Similarities and languages are slow to compute: a share settles on this many evenly spaced pairs.
+SIMILARITY_SAMPLE, LANGUAGE_SAMPLE = 50, 200
 _Z = 1.959963984540054
 # Markers that chat templates write around turns, and that no text of a turn should contain.
 _MARKERS = re.compile(
@@ -34,11 +41,11 @@ _MARKERS = re.compile(
     r"|<(?:start|end)_of_turn>|^### (?:Instruction|Response):|<｜(?:User|Assistant)｜>",
     re.MULTILINE,
 )
-_COLUMNS = ("prompt", "chosen", "rejected")
 
 
 # Accuracies of a rule that looks at lengths alone.
 _SHORTCUT, _STRONG_SHORTCUT = 0.55, 0.75
+_ALIKE = 0.9
 _MANY, _FEW = 0.05, 0.01
 # A rewriting that shares this much of what an original shares with itself is hardly one.
 _HARDLY_REWRITTEN = 0.8
@@ -62,21 +69,45 @@ class AuditSet:
     rewrites: Sequence[tuple[str, str] | None] = ()
 
 
-class LongerWins(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthBaseline:
     """The accuracy of "the longer response wins", a tie counting one half, with Wilson's 95 % interval."""
 
-    accuracy: float
+    unit: Unit
+    longer_wins: float
     low: float
     high: float
+    pairs: int
+
+    @property
+    def better(self) -> str:
+        """Which of the two rules is above one half."""
+        return "longer wins" if self.longer_wins >= 0.5 else "shorter wins"
+
+    @property
+    def shortcut(self) -> float:
+        """The accuracy of the better rule."""
+        return max(self.longer_wins, 1.0 - self.longer_wins)
+
+    @property
+    def significant(self) -> bool:
+        """Whether one half is outside the interval."""
+        return not self.low <= 0.5 <= self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewriting:
+    """The mean token overlap of responses with what they rewrite; `itself` is that of the originals with themselves."""
+
+    responses: int
+    overlap: float
+    itself: float
+    unchanged: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetAudit:
-    """What one set holds. Counts are of pairs; `medians` are of lengths, by column and unit; `longer_wins` is by unit.
-
-    `rewriting` has the mean token overlap of `responses` with what they rewrite, that of the originals with
-    `itself`, and how many are `unchanged`; it is empty where nothing is rewritten.
-    """
+    """What one set holds. Counts are of pairs; `lengths` are distributions by column and unit."""
 
     name: str
     role: Role
@@ -88,32 +119,47 @@ class SetAudit:
     contradicted: int
     prompt_repeated: int
     templated: int
-    medians: dict[str, dict[str, float]]
-    longer_wins: dict[str, LongerWins]
-    rewriting: dict[str, float]
+    languages: dict[str, dict[str, float]]
+    another_language: int
+    lengths: dict[str, dict[str, dict[str, float]]]
+    baselines: tuple[LengthBaseline, ...]
+    long_responses: dict[str, int]
+    cut: dict[str, int]
+    similarity: float
+    rewriting: Rewriting | None
 
 
 def read_set_audit(record: dict[str, Any], name: str, role: Role) -> SetAudit:
     """Return a set's audit from its plain values (`dataclasses.asdict`, through JSON), under this name and role."""
     own = {field.name: record[field.name] for field in dataclasses.fields(SetAudit)}
     own |= {"name": name, "role": role, "unreadable": tuple(record["unreadable"])}
-    own["longer_wins"] = {unit: LongerWins(*found) for unit, found in record["longer_wins"].items()}
+    own["baselines"] = tuple(LengthBaseline(**item) for item in record["baselines"])
+    own["rewriting"] = record["rewriting"] and Rewriting(**record["rewriting"])
     return SetAudit(**own)
 
 
-def audit_set(data: AuditSet, *, index: IndexedPairs | None = None) -> SetAudit:
+def audit_set(
+    data: AuditSet, *, tokenize: Tokenize | None = None, index: IndexedPairs | None = None
+) -> SetAudit:
     """Audit one set of at least one pair; `index` is the index of its pairs, if there is one."""
     pairs = data.pairs
     index = index or IndexedPairs(pairs)
-    texts = [("\n".join(turn.content for turn in pair.prompt), pair.chosen, pair.rejected) for pair in pairs]
-    columns = dict(zip(_COLUMNS, zip(*texts, strict=True), strict=True))
-    count: dict[str, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
-    lengths = {
-        column: {unit: [length(text) for text in found] for unit, length in count.items()}
-        for column, found in columns.items()
+    columns = {
+        "prompt": ["\n".join(turn.content for turn in pair.prompt) for pair in pairs],
+        "chosen": [pair.chosen for pair in pairs],
+        "rejected": [pair.rejected for pair in pairs],
     }
+    count: dict[Unit, Callable[[str], int]] = {"characters": len, "words": lambda text: len(text.split())}
+    if tokenize is not None:
+        count["tokens"] = lambda text: len(tokenize(text))
+    measured = {
+        column: {unit: [length(text) for text in texts] for unit, length in count.items()}
+        for column, texts in columns.items()
+    }
+    sides = {side: columns[side] for side in ("chosen", "rejected")}
     rows = list(zip(index.prompts.numbers, index.chosen.numbers, index.rejected.numbers, strict=True))
-    stated = set(zip(index.prompts.numbers, columns["chosen"], columns["rejected"], strict=True))
+    stated = set(zip(index.prompts.numbers, *sides.values(), strict=True))
+    languages, another = _languages(pairs)
     return SetAudit(
         name=data.name,
         role=data.role,
@@ -127,13 +173,22 @@ def audit_set(data: AuditSet, *, index: IndexedPairs | None = None) -> SetAudit:
             for prompt, pair in zip(index.prompts.numbers, pairs, strict=True)
         ),
         prompt_repeated=sum(map(_repeats_its_prompt, pairs)),
-        templated=sum(any(map(_MARKERS.search, found)) for found in texts),
-        medians={
-            column: {unit: float(statistics.median(values)) for unit, values in units.items()}
-            for column, units in lengths.items()
+        templated=sum(bool(_MARKERS.search(text)) for texts in columns.values() for text in texts),
+        languages=languages,
+        another_language=another,
+        lengths={
+            column: {unit: distribution(values) for unit, values in units.items()}
+            for column, units in measured.items()
         },
-        longer_wins={unit: longer_wins(lengths["chosen"][unit], lengths["rejected"][unit]) for unit in count},
-        rewriting=_rewriting(data),
+        baselines=tuple(
+            length_baseline(measured["chosen"][unit], measured["rejected"][unit], unit) for unit in count
+        ),
+        long_responses={side: sum(len(text) >= LONG for text in texts) for side, texts in sides.items()},
+        cut={side: sum(map(looks_cut, texts)) for side, texts in sides.items()},
+        similarity=statistics.fmean(
+            similarity(pair.chosen, pair.rejected) for pair in _sample(pairs, SIMILARITY_SAMPLE)
+        ),
+        rewriting=_rewriting(data, tokenize or words),
     )
 
 
@@ -143,20 +198,49 @@ def _repeats_its_prompt(pair: Pair) -> bool:
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share of n > 0; `successes` may hold halves (ties)."""
+    """Return Wilson's 95 % interval of a share; `successes` may hold halves (ties). (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
     share, z2 = successes / n, _Z * _Z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def longer_wins(chosen: Sequence[int], rejected: Sequence[int]) -> LongerWins:
+def length_baseline(chosen: Sequence[int], rejected: Sequence[int], unit: Unit) -> LengthBaseline:
     """Return how many of at least one pair length alone would rank right."""
     right = sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True))
-    return LongerWins(right / len(chosen), *wilson(right, len(chosen)))
+    low, high = wilson(right, len(chosen))
+    return LengthBaseline(unit=unit, longer_wins=right / len(chosen), low=low, high=high, pairs=len(chosen))
 
 
-def _rewriting(data: AuditSet) -> dict[str, float]:
+def distribution(lengths: Sequence[int]) -> dict[str, float]:
+    """Return the mean and the quantiles of at least one length."""
+    names = ("least", "quartile_1", "median", "quartile_3", "percentile_95", "most")
+    quantiles = np.quantile(lengths, (0.0, 0.25, 0.5, 0.75, 0.95, 1.0))
+    return {"mean": float(np.mean(lengths)), **dict(zip(names, map(float, quantiles), strict=True))}
+
+
+def _languages(pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, float]], int]:
+    """Return shares of each language by column, and how many sampled pairs have responses in two languages."""
+    names = ("prompt", "chosen", "rejected")
+    sample = _sample(pairs, LANGUAGE_SAMPLE)
+    found = [tuple(map(language, (pair.prompt[-1].content, pair.chosen, pair.rejected))) for pair in sample]
+    another = sum(len({*codes[1:]} - {UNKNOWN}) > 1 for codes in found)
+    shares = {
+        name: {code: count / len(sample) for code, count in Counter(codes).most_common()}
+        for name, codes in zip(names, zip(*found, strict=True), strict=True)
+    }
+    return shares, another
+
+
+def _sample(pairs: Sequence[Pair], most: int) -> Sequence[Pair]:
+    if len(pairs) <= most:
+        return pairs
+    return [pairs[number * len(pairs) // most] for number in range(most)]
+
+
+def _rewriting(data: AuditSet, tokenize: Callable[[str], Sequence[Any]]) -> Rewriting | None:
     both = [
         (original, rewritten)
         for pair, texts in zip(data.pairs, data.rewrites, strict=False)
@@ -165,14 +249,14 @@ def _rewriting(data: AuditSet) -> dict[str, float]:
         if original
     ]
     if not both:
-        return {}
-    tokens = [(words(original), words(rewritten)) for original, rewritten in both]
-    return {
-        "responses": len(both),
-        "overlap": statistics.fmean(token_overlap(original, rewritten) for original, rewritten in tokens),
-        "itself": statistics.fmean(token_overlap(original, original) for original, _ in tokens),
-        "unchanged": sum(original == rewritten for original, rewritten in both),
-    }
+        return None
+    tokens = [(tokenize(original), tokenize(rewritten)) for original, rewritten in both]
+    return Rewriting(
+        responses=len(both),
+        overlap=statistics.fmean(token_overlap(original, rewritten) for original, rewritten in tokens),
+        itself=statistics.fmean(token_overlap(original, original) for original, _ in tokens),
+        unchanged=sum(original == rewritten for original, rewritten in both),
+    )
 
 
 def originals(
@@ -201,33 +285,6 @@ def originals(
 
 # What sets hold and share → findings.
 
-# What each fault would do to a result.
-_EFFECTS = {
-    "leak": "Accuracy rewards remembering these problems, not generalising: read the leak-free accuracy.",
-    "label flipped": "Training rejects what the evaluation prefers: a model that learned it is marked wrong.",
-    "rows that are no pair": "A run refuses the set; left out, they may not be missing at random.",
-    "chosen = rejected": "No reward can rank them: a tie of one half in every accuracy, a loss of ln 2 without "
-    "gradient in training.",
-    "contradicting pairs": "Another row prefers the other response: at most half of them can be ranked right.",
-    "repeated pairs": "They weigh more than others, and intervals that take pairs for independent are too narrow.",
-    "prompt repeated in both responses": "The model reads the prompt twice, and its tokens count as the response's; "
-    "cut it off the responses.",
-    "markers of a chat template in texts": "The model's own template is put around these: cut the markers, and give "
-    "turns as messages.",
-    "repeated prompts": "A split by pair puts one problem on both sides; split by prompt, and resample prompts for "
-    "intervals.",
-    "length shortcut": "Length alone ranks this well, and training can learn it in the place of quality: read the "
-    "length-controlled accuracy.",
-    "token overlap with the original": "A token-level shift has other tokens and the same content; near the overlap "
-    "of the original with itself, it is none.",
-    "chosen = rejected in tokens": "The model reads the same twice: a tie of one half in every accuracy, and nothing "
-    "to train on.",
-    "system turns": "The chat template takes none: the first user turn begins with them, or they are left out "
-    "(--system).",
-    "unknown tokens": "The tokenizer gives all words that it does not know one id: texts that differ only in them "
-    "are the same to the model.",
-}
-
 
 class Finding(NamedTuple):
     """One fault of the data: what was found, where, how much of it, and what it would do to a result."""
@@ -242,10 +299,6 @@ class Finding(NamedTuple):
     def said(self) -> str:
         """The finding as a line."""
         return f"data: {self.what}, {self.where}: {self.number}. {self.effect}"
-
-
-def _finding(severity: Severity, what: str, where: str, number: str) -> Finding:
-    return Finding(severity, what, where, number, _EFFECTS[what])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,13 +325,15 @@ class Audit:
         }
 
 
-def audit_sets(train_sets: Sequence[AuditSet], eval_sets: Sequence[AuditSet]) -> Audit:
-    """Audit sets of at least one pair each."""
+def audit_sets(
+    train_sets: Sequence[AuditSet], eval_sets: Sequence[AuditSet], *, tokenize: Tokenize | None = None
+) -> Audit:
+    """Audit sets of at least one pair each; with `tokenize`, lengths and overlaps are measured in tokens too."""
     train, evaluated = (
         [(item, IndexedPairs(item.pairs)) for item in items] for items in (train_sets, eval_sets)
     )
     return Audit(
-        sets=tuple(audit_set(item, index=index) for item, index in (*train, *evaluated)),
+        sets=tuple(audit_set(item, tokenize=tokenize, index=index) for item, index in (*train, *evaluated)),
         between=tuple(
             overlap(seen, index, names=(source.name, item.name))
             for source, seen in train
@@ -296,99 +351,200 @@ def overlap_findings(found: Overlap) -> Iterator[Finding]:
     """Yield what the overlap would do to the evaluation."""
     where = f"{found.evaluated} evaluated, {found.train} trained on"
     if leaked := len(found.leaked):
+        counts = {
+            "prompts": (found.prompts_exact, found.prompts_near),
+            "chosen": (found.chosen_exact, found.chosen_near),
+            "rejected": (found.rejected_exact, found.rejected_near),
+        }
         said = ", ".join(
             f"{what} {exact}{f' + {near} nearly' if near else ''}"
-            for what, (exact, near) in found.repeats.items()
+            for what, (exact, near) in counts.items()
             if exact or near
         )
-        yield _finding(
-            "error" if leaked > _MANY * found.pairs else "warn",
-            "leak",
-            where,
-            f"{leaked} of {found.pairs} pairs ({said})",
+        effect = (
+            "Accuracy rewards remembering these problems, not generalising; "
+            f"read it on the {found.pairs - leaked} pairs that training has not seen."
         )
+        severity: Severity = "error" if leaked > _MANY * found.pairs else "warn"
+        yield Finding(severity, "leak", where, f"{leaked} of {found.pairs} pairs ({said})", effect)
     if found.chosen_as_rejected:
+        effect = "Training rejects what the evaluation prefers, so a model that learned it is marked wrong."
         number = f"{found.chosen_as_rejected} of {found.pairs} chosen responses"
-        yield _finding("warn", "label flipped", where, number)
+        yield Finding("warn", "label flipped", where, number, effect)
 
 
 def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding]:
     """Yield what is wrong with `pairs` prepared pairs as a model reads them."""
-    if same := counts.identical:
-        severity: Severity = "error" if same > _MANY * pairs else "warn"
-        yield _finding(severity, "chosen = rejected in tokens", where, f"{same} of {pairs} pairs")
+    if counts.identical:
+        effect = (
+            "The model reads the same twice: a tie of one half in every accuracy, and nothing to train on."
+        )
+        severity: Severity = "error" if counts.identical > _MANY * pairs else "warn"
+        number = f"{counts.identical} of {pairs} pairs"
+        yield Finding(severity, "chosen = rejected in tokens", where, number, effect)
     if counts.without_system:
-        yield _finding("info", "system turns", where, f"{counts.without_system} of {pairs} pairs")
+        effect = "The chat template takes none: the first user turn begins with them, or they are left out (--system)."
+        yield Finding("info", "system turns", where, f"{counts.without_system} of {pairs} pairs", effect)
     if counts.many_unknown:
+        effect = (
+            "The tokenizer gives all words that it does not know one id: texts that differ only in them are the same to "
+            "the model."
+        )
         number = f"{share(counts.unknown_tokens / counts.tokens)} of {counts.tokens} tokens"
-        yield _finding("error", "unknown tokens", where, number)
+        yield Finding("error", "unknown tokens", where, number, effect)
+
+
+# Counts of a set that are findings wherever they are not 0.
+_COUNTED = (
+    (
+        "identical",
+        "chosen = rejected",
+        "No reward can rank them: a tie of one half in every accuracy, a loss of ln 2 without gradient in training.",
+    ),
+    (
+        "contradicted",
+        "contradicting pairs",
+        "Another row prefers the other response, so at most half of them can be ranked right.",
+    ),
+    (
+        "repeated_pairs",
+        "repeated pairs",
+        "They weigh more than others, and intervals that take pairs for independent are too narrow.",
+    ),
+    (
+        "prompt_repeated",
+        "prompt repeated in both responses",
+        "The model reads the prompt twice, and its tokens count as the response's; cut it off the responses.",
+    ),
+)
+
+
+def _rows(audit: SetAudit) -> Iterator[Finding]:
+    if audit.unreadable:
+        rows = audit.pairs + len(audit.unreadable)
+        number = f"{len(audit.unreadable)} of {rows} rows ({audit.unreadable[0]})"
+        effect = "A run refuses the set; left out, they may not be missing at random."
+        yield Finding("error", "rows that are no pair", audit.name, number, effect)
+    for name, what, effect in _COUNTED:
+        if count := getattr(audit, name):
+            yield Finding("warn", what, audit.name, f"{count} of {audit.pairs} pairs", effect)
+    if audit.templated:
+        effect = "The model's own template is put around these: cut the markers, and give turns as messages."
+        yield Finding(
+            "warn", "markers of a chat template in texts", audit.name, f"{audit.templated} texts", effect
+        )
+    if audit.pairs - audit.prompts > _MANY * audit.pairs:
+        effect = "A split by pair puts one problem on both sides; split by prompt, and resample prompts for intervals."
+        yield Finding(
+            "info", "repeated prompts", audit.name, f"{audit.prompts} prompts in {audit.pairs} pairs", effect
+        )
+    if audit.similarity >= _ALIKE:
+        effect = (
+            "Chosen and rejected differ in a few words, so margins are small and rewards summed over tokens are decided "
+            "by those few."
+        )
+        yield Finding("info", "responses alike", audit.name, f"similarity {audit.similarity:.3f}", effect)
+
+
+def _length(audit: SetAudit) -> Iterator[Finding]:
+    # A model reads tokens: a rule that holds in characters but not in words is out of its reach.
+    least = min(audit.baselines, key=lambda baseline: baseline.shortcut)
+    agree = len({baseline.better for baseline in audit.baselines}) == 1
+    if not agree or not least.significant or least.shortcut < _SHORTCUT:
+        return
+    evaluated, strong = audit.role == "eval", least.shortcut >= _STRONG_SHORTCUT
+    longer = least.longer_wins >= 0.5
+    each = ", ".join(
+        f"{share(item.shortcut)} in {item.unit} ({share(item.low if longer else 1 - item.high)}–"
+        f"{share(item.high if longer else 1 - item.low)})"
+        for item in audit.baselines
+    )
+    severity: Severity = "error" if evaluated and strong else "warn" if evaluated or strong else "info"
+    effect = "Training can learn length in the place of quality."
+    if evaluated:
+        effect = "A reward of length alone has this accuracy; compare with it, and read the length-controlled accuracy."
+    yield Finding(severity, "length shortcut", audit.name, f"{least.better}: {each}; Wilson 95 %", effect)
+
+
+def _cut(audit: SetAudit) -> Iterator[Finding]:
+    shares = {column: audit.cut[column] / long for column, long in audit.long_responses.items() if long}
+    if not shares or max(shares.values()) <= _MANY:
+        return
+    number = ", ".join(f"{audit.cut[column]} of {audit.long_responses[column]} {column}" for column in shares)
+    if len(shares) == 2 and abs(shares["chosen"] - shares["rejected"]) > _MANY:
+        effect = "More on one side than on the other: an ending alone tells chosen from rejected."
+        yield Finding("warn", "unfinished responses", audit.name, number, effect)
+    else:
+        effect = (
+            "Responses end in mid-sentence on both sides: rewards read at the last token judge a fragment."
+        )
+        yield Finding("info", "unfinished responses", audit.name, number, effect)
+
+
+def _languages_of(audit: SetAudit) -> Iterator[Finding]:
+    looked_at = min(audit.pairs, LANGUAGE_SAMPLE)
+    if audit.another_language > _FEW * looked_at:
+        effect = "The language, not the quality, may tell chosen from rejected."
+        number = f"{audit.another_language} of {looked_at} pairs looked at"
+        yield Finding("warn", "responses in two languages", audit.name, number, effect)
+    main = {
+        column: next((code for code in shares if code != UNKNOWN), UNKNOWN)
+        for column, shares in audit.languages.items()
+    }
+    if len({*main.values()} - {UNKNOWN}) > 1:
+        number = ", ".join(f"{column} {code}" for column, code in main.items())
+        effect = (
+            "A reward may judge the switch of language; in a translated set that is the shift that is wanted."
+        )
+        yield Finding("info", "prompt and response in two languages", audit.name, number, effect)
+
+
+def _rewriting_of(audit: SetAudit) -> Iterator[Finding]:
+    found = audit.rewriting
+    if found is None:
+        return
+    number = (
+        f"{found.overlap:.3f} (the original with itself {found.itself:.3f}; {found.unchanged} of "
+        f"{found.responses} responses unchanged)"
+    )
+    what = "token overlap with the original"
+    if found.overlap > _HARDLY_REWRITTEN * found.itself:
+        effect = "The responses are hardly rewritten: this is no token-level shift."
+        yield Finding("warn", what, audit.name, number, effect)
+    else:
+        effect = "The tokens are others while the content is the same: a token-level shift, as declared."
+        yield Finding("info", what, audit.name, number, effect)
 
 
 def set_findings(audit: SetAudit) -> Iterator[Finding]:
     """Yield what is wrong with one set."""
-    where, pairs = audit.name, audit.pairs
-    if bad := audit.unreadable:
-        number = f"{len(bad)} of {pairs + len(bad)} rows ({bad[0]})"
-        yield _finding("error", "rows that are no pair", where, number)
-    for what, count in (
-        ("chosen = rejected", audit.identical),
-        ("contradicting pairs", audit.contradicted),
-        ("repeated pairs", audit.repeated_pairs),
-        ("prompt repeated in both responses", audit.prompt_repeated),
-        ("markers of a chat template in texts", audit.templated),
-    ):
-        if count:
-            yield _finding("warn", what, where, f"{count} of {pairs} pairs")
-    if pairs - audit.prompts > _MANY * pairs:
-        yield _finding("info", "repeated prompts", where, f"{audit.prompts} prompts in {pairs} pairs")
-    yield from _length(audit)
-    if found := audit.rewriting:
-        yield _finding(
-            "warn" if found["overlap"] > _HARDLY_REWRITTEN * found["itself"] else "info",
-            "token overlap with the original",
-            where,
-            f"{found['overlap']:.3f} (the original with itself {found['itself']:.3f}; {found['unchanged']} of "
-            f"{found['responses']} responses unchanged)",
-        )
-
-
-def _length(audit: SetAudit) -> Iterator[Finding]:
-    longer = all(found.accuracy >= 0.5 for found in audit.longer_wins.values())
-    better = {
-        unit: found if longer else LongerWins(1 - found.accuracy, 1 - found.high, 1 - found.low)
-        for unit, found in audit.longer_wins.items()
-    }
-    # A model reads tokens: a rule that holds in characters but not in words is out of its reach.
-    least = min(better.values())
-    if least.low <= 0.5 or least.accuracy < _SHORTCUT:
-        return
-    each = ", ".join(
-        f"{share(found.accuracy)} in {unit} ({share(found.low)}–{share(found.high)})"
-        for unit, found in better.items()
-    )
-    rank = (audit.role == "train") + (least.accuracy < _STRONG_SHORTCUT)
-    rule = "longer wins" if longer else "shorter wins"
-    yield _finding(SEVERITIES[rank], "length shortcut", audit.name, f"{rule}: {each}; Wilson 95 %")
+    for part in (_rows, _length, _cut, _languages_of, _rewriting_of):
+        yield from part(audit)
 
 
 # Sets and findings as rows of tables.
 
 SETS = (
-    *("set", "role", "pairs", "prompts", "words, median"),
-    *("longer (characters) wins", "95 %"),
+    *("set", "role", "pairs", "prompts", "language", "words, median"),
+    *("longer (characters) wins", "95 %", "alike", "cut"),
 )
 FINDINGS = ("severity", "finding", "where", "how much", "what it does to a result")
 
 
 def set_row(item: SetAudit) -> tuple[str, ...]:
-    """Return the row of a set; "longer wins" and its Wilson interval are in characters."""
-    longer = item.longer_wins["characters"]
+    """Return the row of a set; "longer wins" and its Wilson interval are in characters, "cut" counts chosen / rejected."""
+    codes = (next((code for code in shares if code != UNKNOWN), "–") for shares in item.languages.values())
+    medians = (item.lengths[column]["words"]["median"] for column in ("prompt", "chosen", "rejected"))
+    baseline = item.baselines[0]
     return (
         item.name,
         item.role,
         str(item.pairs),
         str(item.prompts),
-        " / ".join(f"{item.medians[column]['words']:.0f}" for column in _COLUMNS),
-        share(longer.accuracy),
-        f"{share(longer.low)}–{share(longer.high)}",
+        " → ".join(dict.fromkeys(codes)),
+        " / ".join(f"{median:.0f}" for median in medians),
+        share(baseline.longer_wins),
+        f"{share(baseline.low)}–{share(baseline.high)}",
+        f"{item.similarity:.2f}",
+        f"{item.cut['chosen']} / {item.cut['rejected']}",
     )

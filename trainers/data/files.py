@@ -85,11 +85,14 @@ def file_rows(file: Path) -> Iterator[Located]:
 
 def split_files(path: Path, split: str) -> list[Path]:
     """Return the files of a split: one, or shards of one kind. Raises DataError where some are missing, or where it is unclear which are meant."""
-    places = [(path / split, ""), (path, split), (path / "data", split)]
-    # A folder that datasets wrote, of one split or of a set without splits, may hold its caches beside its data.
-    for number, saved in enumerate((path / split, path) if split == "train" else (path / split,)):
-        if (saved / "state.json").is_file():
-            places[number] = (saved, "data")
+
+    def own(folder: Path, otherwise: str) -> tuple[Path, str]:
+        """A folder that datasets wrote may hold its caches beside its data."""
+        return folder, "data" if (folder / "state.json").is_file() else otherwise
+
+    places = [own(path / split, ""), (path, split), (path / "data", split)]
+    # What datasets or Spark wrote of a set without splits.
+    places += [own(path, "part")] if split == "train" else []
     found: dict[Any, list[Path]] = {}
     for place, name in places:
         for file in sorted(place.iterdir()) if place.is_dir() else ():

@@ -277,11 +277,19 @@ def selected_rows(selection: str, rows_of: RowsOf, side: str) -> Iterator[Locate
     if selection == PERSONA:
         yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side)
         return
-    yield from paper_draw(PAPER_DRAWS[selection], rows_of)[side]
+    paper = PAPER_DRAWS[selection]
+    # Read a second time: the texts of all rows together would take a gigabyte.
+    drawn = [item[:2] for item in paper_draw(paper, rows_of)[side]]
+    wanted = set(drawn)
+    found = {item[:2]: item for item in rows_of(paper.splits[side]) if item[:2] in wanted}
+    for place in drawn:
+        texts = paper.texts(found[place].sound())
+        assert texts is not None
+        yield found[place]._replace(row=dict(zip(("prompt", "chosen", "rejected"), texts, strict=True)))
 
 
 def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, list[Located]]:
-    """Return the rows that each side's draw takes, in its order."""
+    """Return the rows that each side's draw takes, in its order, without what is in them."""
     source = generator(SEED)
     found = {split: _filtered(paper, rows_of(split)) for split in dict.fromkeys(paper.splits.values())}
     rows = {side: found[split] for side, split in paper.splits.items()}
@@ -300,10 +308,9 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> list[tuple[Located, 
         kept = [(item, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
         short = short_enough([text for _, texts in kept for text in texts])
         for place, (item, texts) in enumerate(kept):
-            row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
             asked = texts[0].lower()
             translation = paper.drop_translation and ("translate" in asked or "translation" in asked)
-            found.append((item._replace(row=row), all(short[3 * place : 3 * place + 3]) and not translation))
+            found.append((item._replace(row={}), all(short[3 * place : 3 * place + 3]) and not translation))
     return found
 
 

@@ -6,7 +6,6 @@ sets themselves decide. An index holds a digest and 25 numbers of each text, and
 a candidate from its pair. Texts of under eight words have too few such sets and are never nearly equal.
 """
 
-import functools
 import hashlib
 import re
 import unicodedata
@@ -71,54 +70,75 @@ class TextIndex:
 
     def __init__(self, items: Sequence[Any], text: Callable[[Any], str] = str) -> None:
         self._items, self._text = items, text
-        known: dict[bytes, int] = {}
-        digests = (
-            hashlib.blake2b(normalised(text(item)).encode(), digest_size=16).digest() for item in items
-        )
-        self.numbers = [known.setdefault(digest, len(known)) for digest in digests]
-        self._known = known
+        self.numbers: list[int] = []
+        self._known: dict[bytes, int] = {}
+        self._asked: dict[int, Shingles] = {}
+        # The first row of each number.
+        self._rows: list[int] = []
+        for row, item in enumerate(items):
+            digest = hashlib.blake2b(normalised(text(item)).encode(), digest_size=16).digest()
+            number = self._known.setdefault(digest, len(self._known))
+            self.numbers.append(number)
+            if number == len(self._rows):
+                self._rows.append(row)
 
     def __len__(self) -> int:
         """Return how many texts differ."""
         return len(self._known)
 
-    @cached_property
-    def _bands(self) -> list[NDArray[np.uint64]]:
-        """A number for each band of the MinHash of each text's shingles; none without shingles."""
-        return [_banded(self._shingles(number)) for number in range(len(self))]
-
-    @cached_property
-    def _first_rows(self) -> list[int]:
-        rows = {number: row for row, number in reversed([*enumerate(self.numbers)])}
-        return [rows[number] for number in range(len(self))]
+    def _candidate(self, number: int) -> Shingles:
+        """Return the shingles of a text and keep them: prompts of one template are candidates again and again."""
+        if number not in self._asked:
+            self._asked[number] = self._shingles(number)
+        return self._asked[number]
 
     def _shingles(self, number: int) -> Shingles:
-        return shingles(normalised(self._text(self._items[self._first_rows[number]])))
+        return shingles(normalised(self._text(self._items[self._rows[number]])))
+
+    @cached_property
+    def _bands(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The numbers of the texts that have shingles, and a number for each of their bands: texts × bands."""
+        found = ((number, _banded(self._shingles(number))) for number in range(len(self)))
+        kept = [(number, bands) for number, bands in found if bands is not None]
+        bands = np.array([bands for _, bands in kept], np.uint64).reshape(-1, _BANDS[0])
+        return np.array([number for number, _ in kept], np.uint32), bands
+
+    @cached_property
+    def _sorted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The numbers of the texts and their bands, both bands × texts, sorted by the band within each row."""
+        numbers, bands = self._bands
+        order = np.argsort(bands.T, axis=1, kind="stable")
+        return numbers[order], np.take_along_axis(bands.T, order, axis=1)
 
     def repeats_of(self, other: "TextIndex") -> Repeated:
         """Return the rows of this column whose text stands in `other`."""
         exact = {number for text, number in self._known.items() if text in other._known}
-        # The numbers of our texts by each of their bands, and their shingles.
-        ours: dict[tuple[int, int], list[int]] = {}
-        own = functools.cache(self._shingles)
-        for number, bands in enumerate(self._bands):
-            for band in enumerate(bands.tolist()) if number not in exact else ():
-                ours.setdefault(band, []).append(number)
-        near: set[int] = set()
-        for number, bands in enumerate(other._bands):
-            candidates = {ours_too for band in enumerate(bands.tolist()) for ours_too in ours.get(band, ())}
-            if candidates := candidates - near:
-                theirs = other._shingles(number)
-                near |= {candidate for candidate in candidates if jaccard(own(candidate), theirs) >= NEAR}
+        near = {
+            number
+            for number, bands in zip(*self._bands, strict=True)
+            if number not in exact and self._is_near(number, bands, other)
+        }
         return Repeated(exact=self._rows_of(exact), near=self._rows_of(near))
+
+    def _is_near(self, number: int, bands: NDArray[np.uint64], other: "TextIndex") -> bool:
+        numbers, columns = other._sorted
+        candidates: set[int] = set()
+        for band, column, value in zip(numbers, columns, bands, strict=True):
+            start = column.searchsorted(value)
+            candidates.update(band[start : column.searchsorted(value, "right")].tolist())
+        if not candidates:
+            return False
+        own = self._shingles(number)
+        return any(jaccard(own, other._candidate(candidate)) >= NEAR for candidate in candidates)
 
     def _rows_of(self, numbers: set[int]) -> tuple[int, ...]:
         return tuple(row for row, number in enumerate(self.numbers) if number in numbers)
 
 
-def _banded(found: Shingles) -> NDArray[np.uint64]:
+def _banded(found: Shingles) -> NDArray[np.uint64] | None:
+    """Return a number for each band of the MinHash of a text's shingles; None without shingles."""
     if not found.size:
-        return np.empty(0, np.uint64)
+        return None
     hashes = (found[:, None].astype(np.uint64) * _FACTOR + _TERM) >> np.uint64(32)
     bands: NDArray[np.uint64] = (hashes.min(axis=0).reshape(_BANDS) * _FOLD).sum(axis=1, dtype=np.uint64)
     return bands
@@ -139,14 +159,18 @@ class Overlap:
     """How many pairs of the evaluation set have texts that stand in the training split, drawn or not.
 
     `leaked` are the rows that training has seen: their prompt stands there, word for word or nearly, or one
-    of their responses of at least 100 characters does. `repeats` counts, for prompts, chosen and rejected responses,
-    those that stand there word for word, and nearly.
+    of their responses of at least 100 characters does.
     """
 
     train: str
     evaluated: str
     pairs: int
-    repeats: dict[str, tuple[int, int]]
+    prompts_exact: int
+    prompts_near: int
+    chosen_exact: int
+    chosen_near: int
+    rejected_exact: int
+    rejected_near: int
     chosen_as_rejected: int
     leaked: tuple[int, ...]
 
@@ -165,7 +189,8 @@ def overlap(train: IndexedPairs, evaluated: IndexedPairs, *, names: tuple[str, s
         train=names[0],
         evaluated=names[1],
         pairs=len(pairs),
-        repeats={name: (len(repeated.exact), len(repeated.near)) for name, repeated in found.items()},
+        **{f"{name}_exact": len(repeated.exact) for name, repeated in found.items()},
+        **{f"{name}_near": len(repeated.near) for name, repeated in found.items()},
         chosen_as_rejected=sum(len(pairs[row].chosen) >= LONG for row in crossed),
         leaked=tuple(sorted(leaked)),
     )

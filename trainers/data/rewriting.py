@@ -8,11 +8,11 @@ under a new key.
 
 import asyncio
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import tyro
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
+from trainers.data.texts import UNKNOWN, language, looks_cut, token_overlap, words
 from trainers.errors import DataError, SpecError, TrialFailed
 from trainers.pairs.templates import first_line
 from trainers.storage import disk_named, replace
@@ -39,9 +40,6 @@ LANGUAGES = {
 }
 MOST_CHRF = 90.0
 LENGTH_RATIOS = (0.4, 2.5)
-UNKNOWN = "unknown"
-# The classifier of languages reads this many characters; with fewer letters than this it guesses.
-_LANGUAGE_CHARACTERS, _LANGUAGE_LETTERS, _LANGUAGE_CERTAINTY = 300, 40, 0.9
 
 _PROMPTS = Path(__file__).parent / "prompts"
 # Shorter texts may say the same in much more or fewer characters, or in the same ones.
@@ -56,44 +54,45 @@ _CHARACTERS_OF_A_TOKEN, _LEAST_CHARACTERS = 3.5, 2.0
 _GROWTH = 1.2
 # Most times to send a request that fails for a while.
 _TRIES = 6
+_MEASURES = ("self_overlap", "overlap", "chrf", "length_ratio")
+_SAID = (
+    "token overlap {overlap:.3f} (of the originals with themselves {self_overlap:.3f}), chrF {chrf:.1f}, "
+    "{length_ratio:.2f} times as long"
+)
 
 
 # Is an answer a rewriting?
 
 
-@functools.cache
-def _identifier() -> Any:
-    from py3langid import langid  # type: ignore[import-untyped]
+def measured(original: str, rewritten: str) -> dict[str, Any]:
+    """Return the token overlap (in words, the paper's measure), chrF, length ratio and language of a rewriting."""
+    from sacrebleu import sentence_chrf
 
-    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-
-
-def language(text: str) -> str:
-    """Return the ISO 639 code, or "unknown" where letters are few or the guess is uncertain (code, formulas)."""
-    start = text[:_LANGUAGE_CHARACTERS]
-    letters = sum(map(str.isalpha, start))
-    if letters < _LANGUAGE_LETTERS or 2 * letters < len(start):
-        return UNKNOWN
-    code, certainty = _identifier().classify(start)
-    return str(code) if certainty >= _LANGUAGE_CERTAINTY else UNKNOWN
+    tokens = words(original), words(rewritten)
+    return {
+        "overlap": token_overlap(*tokens),
+        "self_overlap": token_overlap(tokens[0], tokens[0]),
+        "chrf": sentence_chrf(rewritten, [original]).score,
+        "length_ratio": len(rewritten) / max(1, len(original)),
+        "language": language(rewritten),
+    }
 
 
 def fault(original: str, rewritten: str, *, wanted: str | None, cut: bool = False) -> str | None:
     """Return why a rewriting cannot be used, or None. `wanted` is a language code, None for that of the original."""
-    from sacrebleu import sentence_chrf
-
     if not rewritten.strip():
         return "empty"
     if _REFUSAL.search(rewritten) and not _REFUSAL.search(original):
         return "refused"
-    if cut:
+    if cut or (looks_cut(rewritten) and not looks_cut(original)):
         return "cut off"
-    chrf, ratio = sentence_chrf(rewritten, [original]).score, len(rewritten) / max(1, len(original))
+    found = measured(original, rewritten)
+    chrf, ratio, said_in = found["chrf"], found["length_ratio"], found["language"]
     if (chrf > MOST_CHRF and len(original) >= _SHORT) or rewritten.strip() == original.strip():
         return f"unchanged (chrF {chrf:.0f})"
     if len(original) >= _SHORT and not LENGTH_RATIOS[0] <= ratio <= LENGTH_RATIOS[1]:
         return f"{ratio:.2f} times as long"
-    expected, said_in = wanted or language(original), language(rewritten)
+    expected = wanted or language(original)
     if UNKNOWN not in (expected, said_in) and said_in != expected:
         return f"in {said_in}, not {expected}"
     return None
@@ -171,7 +170,7 @@ class Rewriter:
         why: dict[str, str] = {}
         if missing := self.missing(texts):
             # Load the metrics before the first request: it takes seconds, in which requests could time out.
-            fault("a" * 100, "b" * 100, wanted=None)
+            measured("a" * 100, "b" * 100)
             asyncio.run(self._ask_for_all(missing, why))
         answers = {text: self.journal.rewriting(self.key(text)) for text in texts}
         for text in missing:
@@ -240,6 +239,10 @@ class Rewriter:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             return Answer(key, "", "", f"the answer cannot be read ({first_line(error)[:200]})")
         why = "refused" if refused else fault(text, rewritten, wanted=self.wanted, cut=ended == "length")
+        # An endpoint that gives one answer to two requests mixed them up.
+        others = (answer for other, found in self.journal.items() if other != key for answer in found)
+        if why is None and any((other.id, other.text) == (said.id, rewritten) for other in others):
+            why = "the answer to another request"
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Answer(key, rewritten, said.id or "", why, *tokens)
 
@@ -252,8 +255,9 @@ class Rewrite:
     """Rewrite the responses of a set by a model behind an OpenAI-compatible endpoint.
 
     Beside OUT (prompt, chosen, rejected, orig_chosen, orig_rejected, orig_index) stand OUT.journal.jsonl with
-    every answer that was paid for, from which the same command goes on, and OUT.failures.jsonl with the responses
-    that have no usable answer, and why.
+    every answer that was paid for, from which the same command goes on; OUT.hygiene.jsonl with overlap, chrF,
+    length ratio and language of every response; and OUT.failures.jsonl with the responses that have no usable
+    answer, and why.
     """
 
     data: NamedSet
@@ -373,11 +377,12 @@ def _sampled(pairs: Sequence[Pair], sample: int | None) -> list[tuple[int, Pair]
 def _write(
     out: Path, pairs: Sequence[tuple[int, Pair]], answers: dict[str, str], why: dict[str, str]
 ) -> None:
-    """Write the pairs whose responses both have a rewriting, and what has none; no empty file is written.
+    """Write the pairs whose responses both have a rewriting, what was measured of them, and what has none.
 
-    Raises TrialFailed where responses have none.
+    Empty files are not written. Raises TrialFailed where responses have none.
     """
     rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for row, pair in pairs:
         own = {"chosen": pair.chosen, "rejected": pair.rejected}
@@ -385,17 +390,20 @@ def _write(
         if len(made) == 2:
             was = {f"orig_{side}": text for side, text in own.items()}
             rows.append({**as_row(pair), **made, **was, "orig_index": row})
+            lines += [{"row": row, "side": side, **measured(own[side], made[side])} for side in own]
         failed += [
             {"row": row, "side": side, "why": why.get(text, "not asked")}
             for side, text in own.items()
             if side not in made
         ]
     failures = out.with_name(f"{out.name}.failures.jsonl")
-    for file, found in ((failures, failed), (out, rows)):
+    for file, found in ((failures, failed), (out, rows), (out.with_name(f"{out.name}.hygiene.jsonl"), lines)):
         file.unlink(missing_ok=True)
         if found:
             replace(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
-    print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}")
+    if rows:
+        means = {name: statistics.fmean(line[name] for line in lines) for name in _MEASURES}
+        print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}: {_SAID.format(**means)}")
     if failed:
         said = "; ".join(f"row {item['row']}, {item['side']}: {item['why']}" for item in failed[:5])
         raise TrialFailed(

@@ -39,7 +39,7 @@ from trainers.data.records import PLACE, Candidates, Pair, listed_turns
 from trainers.errors import DataError, SpecError, nearest
 from trainers.evaluate.suites import SUITES, Suite
 from trainers.specs import BUILTIN, COLUMNS, FETCHED, Augmentation, DatasetSpec, Ratings, clean_name
-from trainers.storage import alone, disk_named
+from trainers.storage import alone, digest_file, disk_named, replace
 
 CACHE_VARIABLE = "RMSWEEP_CACHE"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
@@ -376,10 +376,15 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
     files = [path] if path.is_file() else split_files(path, split)
-    if not files and spec.selection in SUITES:
-        # Its languages are folders.
-        folders = (folder for folder in sorted(path.iterdir()) if folder.is_dir())
-        files = [file for folder in folders for file in split_files(folder, split)]
+    configs = [] if files else [folder for folder in sorted(path.iterdir()) if _holds(folder, split)]
+    # A suite's languages are folders.
+    if len(configs) == 1 or spec.selection in SUITES:
+        files = [file for folder in configs for file in split_files(folder, split)] or files
+    elif configs:
+        raise DataError(
+            f"{path} has no {split} split of its own, its folders have: {', '.join(folder.name for folder in configs[:8])}. "
+            f"Give one of them, for example {configs[0]}."
+        )
     if not files:
         found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
         other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
@@ -390,6 +395,10 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
         )
     for file in files:
         yield from file_rows(file)
+
+
+def _holds(folder: Path, split: str) -> bool:
+    return folder.is_dir() and folder.name not in (split, "data") and bool(split_files(folder, split))
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
@@ -456,7 +465,11 @@ def _hub_named(spec: DatasetSpec, split: str) -> Iterator[None]:
 
 
 def _fetched(name: str, split: str) -> Path:
-    """Return a file of a rewriting, which is downloaded once. Raises DataError, which says how to do it by hand."""
+    """Return a file of a rewriting, which is downloaded once. Raises DataError, which says how to do it by hand.
+
+    The digest of the first download is kept beside the file: a file that has changed is fetched again, and other bytes
+    are refused.
+    """
     import pooch  # type: ignore[import-untyped]
 
     if split not in ("train", "test"):
@@ -464,19 +477,27 @@ def _fetched(name: str, split: str) -> Path:
     place = f"{REWRITES[name]}/{split}/data-00000-of-00001.arrow"
     url = f"{known.rewrites_base()}/{place}"
     file = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/rmsweep").expanduser() / "fetched" / place
+    noted = file.with_name(f"{file.name}.sha256")
     # pooch would print the address, and that of a mirror may hold a password.
     pooch.get_logger().setLevel("WARNING")
     # Files of a megabyte: read whole, so that a failed answer leaves no connection open.
     download = pooch.HTTPDownloader(stream=False, timeout=30)
     with alone(file), disk_named(file):
-        if not file.is_file():
-            print(f"data set {name}: downloading", file=sys.stderr)
+        expected = noted.read_text().strip() if noted.is_file() else None
+        changed = expected is not None and file.is_file() and digest_file(file) != expected
+        if changed or not file.is_file():
+            print(
+                f"data set {name}: {'the copy has changed, ' if changed else ''}downloading", file=sys.stderr
+            )
         try:
-            pooch.retrieve(url, None, fname=file.name, path=file.parent, downloader=download)
-        # What requests raises is an OSError.
-        except OSError as error:
+            pooch.retrieve(url, expected, fname=file.name, path=file.parent, downloader=download)
+        # What requests raises is an OSError, other bytes than at the first fetch a ValueError.
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"data set {name}: {url} could not be fetched ({error}). With a network, run the same command again; "
-                f"without one, fetch that address elsewhere and put it at {file}, or give a copy with --from PATH."
+                f"without one, fetch that address elsewhere and put it at {file}, or give a copy with --from PATH. If other "
+                f"bytes are meant, delete {noted}."
             ) from error
+        if not expected:
+            replace(noted, digest_file(file) + "\n")
     return file

@@ -1,6 +1,7 @@
-"""How alike two texts or two sets of pairs are."""
+"""Measures of texts: language, whether a text ends, and how alike two texts or two sets of pairs are."""
 
 import difflib
+import functools
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+UNKNOWN = "unknown"
 # A response this long holds a sentence, and two such responses are not equal by chance.
 LONG = 100
 
 _WORD_OR_SIGN = re.compile(r"\w+|[^\w\s]")
+# The classifier reads this many characters; with fewer letters than this it guesses.
+_LANGUAGE_CHARACTERS, _LANGUAGE_LETTERS, _LANGUAGE_CERTAINTY = 300, 40, 0.9
+_ENDS = frozenset(".!?…。！？؟।:;\"'”’»`)]}>|*_~$")
 _BEGIN = object()
 # Overlaps computed at once: 64 MB.
 _BLOCK = 8_000_000
@@ -21,6 +26,38 @@ _BLOCK = 8_000_000
 def words(text: str) -> list[str]:
     """Return the words and signs of a text, in order."""
     return _WORD_OR_SIGN.findall(text)
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid import langid  # type: ignore[import-untyped]
+
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+
+
+def language(text: str) -> str:
+    """Return the ISO 639 code, or "unknown" where letters are few or the guess is uncertain (code, formulas)."""
+    start = text[:_LANGUAGE_CHARACTERS]
+    letters = sum(map(str.isalpha, start))
+    if letters < _LANGUAGE_LETTERS or 2 * letters < len(start):
+        return UNKNOWN
+    code, certainty = _identifier().classify(start)
+    return str(code) if certainty >= _LANGUAGE_CERTAINTY else UNKNOWN
+
+
+def looks_cut(text: str) -> bool:
+    """Return whether a text of at least 100 characters ends in a letter or a comma.
+
+    A formula or the last entry of a list may end so too: a share over a set says more than one text.
+    """
+    stripped = text.rstrip()
+    if len(stripped) < LONG:
+        return False
+    last = stripped[-1]
+    if last in _ENDS or ord(last) > 0x1F000:
+        return False
+    last_line = stripped.rpartition("\n")[2].lstrip()
+    return not last_line.startswith(("-", "*", "•", "#", "|", ">")) and not last.isdigit()
 
 
 def similarity(left: str, right: str) -> float:
