@@ -412,19 +412,6 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
-    estimated = [
-        (group.device_hours, group.utilisation, group.step_shares)
-        for group in found.cells
-        if group.device_hours and group.utilisation is not None
-    ]
-    if total := sum(hours for hours, _, _ in estimated):
-        used = sum(hours * share for hours, share, _ in estimated) / total
-        parts = {
-            name: sum(hours * shares[name] for hours, _, shares in estimated) / total
-            for name in estimated[0][2]
-        }
-        said = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.005)
-        lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:

@@ -134,10 +134,8 @@ def local_capacity() -> tuple[Node, ...]:
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
     gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    gpu_gb, label = min(
-        ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
-        default=(DEFAULT_GPU_GB, ""),
-    )
+    kind = kinds[0] if kinds else None
+    gpu_gb, label = (kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "")
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)
@@ -269,9 +267,7 @@ def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
     cpus = _count(resources.get("CPU", cpus), f"{at}.resources.CPU")
     if not gpus:
         return workers, Node(id="", cpus=cpus)
-    labels = fields.get("labels")
-    label = str(labels.get("ray.io/accelerator-type")) if isinstance(labels, dict) else ""
-    kind = kind_in(map(str, resources)) or gpu_kind(label) or gpu_kind(instance[0] if instance else "")
+    kind = kind_in(map(str, resources)) or gpu_kind(instance[0] if instance else "")
     if kind is None:
         raise PlanError(
             f"{at} has {gpus} GPUs of no known kind: give resources a field accelerator_type:H100 (one of "

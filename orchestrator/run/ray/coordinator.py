@@ -40,11 +40,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A trial to run: its stages, the placement of its training, and its turn among the trainings."""
+    """A trial to run: its stages, and the placement of its training."""
 
     plan: TrialPlan
     placement: Placement
-    rank: int
 
 
 class Nodes:

@@ -166,7 +166,7 @@ def test_beside_the_place_of_a_wide_training_anything_is_started():
     first = decide(nodes, [training("first", 3)])
     assert set(first[0].nodes) == {"a"}
     endless = training("endless", expected_s=1e6)
-    wide = replace(training("wide", 4), rank=-1)
+    wide = training("wide", 4, expected_s=2e6)
     (grant,) = decide(left(nodes, first), [endless, wide], until(6.0, *first))
     assert (grant.request.key, grant.nodes) == ("endless", ("b",))
 
@@ -181,30 +181,17 @@ def test_what_runs_longer_than_expected_counts_as_about_to_end():
     assert decide(left(nodes, first), queue, until(6.0, *first), 100.0) == []
 
 
-def test_what_others_wait_for_and_evaluations_come_first_in_order_of_arrival():
-    nodes = [Node(id="a", cpus=2)]
+def test_shared_stages_and_evaluations_come_first_then_trainings_by_length_and_width():
+    nodes = [Node(id="a", cpus=6)]
     evaluation, shared = Request(key="e", kind="evaluate"), Request(key="s", kind="shared")
-    queue = [training("long", expected_s=1e6), evaluation, shared]
-    assert ids(decide(nodes, queue)) == ["e", "s"]
+    queue = [training("short", expected_s=1.0), training("long"), evaluation, training("wide", 2), shared]
+    assert ids(decide(nodes, queue)) == ["e", "s", "wide", "long", "short"]
 
 
-def test_trainings_go_by_rank_then_by_length_and_width():
-    nodes = [Node(id="a", cpus=4)]
-    queue = [training("short", expected_s=1.0), training("long"), training("wide", 2)]
-    assert ids(decide(nodes, queue)) == ["wide", "long", "short"]
-    turns = [replace(request, rank=rank) for rank, request in enumerate(queue)]
-    assert ids(decide(nodes, turns[::-1])) == ["short", "long", "wide"]
-
-
-def test_a_gang_stays_on_one_node_where_one_holds_it():
+def test_a_gang_stays_on_the_fullest_node_that_holds_it_and_spreads_only_where_none_does():
     nodes = [Node(id="a", cpus=3), Node(id="b", cpus=4), Node(id="c", cpus=8)]
-    (grant,) = decide(nodes, [training("gang", 4)])
-    assert grant.nodes == ("b",) * 4
-
-
-def test_a_gang_wider_than_a_node_spreads():
-    nodes = [Node(id="a", cpus=1), Node(id="b", cpus=3)]
-    (grant,) = decide(nodes, [training("gang", 4)])
+    assert decide(nodes, [training("gang", 4)])[0].nodes == ("b",) * 4
+    (grant,) = decide([Node(id="a", cpus=1), Node(id="b", cpus=3)], [training("gang", 4)])
     assert sorted(grant.nodes) == ["a", "b", "b", "b"]
 
 

@@ -14,7 +14,7 @@ from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from tests.orchestrator.sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
+from tests.orchestrator.sweep_samples import EX_RM, dataset_folder, plan, rows, trial
 from trainers.models import tiny
 from trainers.specs import DrawSpec
 
@@ -31,39 +31,34 @@ def planned(folder: Path, draw: DrawSpec, *, built_in: bool) -> TrialPlan:
 
 
 @pytest.mark.parametrize(
-    ("draw", "built_in", "expected"),
+    ("draw", "built_in", "most", "expected"),
     [
-        # 1,500 words are 1,500 tokens to the tiny tokenizer; 6,000 bytes are taken for as many.
-        (DrawSpec(), True, (4, 12, "counted")),
-        (DrawSpec(), False, (4, 12, "estimated")),
-        (DrawSpec(max_response_tokens=1600), True, None),
-        (DrawSpec(max_response_tokens=1), True, (12, 12, "counted")),
+        # 1,500 words are 1,500 tokens to the tiny tokenizer.
+        (DrawSpec(), True, 500, (4, 12)),
+        (DrawSpec(), True, 6, (4, 6)),
+        (DrawSpec(max_response_tokens=1600), True, 500, None),
+        (DrawSpec(max_response_tokens=1), True, 500, (12, 12)),
+        # Its tokenizer is not on this machine.
+        (DrawSpec(), False, 500, None),
     ],
 )
-def test_pairs_are_counted_where_the_tokenizer_is_at_hand_else_estimated(
-    store: Store, tmp_path: Path, draw: DrawSpec, built_in: bool, expected: tuple[int, int, str] | None
+def test_the_first_pairs_are_counted_where_the_tokenizer_is_at_hand(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    draw: DrawSpec,
+    built_in: bool,
+    most: int,
+    expected: tuple[int, int] | None,
 ):
-    found, _ = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
-    assert [(item.too_long, item.pairs, item.known) for item in found] == ([expected] if expected else [])
-    if found:
-        assert f"left out: {found[0].too_long} of 12 pairs of mine/train for llama-64" in str(found[0])
-
-
-def test_of_a_large_set_the_first_that_are_drawn_are_looked_at(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(outlook, "MOST", 6)
-    (found,), _ = too_long([planned(tmp_path, DrawSpec(), built_in=True)], store)
-    assert (found.too_long, found.pairs, found.known) == (4, 6, "sampled")
-    assert "of the first 6 that are drawn" in str(found)
-
-
-def test_of_a_prepared_set_it_is_known(store: Store, tmp_path: Path):
-    item = planned(tmp_path, DrawSpec(), built_in=False)
-    commit_prepared(store, item.train.prepared.key, too_long=3, pairs=9)
-    (found,), refused = too_long([item], store)
+    monkeypatch.setattr(outlook, "MOST", most)
+    found, refused = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
     assert refused == []
-    assert (found.too_long, found.pairs, found.known) == (3, 12, "prepared")
+    of_train = [item for item in found if item.split == "train"]
+    assert [(item.too_long, item.pairs) for item in of_train] == ([expected] if expected else [])
+    if expected:
+        said = f"left out: {expected[0]} of the first {expected[1]} pairs of mine/train for llama-64"
+        assert said in str(of_train[0])
 
 
 def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store: Store, tmp_path: Path):
