@@ -20,7 +20,7 @@ from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, re
 from orchestrator.cli.terminal import fits, fitting, late_bar, quiet, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node, local_capacity, read_cluster
-from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
+from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, length_warnings, outlook
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import (
@@ -275,7 +275,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
-    long, refused = too_long(resolved.plans, session.store)
+    left_out = length_warnings(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -286,11 +286,9 @@ def plan_only(session: Session, build: Build) -> Outlook:
             }
             for item in resolved.plans
         ]
-        left_out = [dataclasses.asdict(item) for item in long]
         said = {
             "categories": _categories(resolved),
             "too_long": left_out,
-            "refused": refused,
             "design": told,
             "rule": forecast,
         }
@@ -304,7 +302,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     session.say(*design_lines(told), *forecast)
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
-    session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
+    session.warn(*left_out)
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:

@@ -249,27 +249,8 @@ def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float |
     return per_hour, f"assumed: {hardware.PRICES_ASSUMED}" if assumed else "--cluster"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TooLong:
-    """How many of the counted pairs of a split are over the length limits; `models` share a tokenizer."""
-
-    models: tuple[str, ...]
-    dataset: str
-    split: str
-    too_long: int
-    pairs: int
-    draw: DrawSpec
-
-    def __str__(self) -> str:
-        return (
-            f"over --max-prompt-tokens {self.draw.max_prompt_tokens} or --max-response-tokens "
-            f"{self.draw.max_response_tokens}, left out: {self.too_long} of the first {self.pairs} pairs of "
-            f"{self.dataset}/{self.split} for {', '.join(self.models)}"
-        )
-
-
-def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], list[str]]:
-    """Return what the first MOST pairs of each set lose to the length limits, and why a template refuses one of them.
+def length_warnings(plans: Sequence[TrialPlan], store: Store) -> list[str]:
+    """Say how many of the first MOST pairs of each set are over the length limits, and why a template refuses one of them.
 
     Sets whose rows or tokenizer are not on this machine are left out.
     """
@@ -281,26 +262,20 @@ def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], l
             place = (stage.base.tokenizer_key, stage.split.digest, stage.draw)
             wanted.setdefault(place, (stage, spec, {}))[2][stage.base.name] = None
     rows: dict[str, Sequence[Pair]] = {}
-    found, refused = [], []
+    found = []
     for stage, spec, models in wanted.values():
-        split = stage.split
+        split, draw, names = stage.split, stage.draw, ", ".join(models)
         if split.digest not in rows:
             rows[split.digest] = _rows(stage, spec, store)
-        left_out, pairs, why = _counted(stage, rows[split.digest])
+        too_long, pairs, why = _counted(stage, rows[split.digest])
         if why:
-            refused.append(f"{', '.join(models)} on {split.name}/{split.split}, {why}")
-        elif left_out:
+            found.append(f"would be refused: {names} on {split.name}/{split.split}, {why}")
+        elif too_long:
             found.append(
-                TooLong(
-                    models=tuple(models),
-                    dataset=split.name,
-                    split=split.split,
-                    too_long=left_out,
-                    pairs=pairs,
-                    draw=stage.draw,
-                )
+                f"over --max-prompt-tokens {draw.max_prompt_tokens} or --max-response-tokens {draw.max_response_tokens}, "
+                f"left out: {too_long} of the first {pairs} pairs of {split.name}/{split.split} for {names}"
             )
-    return found, refused
+    return found
 
 
 def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair]:

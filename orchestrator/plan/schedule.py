@@ -144,19 +144,14 @@ def _backfill(
     first_at_s, later = kept
     beside = {id: _least(room[id], later[id]) for id in room}
     grants: list[Grant] = []
-    # A shape that does not fit beside it now does not fit after more is granted.
-    too_large: set[tuple[int, int, int]] = set()
     for request in rest:
-        shape = (request.workers, request.cpus, request.gpus)
-        grant = None if shape in too_large else fit(beside, request)
+        grant = fit(beside, request)
         if grant is not None:
             _take(later, grant)
-        else:
-            too_large.add(shape)
-            ends_in_time = now_s + request.expected_s <= first_at_s
-            grant = fit(room, request) if ends_in_time else None
-            if grant is None:
-                continue
+        elif now_s + request.expected_s <= first_at_s:
+            grant = fit(room, request)
+        if grant is None:
+            continue
         _take(room, grant)
         beside |= {id: _least(room[id], later[id]) for id in grant.nodes}
         grants.append(grant)

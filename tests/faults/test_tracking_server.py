@@ -3,10 +3,10 @@
 import base64
 import logging
 import math
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +18,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.options import Options
-from orchestrator.cli.running import catch_up
+from orchestrator.cli.running import StateWriter, catch_up
 from orchestrator.cli.session import Session
 from orchestrator.report.summary import Written
+from orchestrator.run.events import Failed
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
@@ -32,6 +33,7 @@ from orchestrator.store.records import (
 )
 from orchestrator.tracking.database import EXPERIMENT, default_uri
 from orchestrator.tracking.mlflow import SHOWN, Tracker, View, is_shown, sync
+from tests.faults.lives import forked
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import runs_of, snapshot, tracking_server, without_sweep
 from tests.orchestrator.sweep_samples import commit_trial, declaration, record, write_report
@@ -295,37 +297,28 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     assert next_command(uri, case) == ""
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from orchestrator.store.artifacts import Store
-from orchestrator.run.events import Failed
-from orchestrator.cli.running import StateWriter
-from orchestrator.store.records import read_declaration
-from orchestrator.tracking.mlflow import Tracker
-uri, root, sweep = sys.argv[1:]
-store = Store(Path(root))
-declared = read_declaration(sweep, store)
-tracker = Tracker(uri, store, declared)
-complete, broken = declared.trials
-for trial in declared.trials:
-    tracker.note(trial.key)
-tracker.note(complete.key)
-state = StateWriter(sweep, store, "", [], [broken.key])
-state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
-tracker.note(broken.key)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def noting_and_killed(uri: str, store: Store, declared: Declaration) -> None:
+    """A driver of two trials, the second of which fails, that is killed before its writer has said anything."""
+    tracker = Tracker(uri, store, declared)
+    complete, broken = declared.trials
+    state = StateWriter(declared.sweep, store, "", [], [broken.key])
+    state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
+    for trial in (complete, broken, complete):
+        tracker.note(trial.key)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: str, proxy: Proxy, case: Case):
+def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(
+    server: str, proxy: Proxy, case: Case, tmp_path: Path
+):
     broken = record(seed=7)
     declared = replace(case.declared, trials=(case.declared.trials[0], broken))
     write_declaration(declared, case.store)
     proxy.close()
     uri = f"http://{proxy.host}"
-    command = [sys.executable, "-c", KILLED, uri, str(case.store.root), declared.sweep]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    life = forked(tmp_path / "life", noting_and_killed, (uri, case.store, declared))
+    life.join(60.0)
+    assert life.exitcode == -signal.SIGKILL
     proxy.open()
     written = write_report(declared, case.store)
     assert not is_shown(uri, case.store, declared.sweep)

