@@ -133,7 +133,7 @@ def local_capacity() -> tuple[Node, ...]:
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
     gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    kind = kinds[0] if kinds else None
+    kind = min((kind for kind in kinds if kind), key=lambda kind: kind.gb, default=None)
     gpu_gb, label = (kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "")
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -140,13 +140,11 @@ def ids(grants: Sequence[Grant]) -> list[str]:
 def test_behind_a_wide_training_only_what_ends_before_its_turn_is_started():
     nodes = [Node(id="a", cpus=4)]
     first = decide(nodes, [training("first")])
-    wide, long, short = (
-        training("wide", 4),
-        training("long", expected_s=8.0),
-        training("short", expected_s=5.0),
-    )
-    queue = [long, short, wide]
-    assert ids(decide(left(nodes, first), queue, until(6.0, *first))) == ["short"]
+    wide, long, short = training("wide", 4), training("long", 1, 8.0), training("short", 1, 5.0)
+    for now_s, started in ((0.0, ["short"]), (1.0, ["short"]), (2.0, []), (100.0, [])):
+        # What runs longer than expected, that is than 6 s, counts as about to end.
+        queue = [long, short, wide]
+        assert ids(decide(left(nodes, first), queue, until(6.0, *first), now_s)) == started
     assert ids(decide(nodes, queue)) == ["wide"]
 
 
@@ -158,16 +156,6 @@ def test_beside_the_place_of_a_wide_training_anything_is_started():
     wide = training("wide", 4, expected_s=2e6)
     (grant,) = decide(left(nodes, first), [endless, wide], until(6.0, *first))
     assert (grant.request.key, grant.nodes) == ("endless", ("b",))
-
-
-def test_what_runs_longer_than_expected_counts_as_about_to_end():
-    """So nothing is started in the place of the wide training, however long that takes."""
-    nodes = [Node(id="a", cpus=4)]
-    first = decide(nodes, [training("first")])
-    queue = [training("wide", 4), training("short", expected_s=1.0)]
-    assert ids(decide(left(nodes, first), queue, until(6.0, *first), 4.0)) == ["short"]
-    assert decide(left(nodes, first), queue, until(6.0, *first), 5.5) == []
-    assert decide(left(nodes, first), queue, until(6.0, *first), 100.0) == []
 
 
 def test_shared_stages_and_evaluations_come_first_then_trainings_by_length_and_width():
@@ -182,16 +170,12 @@ def test_a_gang_stays_on_the_fullest_node_that_holds_it_and_spreads_only_where_n
     assert decide(nodes, [training("gang", 4)])[0].nodes == ("b",) * 4
     (grant,) = decide([Node(id="a", cpus=1), Node(id="b", cpus=3)], [training("gang", 4)])
     assert sorted(grant.nodes) == ["a", "b", "b", "b"]
-
-
-def test_a_gang_waits_for_a_node_that_holds_it_and_does_not_spread():
+    # It waits for a node that would hold it, if that were idle.
     nodes = [Node(id="a", cpus=4), Node(id="b", cpus=4)]
     apart = [Grant(request=training(id), nodes=(id,)) for id in "ab"]
     assert decide(left(nodes, apart), [training("gang", 4)], until(5.0, *apart)) == []
-    assert (
-        decide(left(nodes, apart), [training("gang", 6)], until(5.0, *apart))[0].nodes
-        == ("a",) * 3 + ("b",) * 3
-    )
+    (grant,) = decide(left(nodes, apart), [training("gang", 6)], until(5.0, *apart))
+    assert grant.nodes == ("a",) * 3 + ("b",) * 3
 
 
 def test_absent_nodes_are_used_only_where_the_others_do_not_do():
