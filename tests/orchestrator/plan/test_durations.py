@@ -46,6 +46,7 @@ TRAINING = Training(
     precision="fp32",
     pair=PairTokens(prompt=1024, chosen=1024, rejected=1024),
 )
+FP32_FLOPS = 67e12 * durations.UTILISATION["fp32"]
 PLACED = Placement(forward_tokens=4 * 300, device="cuda")
 
 
@@ -64,14 +65,13 @@ def laid(world_size: int = 1) -> Placement:
     return Placement(world_size=world_size, forward_tokens=1, device="cuda")
 
 
-def step_s(lengths=LENGTHS, placement=PLACED, **changes) -> float:
-    return durations.step_seconds(replace(TRAINING, **changes), lengths, placement, H100)
+def step_s(placement=PLACED, **changes) -> float:
+    return durations.step_seconds(replace(TRAINING, **changes), LENGTHS, placement, H100)
 
 
-def work_s(passes: float, **changes) -> float:
+def work_s(passes: float) -> float:
     """Seconds of so many forward passes of the step's pairs, without the unembedding, in fp32."""
-    flops = durations.forward_flops(replace(TRAINING, **changes), LENGTHS)
-    return 32 * passes * flops / (67e12 * durations.UTILISATION["fp32"])
+    return 32 * passes * durations.forward_flops(TRAINING, LENGTHS) / FP32_FLOPS
 
 
 def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
@@ -88,7 +88,7 @@ def test_a_step_takes_its_operations_at_the_stated_utilisation_the_update_and_it
     assert step_s() == pytest.approx(usual)
     assert step_s(placement=replace(PLACED, checkpointing=True)) == pytest.approx(usual + work_s(1))
     # Blocks of logits are computed twice.
-    head = 32 * 4 * 2 * 128_256 * 2048 * 200 / (67e12 * durations.UTILISATION["fp32"])
+    head = 32 * 4 * 2 * 128_256 * 2048 * 200 / FP32_FLOPS
     more = 28 * (SHAPES.trained("unembedding") - SHAPES.trained("head")) / 3350e9
     assert step_s(reward=IM_RM) == pytest.approx(usual + head + more)
     # Weights of an adapter's model have no gradients, and few parameters are updated.
@@ -130,7 +130,7 @@ def test_drawing_takes_forwards_and_a_pass_over_the_weights_for_each_token_of_a_
     stage = SampleStage(base=base_model(), prompts=prompts, draw=DrawSpec(max_pairs=6), sampling=asked)
     table = SHAPES.vocabulary * SHAPES.hidden
     tokens = (SHAPES.parameters - table) * (UNSEEN_LENGTHS.prompt + 10) + table * 10
-    work = 2 * 6 * 128 * tokens / (67e12 * durations.UTILISATION["fp32"])
+    work = 2 * 6 * 128 * tokens / FP32_FLOPS
     # Two prompts a batch.
     seconds = 90 + work + 3 * 10 * (4 * SHAPES.parameters / 3350e9 + 0.03)
     times = Durations(store=store, kind=H100)
