@@ -1,4 +1,4 @@
-"""How long stages take: by size where nothing was measured, by the mean of finished trainings where something was."""
+"""How long stages take: by size where nothing was measured, by a finished training where one was."""
 
 import math
 from dataclasses import replace
