@@ -23,7 +23,7 @@ from orchestrator.cli.options import Options
 from orchestrator.cli.session import Session, select
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.placement import place
-from orchestrator.plan.schedule import Job, Request, lower_bound_s, makespan_s, simulate
+from orchestrator.plan.schedule import Job, Request, lower_bound_s, predicted_s, ranked
 from orchestrator.spec.catalog import ARCHITECTURES, LAPTOP, PAPER_MODELS
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
@@ -143,7 +143,7 @@ def main(asked: Makespan) -> None:
 
 def _print(asked: Makespan, session: Session, jobs: Sequence[Job], scale: float, took_s: float) -> None:
     notes = read_state(NAME, session.store).trials.values()
-    played_s = scale * makespan_s(simulate(jobs, asked.capacity))
+    played_s = scale * predicted_s(ranked([job.request for job in jobs], asked.capacity), asked.capacity)
     seconds, widths = [job.takes_s * scale for job in jobs], [job.request.width for job in jobs]
     rows = (
         ("trials complete", f"{sum(note.state == 'complete' for note in notes)} of {len(jobs)}"),

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.load_stages import Stages, evaluate_at_once, shared_at_once, train_at_once
-from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_seconds
+from orchestrator.plan.durations import UNSEEN_LENGTHS, Durations, step_parts
 from orchestrator.plan.hardware import gpu_kind
 from orchestrator.plan.memory import PairTokens, Training
 from orchestrator.plan.schedule import Grant
@@ -37,8 +37,8 @@ def planned_s(
     training = Training(
         architecture=architecture, reward=spec.reward, optim=spec.optim, precision=precision, pair=LONGEST
     )
-    step_s = step_seconds(training, UNSEEN_LENGTHS, placement, KIND)
-    return step_s * math.ceil(PAIRS / spec.optim.effective_batch)
+    parts = step_parts(training, UNSEEN_LENGTHS, placement, KIND)
+    return sum(parts.values()) * math.ceil(PAIRS / spec.optim.effective_batch)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

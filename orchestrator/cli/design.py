@@ -186,18 +186,20 @@ class Growth:
     def costs(self, resolved: ResolvedSweep, *, measured: bool) -> Costs:
         """Return the costs of each cell, `measured` by its artifacts, or estimated as if nothing had run yet."""
         train, score = dict[Cell, list[float]](), dict[Cell, list[float]]()
-        lost = dict[str, float]()
+        shared, lost = dict[Cell, dict[str, float]](), dict[str, float]()
         for note in read_state(self.base.name, self.store).trials.values() if measured else ():
             # Of a stage that trials share, each has noted the same.
             lost |= {name: max(hours, lost.get(name, 0.0)) for name, hours in note.lost_h.items()}
         for plan in resolved.plans:
             cell = plan.spec.train_set.name, plan.spec.model.name
-            trained, scored = self._measured_h(plan, lost) if measured else self._estimated_h(plan)
+            needs = shared.setdefault(cell, {})
+            trained, scored = self._measured_h(plan, lost) if measured else self._estimated_h(plan, needs)
             train.setdefault(cell, []).append(trained)
             score.setdefault(cell, []).append(scored / _drawn(plan))
         a_seed = {cell: len(next(iter(seeds.values()))) for cell, seeds in self.cells.items()}
         return Costs(
             spent=self.spent_h if measured else 0.0,
+            shared=shared,
             train={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in train.items()},
             score={cell: a_seed[cell] * sum(hours) / len(hours) for cell, hours in score.items()},
         )
@@ -229,8 +231,8 @@ class Growth:
             [*(trial.model for trial in self.base.trials), *policies], ask=self.unit == "GPU"
         )
 
-    def _estimated_h(self, plan: TrialPlan) -> tuple[float, float]:
-        """Return the hours as `_measured_h` does; each trial pays for the answers and reference passes that it needs."""
+    def _estimated_h(self, plan: TrialPlan, shared: dict[str, float]) -> tuple[float, float]:
+        """Return the hours as `_measured_h` does, and note those of the trial's answers and reference passes in `shared`."""
         plan = replace(plan, architecture=self._known[plan.spec.model])
         placed = placement.place(plan.spec, self.nodes, self.base.placements, architecture=plan.architecture)
         # An estimate from sets that are prepared by now would differ from that of the run that was killed.
@@ -241,10 +243,10 @@ class Growth:
         )
         for stage in plan.stages():
             if isinstance(stage, ReferenceStage):
-                answers += times.scoring_s(plan, [stage.prepared], placed)
+                shared[stage.key] = times.scoring_s(plan, [stage.prepared], placed) / 3600
             elif isinstance(stage, SampleStage) and plan.spec.answers:
                 policy = self._known[plan.spec.answers.policy]
-                answers += times.sample_s(stage, policy, placed)
+                shared[stage.key] = times.sample_s(stage, policy, placed) / 3600
         trained = placed.world_size * times.train_s(plan, placed)
         return (trained + answers) / 3600, scored / 3600
 
@@ -257,7 +259,7 @@ class Growth:
         costs, drawn = self.costs(self.grid, measured=False), max(map(_drawn, self.grid.plans))
         state = design.first(self.base.trials[0].eval_draw.max_pairs, self.rule, costs, drawn)
         if not state.seeds:
-            hours, cell = min((costs.seed(cell, drawn), cell) for cell in self.cells)
+            hours, cell = min((costs.first_seed(cell, drawn), cell) for cell in self.cells)
             raise SpecError(
                 f"--budget {self.budget}: no cell fits. The cheapest, {cell[1]} on {cell[0]}, takes about {hours:.2g} "
                 f"{self.unit}-hours for one seed with all that it needs; give more than that."
@@ -324,7 +326,10 @@ class Growth:
         if found is None:
             resolved = self.resolve(self.sweep(state))
             costs, drawn = self.costs(resolved, measured=False), max(map(_drawn, resolved.plans))
-            spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items())
+            paid = {key: hours for cell in state.seeds for key, hours in costs.shared[cell].items()}
+            spent = sum(costs.seed(cell, drawn) * seeds for cell, seeds in state.seeds.items()) + sum(
+                paid.values()
+            )
             questions = self.questions(resolved, measured=False)
             found = Found(questions=questions, costs=replace(costs, spent=spent))
         measure = design.predicts(state, found)

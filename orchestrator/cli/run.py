@@ -20,7 +20,7 @@ from orchestrator.cli.session import DEFECT, Session, dump_json, profile_for, re
 from orchestrator.cli.terminal import fits, fitting, late_bar, quiet, say
 from orchestrator.plan import placement
 from orchestrator.plan.hardware import Node, local_capacity, read_cluster
-from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, length_warnings, outlook
+from orchestrator.plan.outlook import Outlook, TrialGroup, architectures, outlook, too_long
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.page import write_full_report
 from orchestrator.report.results import (
@@ -275,7 +275,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
-    left_out = length_warnings(resolved.plans, session.store)
+    left_out, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -289,6 +289,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
         said = {
             "categories": _categories(resolved),
             "too_long": left_out,
+            "refused": refused,
             "design": told,
             "rule": forecast,
         }
@@ -302,7 +303,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     session.say(*design_lines(told), *forecast)
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
-    session.warn(*left_out)
+    session.warn(*left_out, *(f"would be refused: {why}" for why in refused))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:
@@ -410,6 +411,19 @@ def _totals(found: Outlook) -> list[str]:
             f"price: ${found.price:,.2f} for the work, ${found.price_held:,.2f} with the whole cluster held to the end, at "
             f"${found.price_per_hour:,.2f} per GPU-hour ({found.price_is})"
         )
+    estimated = [
+        (group.device_hours, group.utilisation, group.step_shares)
+        for group in found.cells
+        if group.device_hours and group.utilisation is not None
+    ]
+    if total := sum(hours for hours, _, _ in estimated):
+        used = sum(hours * share for hours, share, _ in estimated) / total
+        parts = {
+            name: sum(hours * shares[name] for hours, _, shares in estimated) / total
+            for name in estimated[0][2]
+        }
+        said = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.005)
+        lines.append(f"estimated steps use {used:.0%} of the peak rate (MFU); their time: {said}")
     if found.unknown:
         lines.append(f"of unknown size, so on one GPU and in no total: {', '.join(found.unknown)}")
     if found.not_fetched:

@@ -7,7 +7,7 @@ predictions in a plan, on simulated sweeps in the tests. All functions are pure.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 LEVEL, POWER = 0.95, 0.80
@@ -156,14 +156,24 @@ def pairs_of(rows: Sequence[int], most: int | None) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Device hours `spent` so far, and those of one more seed of each cell: to train it, and to score one pair of each set."""
+    """Device hours `spent` so far, and those of one more seed of each cell: to train it, and to score one pair of each set.
+
+    In an estimate, `shared` holds the hours of the answers and reference passes that a cell needs, by their stages' keys:
+    its first seed pays for them, unless another cell has.
+    """
 
     spent: float
     train: Mapping[Cell, float]
     score: Mapping[Cell, float]
+    shared: Mapping[Cell, Mapping[str, float]] = field(default_factory=dict)
 
     def seed(self, cell: Cell, pairs: float) -> float:
         return self.train[cell] + self.score[cell] * pairs
+
+    def first_seed(self, cell: Cell, pairs: float, paid: Collection[str] = ()) -> float:
+        """Return the hours of a cell's first seed, where the shared stages of the keys `paid` are paid for."""
+        needs = self.shared.get(cell, {})
+        return self.seed(cell, pairs) + sum(hours for key, hours in needs.items() if key not in paid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +218,11 @@ def first(pairs: int | None, rule: Rule, costs: Costs, rows: int) -> State:
     """
     if rule.budget_h is None:
         return State(seeds=dict(rule.declared), pairs=pairs)
-    seeds, left_h = dict[Cell, int](), rule.budget_h
+    seeds, left_h, paid = dict[Cell, int](), rule.budget_h, set[str]()
     for cell in rule.declared:
-        if (hours := costs.seed(cell, min(rows, pairs or rows))) <= left_h:
+        if (hours := costs.first_seed(cell, min(rows, pairs or rows), paid)) <= left_h:
             seeds[cell], left_h = 1, left_h - hours
+            paid.update(costs.shared.get(cell, {}))
     return State(seeds=seeds, pairs=pairs)
 
 

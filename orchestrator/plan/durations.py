@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
 from orchestrator.plan.memory import PairTokens, Training, weight_bytes
@@ -72,10 +72,10 @@ def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:
     return peak_tflops(kind, precision) * UTILISATION["cpu" if kind is None else precision] * 1e12
 
 
-def step_seconds(
+def step_parts(
     training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None
-) -> float:
-    """Return the seconds of an optimiser step; no part of it is assumed to overlap with another."""
+) -> dict[str, float]:
+    """Return the seconds of each part of an optimiser step; no part is assumed to overlap with another."""
     ranks = placement.world_size
     pairs = training.copies * training.optim.effective_batch / ranks
     forwards = min(math.ceil(pairs), math.ceil(pairs * lengths.total / placement.forward_tokens))
@@ -88,21 +88,45 @@ def step_seconds(
     gathered = whole * forwards * (2 + recomputed) if stage == 3 else trained * min(stage, 1)
     sent = width * gathered + 4 * trained * (forwards if stage >= 2 else 1)
     share = trained / ranks if stage else trained
-    # With an adapter, weights have no gradients. Blocks of logits are always computed twice.
-    backward = 1 if training.lora else BACKWARD
-    work = (1 + backward + recomputed) * forward_flops(training, lengths)
-    work += (2 + backward) * unembedding_flops(training, lengths)
-    update = share * UPDATE_BYTES / (HOST_GB_S if placement.offload_optimizer else memory) / 1e9
-    communication = sent * (1 - 1 / ranks) / link / 1e9
-    launches = forwards * FORWARD_S[placement.device]
-    return pairs * work / flops_per_s(kind, training.precision) + update + communication + launches
+    rate = flops_per_s(kind, training.precision)
+    return {
+        "backbone": pairs * (1 + _backward(training) + recomputed) * forward_flops(training, lengths) / rate,
+        # Blocks of logits are always computed twice.
+        "head": pairs * (2 + _backward(training)) * unembedding_flops(training, lengths) / rate,
+        "optimiser": share * UPDATE_BYTES / (HOST_GB_S if placement.offload_optimizer else memory) / 1e9,
+        "communication": sent * (1 - 1 / ranks) / link / 1e9,
+        "launches": forwards * FORWARD_S[placement.device],
+    }
 
 
-class Rate(NamedTuple):
-    """Seconds of a training's step, and seconds before its first one."""
+def _backward(training: Training) -> int:
+    """Return the operations of a backward pass in forward passes; with an adapter, weights have no gradients."""
+    return 1 if training.lora else BACKWARD
+
+
+def utilisation(training: Training, lengths: PairTokens, placement: Placement, kind: GpuKind | None) -> float:
+    """Return the share of the peak rate that a step uses; operations that are computed twice count once."""
+    work = forward_flops(training, lengths) + unembedding_flops(training, lengths)
+    pairs = training.copies * training.optim.effective_batch / placement.world_size
+    seconds = sum(step_parts(training, lengths, placement, kind).values())
+    return pairs * (1 + _backward(training)) * work / seconds / peak_tflops(kind, training.precision) / 1e12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Seconds of a step, and seconds before the first one, as means over `trainings`."""
 
     step_s: float
     set_up_s: float
+    trainings: int = 1
+
+    def __add__(self, other: "Rate") -> "Rate":
+        both = self.trainings + other.trainings
+        return Rate(
+            step_s=(self.step_s * self.trainings + other.step_s * other.trainings) / both,
+            set_up_s=(self.set_up_s * self.trainings + other.set_up_s * other.trainings) / both,
+            trainings=both,
+        )
 
 
 # Model, reward type and placement.
@@ -123,8 +147,8 @@ class Durations:
     measured: Mapping[RateName, Rate] = field(default_factory=dict)
 
     def having(self, measured: Mapping[RateName, Rate]) -> "Durations":
-        """Add the rates of finished trainings; of one name the last counts."""
-        return replace(self, measured={**self.measured, **measured})
+        """Add the rates of finished trainings; rates of one name are averaged."""
+        return replace(self, measured=_mean([*self.measured.items(), *measured.items()]))
 
     def rate(self, plan: TrialPlan, placement: Placement) -> Rate | None:
         """Return the rate of a plan's training under a placement; None if the model's size is unknown."""
@@ -132,8 +156,12 @@ class Durations:
         training = training_of(plan.spec, plan.architecture)
         if measured is not None or training is None:
             return measured
-        _, lengths = _prepared(plan.train.prepared, self.store)
-        return Rate(step_seconds(training, lengths, placement, self.kind), SET_UP_S[placement.device])
+        parts = step_parts(training, self.lengths(plan), placement, self.kind)
+        return Rate(step_s=sum(parts.values()), set_up_s=SET_UP_S[placement.device])
+
+    def lengths(self, plan: TrialPlan) -> PairTokens:
+        """Return the mean lengths of the plan's training pairs."""
+        return _prepared(plan.train.prepared, self.store)[1]
 
     def train_s(self, plan: TrialPlan, placement: Placement) -> float:
         """Return the seconds of the whole training; UNKNOWN_S if its rate is unknown."""
@@ -177,21 +205,31 @@ class Durations:
 
 def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:
     """Read the rates of the finished ones of these trainings (key → model and reward name)."""
-    found = {}
+    found = []
     for key, (model, reward) in trained.items():
         manifest = store.sound_manifest("train", key)
         info = manifest["info"] if manifest else {}
         perf, laid = info.get("perf", {}), info.get("placement")
         # An earlier rmsweep had other fields in its placements.
         if laid and laid.keys() == set(Placement.__slots__) and "step_s" in perf:
-            found[model, reward, Placement(**laid)] = Rate(perf["step_s"], perf.get("set_up_s", 0.0))
-    return found
+            rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
+            found.append(((model, reward, Placement(**laid)), rate))
+    return _mean(found)
+
+
+def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
+    means: dict[RateName, Rate] = {}
+    for name, rate in rates:
+        means[name] = means[name] + rate if name in means else rate
+    return means
 
 
 def slowest(nodes: Iterable[Node]) -> GpuKind | None:
-    """Return the kind of the nodes' GPUs that is slowest in bf16; None without GPUs."""
-    kinds = (kind for node in nodes if (kind := node.kind) is not None)
-    return min(kinds, key=lambda kind: kind.bf16_tflops, default=None)
+    """Return the lowest rates of the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
+    kinds = [kind for node in nodes if (kind := node.kind) is not None]
+    rates = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
+    worst = {rate: min(getattr(kind, rate) for kind in kinds) for rate in rates if kinds}
+    return kinds[0]._replace(**worst) if kinds else None
 
 
 def _unseen(base: BaseModel) -> PairTokens:

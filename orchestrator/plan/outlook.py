@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan import hardware, placement
-from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest
+from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest, step_parts, utilisation
 from orchestrator.plan.hardware import Node
 from orchestrator.plan.memory import footprint
 from orchestrator.plan.schedule import (
@@ -16,7 +16,7 @@ from orchestrator.plan.schedule import (
     RequestKind,
     lower_bound_s,
     makespan_s,
-    precedence,
+    ranked,
     simulate,
     window,
 )
@@ -33,20 +33,23 @@ from orchestrator.spec.stages import (
 )
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
-from trainers.data.records import Pair
+from trainers.data.records import Message, Pair
 from trainers.errors import DataError, ModelError, PlanError
 from trainers.models.architecture import Architecture
-from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement
+from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement, Rendering
 
 # The lengths of at most this many pairs are counted, the first that are drawn.
-MOST = 500
+MOST = 2000
+# Used if the tokenizer is not on this machine; English text under today's vocabularies.
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(slots=True, kw_only=True)
 class TrialGroup:
     """The trials of one model, precision and reward type with the same placement. `why` says why they fit nowhere.
 
-    `peak_gb` is of one rank, `device_hours` of the missing trainings and evaluations. None means unknown.
+    `utilisation` is the share of the peak rate that an estimated step uses, `step_shares` the shares of its parts in its
+    time. `peak_gb` is of one rank, `device_hours` of the missing trainings and evaluations. None means unknown.
     """
 
     model: str
@@ -61,6 +64,8 @@ class TrialGroup:
     gpu_gb: float | None
     step_s: float | None = None
     measured: bool = False
+    utilisation: float | None = None
+    step_shares: dict[str, float] = field(default_factory=dict)
     device_hours: float | None
     missing: dict[str, int] = field(default_factory=dict)
     why: str
@@ -140,6 +145,10 @@ def outlook(
         for stage in missing[item.key]:
             group.missing[stage.kind] = group.missing.get(stage.kind, 0) + 1
         if training and placed:
+            sizes = training, times.lengths(item), placed, times.kind
+            parts = step_parts(*sizes)
+            group.step_shares = {name: part / sum(parts.values()) for name, part in parts.items()}
+            group.utilisation = utilisation(*sizes)
             policy = known[spec.answers.policy] if spec.answers else None
             _add_jobs(jobs, group, item, placed, missing[item.key], times, policy)
     schedule = list(jobs.values())
@@ -231,8 +240,11 @@ def _add_jobs(
 
 def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
     """Return the seconds that the jobs take if the gate starts them as in a run."""
-    turns = {job.trial: precedence(job.request) for job in jobs if job.request.kind == "train"}
-    jobs = sorted(jobs, key=lambda job: turns.get(job.trial, (True, 0.0)))
+    trainings = [job.request for job in jobs if job.request.kind == "train"]
+    turns = {request.id: request for request in ranked(trainings, nodes)}
+    jobs = [replace(job, request=turns.get(job.request.id, job.request)) for job in jobs]
+    in_turn = {request.key: request.rank for request in turns.values()}
+    jobs.sort(key=lambda job: in_turn.get(job.trial, len(in_turn)))
     return makespan_s(simulate(jobs, nodes, window(sum(node.gpus or node.cpus for node in nodes))))
 
 
@@ -249,33 +261,46 @@ def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float |
     return per_hour, f"assumed: {hardware.PRICES_ASSUMED}" if assumed else "--cluster"
 
 
-def length_warnings(plans: Sequence[TrialPlan], store: Store) -> list[str]:
-    """Say how many of the first MOST pairs of each set are over the length limits, and why a template refuses one of them.
+def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[str], list[str]]:
+    """Say how many pairs of each set are over the length limits, and why a template refuses one of them.
 
-    Sets whose rows or tokenizer are not on this machine are left out.
+    Without the tokenizer on this machine they are estimated; sets whose rows were never fetched are left out.
     """
-    wanted: dict[tuple[str, str, DrawSpec], tuple[PrepareStage, DatasetSpec, dict[str, None]]] = {}
+    wanted: dict[
+        tuple[str, str, DrawSpec], tuple[DatasetSpec, dict[str, None], dict[Rendering, PrepareStage]]
+    ] = {}
     for plan in plans:
         last = [stage.prepared for stage in plan.evaluations[-len(plan.spec.eval_sets) :]]
         sets = zip([plan.train.prepared, *last], [plan.spec.train_set, *plan.spec.eval_sets], strict=False)
         for stage, spec in sets:
             place = (stage.base.tokenizer_key, stage.split.digest, stage.draw)
-            wanted.setdefault(place, (stage, spec, {}))[2][stage.base.name] = None
+            _, names, renderings = wanted.setdefault(place, (spec, {}, {}))
+            names[stage.base.name] = None
+            renderings.setdefault(stage.rendering, stage)
     rows: dict[str, Sequence[Pair]] = {}
-    found = []
-    for stage, spec, models in wanted.values():
-        split, draw, names = stage.split, stage.draw, ", ".join(models)
-        if split.digest not in rows:
-            rows[split.digest] = _rows(stage, spec, store)
-        too_long, pairs, why = _counted(stage, rows[split.digest])
-        if why:
-            found.append(f"would be refused: {names} on {split.name}/{split.split}, {why}")
-        elif too_long:
+    found, refused = [], []
+    for (_, digest, draw), (spec, names, renderings) in wanted.items():
+        models, left_out = ", ".join(names), ""
+        for stage in renderings.values():
+            manifest = store.sound_manifest(stage.kind, stage.key)
+            split = f"{stage.split.name}/{stage.split.split}"
+            if manifest is not None and "too_long" in manifest["info"]:
+                over, about, why = int(manifest["info"]["too_long"]), "", ""
+                pairs = int(manifest["info"]["pairs"]) + over
+            else:
+                if digest not in rows:
+                    rows[digest] = _rows(stage, spec, store)
+                over, pairs, about, why = _counted(stage, rows[digest])
+            if why:
+                refused.append(f"{models} on {split}, {why}")
+            elif over:
+                left_out = f"{over} of {pairs} pairs of {split} for {models}{about}"
+        if left_out:
             found.append(
                 f"over --max-prompt-tokens {draw.max_prompt_tokens} or --max-response-tokens {draw.max_response_tokens}, "
-                f"left out: {too_long} of the first {pairs} pairs of {split.name}/{split.split} for {names}"
+                f"left out: {left_out}"
             )
-    return found
+    return found, refused
 
 
 def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair]:
@@ -285,23 +310,37 @@ def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair
     return list(sources.iter_pairs(spec, stage.split.split, []))
 
 
-def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, str]:
-    """Return how many pairs are too long, how many were counted, and why one is refused, if one is."""
+def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, str, str]:
+    """Return how many pairs are too long, how many were counted, which ones or how, and why one is refused, if one is."""
     from trainers.pairs.tokens import Counts, draw_order, iter_tokens
 
-    draw = stage.draw
-    if len(pairs) > MOST:
+    draw, about = stage.draw, ""
+    if len(pairs) > MOST and (draw.max_pairs or len(pairs)) > MOST:
         pairs = [pairs[row] for row in draw_order(len(pairs), draw)[:MOST]]
-        draw = replace(draw, max_pairs=None)
+        draw, about = replace(draw, max_pairs=None), f", of the first {MOST} that are drawn"
     counts, kept = Counts(), 0
     try:
-        if pairs and (tokenizer := _tokenizer(stage)) is not None:
-            for _ in iter_tokens(pairs, tokenizer, draw, stage.rendering, counts):
-                kept += 1
+        if (tokenizer := _tokenizer(stage)) is None:
+            drawn = [pairs[row] for row in draw_order(len(pairs), draw)[: draw.max_pairs]]
+            over = sum(_seems_over(pair, draw) for pair in drawn)
+            return over, len(drawn), f", about: taking {BYTES_PER_TOKEN} bytes for a token", ""
+        for _ in iter_tokens(pairs, tokenizer, draw, stage.rendering, counts):
+            kept += 1
     except (DataError, ModelError) as error:
         if counts.too_long < len(pairs):
-            return 0, 0, str(error)
-    return counts.too_long, counts.too_long + kept, ""
+            return 0, 0, "", str(error)
+    return counts.too_long, counts.too_long + kept, about, ""
+
+
+def _seems_over(pair: Pair, draw: DrawSpec) -> bool:
+    """Return whether a text is over its limit by its bytes."""
+
+    def tokens(*messages: Message) -> float:
+        return sum(len((item.content + item.fields).encode()) for item in messages) / BYTES_PER_TOKEN
+
+    prompt = tokens(*pair.prompt) + len(pair.tools.encode()) / BYTES_PER_TOKEN
+    longest = max(tokens(*turns) for turns in pair.responses)
+    return prompt > draw.max_prompt_tokens or longest > draw.max_response_tokens
 
 
 def _tokenizer(stage: PrepareStage) -> Any:

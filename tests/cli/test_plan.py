@@ -44,6 +44,7 @@ def test_the_papers_grid_is_planned_offline(grid, tmp_path):
         "GPU-hours on 16 GPUs",
         "never under",
         "per GPU-hour (assumed: AWS on demand",
+        "of the peak rate (MFU); their time: backbone",
         "not fetched: gemma-2-2b, llama-3.1-8b",
         "8.03 B bf16 4, ZeRO",
         "trained on ultrafeedback, evaluated on ultrafeedback (in-distribution), ultrafeedback_paraphrase, "
@@ -68,6 +69,8 @@ def test_json_says_the_same_in_numbers(grid):
         assert cell["effective_batch"] == 32
         assert 0 < cell["peak_gb"] <= cell["gpu_gb"] == 80
         assert cell["step_s"] > 0
+        assert sum(cell["step_shares"].values()) == pytest.approx(1)
+        assert 0.1 < cell["utilisation"] < 0.7
         assert not cell["measured"]
         assert not cell["why"]
     eight = [cell for cell in found["cells"] if cell["model"] == "llama-3.1-8b"]

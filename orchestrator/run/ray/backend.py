@@ -66,7 +66,7 @@ class RayBackend:
         """Train in a gang or in this process, on fewer devices when the cluster has lost some."""
         while True:
             durations = ray.get(self.coordinator.durations.remote())
-            request = training(self.work.plan, placement, durations)
+            request = training(self.work.plan, placement, durations, self.work.rank)
             with self._granted(request) as grant:
                 if grant is not None:
                     self.trainer(stage, placement, grant).fit()
@@ -169,10 +169,10 @@ class RayBackend:
             ray.get(self.coordinator.release.remote(request.id, lost))
 
 
-def training(plan: TrialPlan, placement: Placement, durations: Durations) -> Request:
+def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
     """Return the device request of a trial's training."""
     seconds = durations.train_s(plan, placement)
-    return Request.of("train", plan.key, placement, seconds)
+    return Request.of("train", plan.key, placement, seconds, rank)
 
 
 def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:

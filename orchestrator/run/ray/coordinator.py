@@ -40,10 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A trial to run: its stages, and the placement of its training."""
+    """A trial to run: its stages, the placement of its training, and its turn among the trainings."""
 
     plan: TrialPlan
     placement: Placement
+    rank: int
 
 
 class Nodes:

@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.plan.durations import Durations, Rate, RateName, slowest
 from orchestrator.plan.hardware import Node
-from orchestrator.plan.schedule import precedence, window
+from orchestrator.plan.schedule import ranked, window
 from orchestrator.run.events import Event, Failed, Post, Retried, Stopped
 from orchestrator.run.ray.backend import RayBackend, training
 from orchestrator.run.ray.cluster import capacity, start_ray, task_on
@@ -73,9 +73,13 @@ def run_on_ray(
         live = capacity()
         nodes = [*live, *still_absent(workers, live).values()]
         durations = Durations(store=execution.store, kind=slowest(nodes), measured=measured or {})
+        by_key = {plan.key: plan for plan in plans}
+        asked = [training(plan, placements[plan.key], durations) for plan in plans]
         # In the order in which trainings should start.
-        plans = sorted(plans, key=lambda plan: precedence(training(plan, placements[plan.key], durations)))
-        work = {plan.key: Work(plan=plan, placement=placements[plan.key]) for plan in plans}
+        work = {
+            request.key: Work(plan=by_key[request.key], placement=placements[request.key], rank=request.rank)
+            for request in ranked(asked, nodes)
+        }
         # On the head, like the trial functions, so that losing another node does not end it.
         coordinator = ray.remote(Coordinator).options(
             num_cpus=0,

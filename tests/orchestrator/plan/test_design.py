@@ -211,6 +211,14 @@ def test_a_budget_runs_the_grid_breadth_first_and_is_kept():
     assert sum(decision.state.seeds.values()) > 5
 
 
+def test_a_cell_pays_for_its_own_reference_passes_and_not_for_those_of_others():
+    rule = Rule(budget_h=2.5, declared={("a", "m0"): 1, ("a", "m1"): 1, ("b", "m0"): 1})
+    hours = dict.fromkeys(rule.declared, 1.0)
+    needs = {("a", "m0"): {"of m0": 0.25}, ("a", "m1"): {"of m1": 9.0}, ("b", "m0"): {"of m0": 0.25}}
+    asked = Costs(spent=0.0, train=hours, score=dict.fromkeys(rule.declared, 0.0), shared=needs)
+    assert [*first(None, rule, asked, PAIRS).seeds] == [("a", "m0"), ("b", "m0")]
+
+
 def test_a_forecast_comes_to_what_it_predicts():
     begin = start(2, 3, None)
     found = Sweeps("seeds", 2, 5).measure(begin)

@@ -1,4 +1,4 @@
-"""How long stages take: by size where nothing was measured, by a finished training where one was."""
+"""How long stages take: by size where nothing was measured, by the mean of finished trainings where something was."""
 
 import math
 from dataclasses import replace
@@ -66,7 +66,7 @@ def laid(world_size: int = 1) -> Placement:
 
 
 def step_s(placement=PLACED, **changes) -> float:
-    return durations.step_seconds(replace(TRAINING, **changes), LENGTHS, placement, H100)
+    return sum(durations.step_parts(replace(TRAINING, **changes), LENGTHS, placement, H100).values())
 
 
 def work_s(passes: float) -> float:
@@ -84,8 +84,20 @@ def test_a_forward_is_two_operations_a_weight_and_token_and_the_attention():
 
 
 def test_a_step_takes_its_operations_at_the_stated_utilisation_the_update_and_its_launches():
-    usual = work_s(3) + 28 * (SHAPES.parameters + 2048) / 3350e9 + 8 * 0.03
-    assert step_s() == pytest.approx(usual)
+    parts = durations.step_parts(TRAINING, LENGTHS, PLACED, H100)
+    assert parts == {
+        "backbone": pytest.approx(work_s(3)),
+        "head": 0,
+        "optimiser": pytest.approx(28 * (SHAPES.parameters + 2048) / 3350e9),
+        "communication": 0,
+        "launches": pytest.approx(8 * 0.03),
+    }
+    usual = sum(parts.values())
+    used = durations.utilisation(TRAINING, LENGTHS, PLACED, H100)
+    assert used == pytest.approx(work_s(3) * FP32_FLOPS / usual / 67e12)
+    # What is computed twice is no use; twice the work for one update is.
+    assert durations.utilisation(TRAINING, LENGTHS, replace(PLACED, checkpointing=True), H100) < used
+    assert durations.utilisation(replace(TRAINING, copies=2), LENGTHS, PLACED, H100) > used
     assert step_s(placement=replace(PLACED, checkpointing=True)) == pytest.approx(usual + work_s(1))
     # Blocks of logits are computed twice.
     head = 32 * 4 * 2 * 128_256 * 2048 * 200 / FP32_FLOPS
@@ -100,9 +112,8 @@ def test_ranks_send_gradients_once_or_after_each_forward_and_gather_partitioned_
     def sent(stage: int, tokens: int = 4 * 300) -> float:
         """Bytes a parameter, of all but the rank's own part."""
         laid = replace(PLACED, world_size=2, zero_stage=stage, forward_tokens=tokens)
-        parameters, forwards = SHAPES.parameters + 2048, 16 * 300 / tokens
-        rest = work_s(1.5) + 28 * parameters / (2 if stage else 1) / 3350e9 + forwards * 0.03
-        return (step_s(placement=laid) - rest) * 450e9 * 2 / parameters
+        seconds = durations.step_parts(TRAINING, LENGTHS, laid, H100)["communication"]
+        return seconds * 450e9 * 2 / (SHAPES.parameters + 2048)
 
     # Sixteen pairs a rank: four forwards, or one.
     expected = [4, 4 + 4, 4 + 4 * 4, 4 * 4 * 2 + 4 * 4]
@@ -114,13 +125,14 @@ def test_the_gate_expects_what_the_plan_says(store: Store):
     """The set-up, and steps at the rate that the size of the model gives."""
     item = sized(pairs=64, epochs=3)
     rows, training = min(64, item.train.prepared.split.rows), training_of(item.spec)
-    seconds = durations.step_seconds(training, UNSEEN_LENGTHS, laid(), H100)
+    seconds = sum(durations.step_parts(training, UNSEEN_LENGTHS, laid(), H100).values())
     found = Durations(store=store, kind=H100).train_s(item, laid())
     assert found == pytest.approx(durations.SET_UP_S["cuda"] + 3 * math.ceil(rows / 32) * seconds)
     # Once it is prepared, the set says how many pairs it has and how long.
     with store.write("prepare", item.train.prepared.key) as attempt:
         attempt.info.update(pairs=320, mean_tokens={"prompt": 10.0, "chosen": 5.0, "rejected": 5.0})
-    seconds = durations.step_seconds(training, PairTokens(prompt=10, chosen=5, rejected=5), laid(), H100)
+    lengths = PairTokens(prompt=10, chosen=5, rejected=5)
+    seconds = sum(durations.step_parts(training, lengths, laid(), H100).values())
     after = Durations(store=store, kind=H100).train_s(item, laid())
     assert after == pytest.approx(durations.SET_UP_S["cuda"] + 3 * 10 * seconds)
 
@@ -145,24 +157,29 @@ def test_a_model_of_unknown_size_gets_the_gates_own_guess(store: Store):
     assert here.train_s(unknown, laid()) == here.scoring_s(unknown, sets, laid()) == UNKNOWN_S
 
 
-def test_a_finished_training_replaces_the_guess_for_those_that_are_alike(store: Store):
-    item, other = sized(pairs=32, epochs=4), sized(pairs=32)
+def test_finished_trainings_replace_the_guess_for_those_that_are_alike_by_their_mean(store: Store):
+    item, other, old = sized(pairs=32, epochs=4), sized(pairs=32), sized(pairs=16)
     guessed = Durations(store=store, kind=H100)
-    with store.write("train", item.key) as attempt:
-        placement = {name: getattr(laid(), name) for name in Placement.__slots__}
-        attempt.info.update(perf={"step_s": 2.0, "set_up_s": 8.0}, placement=placement)
-    with store.write("train", other.key) as attempt:
-        attempt.info.update(perf={"step_s": 9.0}, placement={"fields": "of an earlier rmsweep"})
-    names = {one.key: (one.spec.model.name, one.spec.reward_name) for one in (item, other)}
+    placement = {name: getattr(laid(), name) for name in Placement.__slots__}
+    for one, step, fields in ((item, 1.0, placement), (other, 3.0, placement), (old, 9.0, {"of": "earlier"})):
+        with store.write("train", one.key) as attempt:
+            attempt.info.update(perf={"step_s": step, "set_up_s": 8.0}, placement=fields)
+    names = {one.key: (one.spec.model.name, one.spec.reward_name) for one in (item, other, old)}
+    name = rate_name(item, laid())
     found = guessed.having(measured_rates(names, store))
-    assert found.measured == {rate_name(item, laid()): Rate(step_s=2.0, set_up_s=8.0)}
+    assert found.measured == {name: Rate(step_s=2.0, set_up_s=8.0, trainings=2)}
     assert found.train_s(item, laid()) == pytest.approx(8 + 4 * 2)
+    more = found.having({name: Rate(step_s=5.0, set_up_s=38.0)})
+    assert more.train_s(item, laid()) == pytest.approx(18 + 4 * 3)
     # Laid out otherwise nothing is known of it.
     assert found.train_s(item, laid(2)) == guessed.train_s(item, laid(2))
 
 
 def test_a_gang_may_get_the_slowest_gpus_there_are():
-    assert slowest(read_cluster("1x8xH100,1x8xL4")) == L4
+    assert slowest(read_cluster("1x8xH100,1x8xL4"))[2:7] == L4[2:7]
+    # In bf16 the A10G is slower, in fp32 the A100.
+    mixed = slowest(read_cluster("1x8xA10G,1x8xA100"))
+    assert (mixed.bf16_tflops, mixed.fp32_tflops) == (70, gpu_kind("A100").fp32_tflops)
     assert slowest([]) is None
 
 

@@ -153,7 +153,7 @@ def test_beside_the_place_of_a_wide_training_anything_is_started():
     first = decide(nodes, [training("first", 3)])
     assert set(first[0].nodes) == {"a"}
     endless = training("endless", expected_s=1e6)
-    wide = training("wide", 4, expected_s=2e6)
+    wide = replace(training("wide", 4), rank=-1)
     (grant,) = decide(left(nodes, first), [endless, wide], until(6.0, *first))
     assert (grant.request.key, grant.nodes) == ("endless", ("b",))
 
@@ -163,6 +163,9 @@ def test_shared_stages_and_evaluations_come_first_then_trainings_by_length_and_w
     evaluation, shared = Request(key="e", kind="evaluate"), Request(key="s", kind="shared")
     queue = [training("short", expected_s=1.0), training("long"), evaluation, training("wide", 2), shared]
     assert ids(decide(nodes, queue)) == ["e", "s", "wide", "long", "short"]
+    # A rank goes before length and width.
+    turns = [replace(request, rank=rank) for rank, request in enumerate(queue)]
+    assert ids(decide(nodes, turns[::-1])) == ["s", "e", "short", "long", "wide"]
 
 
 def test_a_gang_stays_on_the_fullest_node_that_holds_it_and_spreads_only_where_none_does():

@@ -8,13 +8,13 @@ import pytest
 
 from orchestrator.plan import outlook
 from orchestrator.plan.hardware import read_cluster
-from orchestrator.plan.outlook import length_warnings
+from orchestrator.plan.outlook import too_long
 from orchestrator.spec import catalog
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from tests.orchestrator.sweep_samples import EX_RM, dataset_folder, plan, rows, trial
+from tests.orchestrator.sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
 from trainers.models import tiny
 from trainers.specs import DrawSpec
 
@@ -34,28 +34,38 @@ def planned(folder: Path, draw: DrawSpec, *, built_in: bool) -> TrialPlan:
     ("draw", "built_in", "most", "expected"),
     [
         # 1,500 words are 1,500 tokens to the tiny tokenizer.
-        (DrawSpec(), True, 500, (4, 12)),
-        (DrawSpec(), True, 6, (4, 6)),
-        (DrawSpec(max_response_tokens=1600), True, 500, None),
-        (DrawSpec(max_response_tokens=1), True, 500, (12, 12)),
-        # Its tokenizer is not on this machine.
-        (DrawSpec(), False, 500, None),
+        (DrawSpec(), True, 500, "4 of 12 "),
+        (DrawSpec(), True, 6, "4 of 6 "),
+        (DrawSpec(max_pairs=4), True, 6, "1 of 5 "),
+        (DrawSpec(max_response_tokens=1600), True, 500, ""),
+        (DrawSpec(max_response_tokens=1), True, 500, "12 of 12 "),
+        # Its tokenizer is not on this machine: 6,000 bytes are taken for 1,500 tokens.
+        (DrawSpec(), False, 500, "4 of 12 "),
     ],
 )
-def test_the_first_pairs_are_counted_where_the_tokenizer_is_at_hand(
+def test_pairs_are_counted_where_the_tokenizer_is_at_hand_else_estimated(
     store: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     draw: DrawSpec,
     built_in: bool,
     most: int,
-    expected: tuple[int, int] | None,
+    expected: str,
 ):
     monkeypatch.setattr(outlook, "MOST", most)
-    found = length_warnings([planned(tmp_path, draw, built_in=built_in)] * 2, store)
-    of_train = [said.partition("left out: ")[2] for said in found if "mine/train" in said]
-    said = [f"{expected[0]} of the first {expected[1]} pairs of mine/train for llama-64"] if expected else []
-    assert of_train == said
+    found, refused = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
+    said = [said.partition("left out: ")[2] for said in found if "mine/train" in said]
+    about = "" if built_in else ", about: taking 4 bytes for a token"
+    about = ", of the first 6 that are drawn" if expected == "4 of 6 " else about
+    assert said == ([f"{expected}pairs of mine/train for llama-64{about}"] if expected else [])
+    assert refused == []
+
+
+def test_of_a_prepared_set_it_is_known(store: Store, tmp_path: Path):
+    item = planned(tmp_path, DrawSpec(), built_in=False)
+    commit_prepared(store, item.train.prepared.key, too_long=3, pairs=9)
+    (found,), _ = too_long([item], store)
+    assert found.endswith("left out: 3 of 12 pairs of mine/train for llama-64")
 
 
 def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store: Store, tmp_path: Path):
@@ -64,12 +74,9 @@ def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store:
     item = planned(tmp_path, DrawSpec(max_response_tokens=1600), built_in=True)
     for file in (tmp_path / "mine").glob("*.jsonl"):
         file.write_text(json.dumps(row) + "\n")
-    said = length_warnings([item], store)
+    _, said = too_long([item], store)
     assert all("no token for the role tool" in why for why in said)
-    assert [why.partition(",")[0] for why in said] == [
-        "would be refused: llama-64 on mine/train",
-        "would be refused: llama-64 on mine/test",
-    ]
+    assert [why.partition(",")[0] for why in said] == ["llama-64 on mine/train", "llama-64 on mine/test"]
 
 
 def test_a_gang_that_waits_for_a_node_of_its_own_waits_in_a_plan_too(store: Store):
