@@ -133,8 +133,8 @@ def local_capacity() -> tuple[Node, ...]:
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
     gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    kind = min((kind for kind in kinds if kind), key=lambda kind: kind.gb, default=None)
-    gpu_gb, label = (kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "")
+    sizes = ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds)
+    gpu_gb, label = min(sizes, default=(DEFAULT_GPU_GB, ""))
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)

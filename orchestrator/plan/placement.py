@@ -157,7 +157,7 @@ def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
     least = min(used, key=lambda found: found.total)
     if scored.gb > gpu_gb:
         needs = f"{scored.gb:.0f} GB on one GPU to be scored, even layer by layer, and the smallest have {gpu_gb:g} GB"
-    elif (host := max(scored.host_gb, least.host)) > host_gb:
+    elif least.total <= gpu_gb and (host := max(scored.host_gb, least.host)) > host_gb:
         needs = f"{host:.0f} GB of host memory a GPU, for its optimiser or its layers, not {host_gb:.0f}"
     else:
         needs = (

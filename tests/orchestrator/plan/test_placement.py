@@ -169,6 +169,7 @@ def test_a_smaller_gang_or_a_longer_forward_would_not_fit():
     [
         (EIGHT, gpus(1, 24.0), "llama-3.1-8b · im_rm needs .* GPUs of 24 GB .* training state"),
         (EIGHT, gpus(1, 24.0), "on 2 GPUs of 24 GB, or on 1 × A100-40GB"),
+        (EIGHT, gpus(1, 24.0, host_gb=20.0), "26 GB on each of at most 1 GPUs"),
         (THREE, gpus(1, 40.0, host_gb=50.0), "51 GB of host memory a GPU, .* not 50"),
         (trial(model=FP32), gpus(8, 24.0, host_gb=240.0), r"35 GB of host memory a GPU, .* not 30"),
         (trial(model=FP32), gpus(32, 6.0), "on one GPU to be scored, even layer by layer, .* have 6 GB"),
