@@ -36,9 +36,9 @@ from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
-from orchestrator.tracking.database import EXPERIMENT, open_database
+from orchestrator.tracking.database import EXPERIMENT, SHARED_VIEW, open_database, shared_view_tag
 from orchestrator.tracking.mlflow import sync as rebuild_view
-from orchestrator.tracking.mlflow import weights_place
+from orchestrator.tracking.view import weights_place
 from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
@@ -275,12 +275,13 @@ def _pages(address: str, server: subprocess.Popen[bytes], sweep: str) -> dict[st
         except OSError:
             time.sleep(0.2)
             continue
+        known = {tag["key"] for tag in found.get("tags", ())}
         pages = {}
         for view, mode in (("runs", "TABLE"), ("charts", "CHART")):
-            # Without the type MLflow opens pages for chat programs.
+            # Without it MLflow opens pages for chat programs.
             query = {"workflowType": "machine_learning", "compareRunsMode": mode}
-            wanted = f'tags.`rmsweep.sweep` = "{sweep}"'
-            query["searchFilter"] = wanted + ' and tags.`rmsweep.role` = "trial"' * (view == "charts")
+            if (tag := shared_view_tag(sweep, view)) in known:
+                query["viewStateShareKey"] = tag.removeprefix(SHARED_VIEW)
             pages[view] = (
                 f"{address}/#/experiments/{found['experiment_id']}/runs?{urllib.parse.urlencode(query)}"
             )
@@ -292,8 +293,8 @@ def sync(session: Session) -> int:
     declaration = session.declaration()
     say_damaged_logs(session, [trial.key for trial in declaration.trials])
     written = write_full_report(declaration, session.store, functools.partial(late_bar, session.console))
-    with quiet(session.driver_log, session.console.width):
-        seconds = rebuild_view(session.tracking_uri, session.store, declaration, written)
+    with quiet(session.driver_log, session.console.width) as terminal, late_bar(terminal, "MLflow") as step:
+        seconds = rebuild_view(session.tracking_uri, session.store, declaration, written, step)
     place = shown_uri(session.tracking_uri)
     session.say(f"{len(declaration.trials)} trials in {place}, written in {seconds:.0f} s")
     return 0

@@ -1,6 +1,7 @@
-"""MLflow's database in the storage folder, for sweeps without a tracking server."""
+"""MLflow's database in the storage folder, for sweeps without a tracking server: how it is made, and moved with its folder."""
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import uuid
@@ -11,13 +12,12 @@ from trainers.errors import SpecError
 from trainers.storage import DRAFT
 
 EXPERIMENT = "rmsweep"
-# MLflow keeps absolute paths: what lies in a folder of this name is next to its database, wherever that was moved.
-FILES = "mlflow-artifacts"
-_FOLLOW = (
-    f"UPDATE experiments SET artifact_location = :now WHERE artifact_location LIKE '%/{FILES}'",
-    f"UPDATE runs SET artifact_uri = :now || substr(artifact_uri, instr(artifact_uri, '/{FILES}/') + {len(FILES) + 1}) "
-    f"WHERE artifact_uri LIKE '%/{FILES}/%'",
-)
+SHARED_VIEW = "mlflow.sharedViewState."
+
+
+def shared_view_tag(sweep: str, view: str) -> str:
+    """Return the tag of the experiment that holds what MLflow's page shows of a sweep, as its `runs` or as `charts`."""
+    return f"{SHARED_VIEW}{hashlib.sha256(f'{sweep}/{view}'.encode()).hexdigest()}"
 
 
 def default_uri(store: Store) -> str:
@@ -38,20 +38,11 @@ def open_database(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     file = Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-    folder = file.with_name(FILES).as_uri()
-    if not file.is_file() and file.parent.is_dir() and os.access(file.parent, os.W_OK):
+    folder = file.with_name("mlflow-artifacts").as_uri()
+    if file.is_file():
+        _follow_storage(file, folder)
+    elif file.parent.is_dir() and os.access(file.parent, os.W_OK):
         _make(file)
-    elif file.is_file():
-        known = (
-            f"SELECT 1 FROM experiments WHERE artifact_location LIKE '%/{FILES}' AND artifact_location <> ?"
-        )
-        try:
-            with contextlib.closing(sqlite3.connect(file, timeout=30)) as database, database:
-                if database.execute(known, (folder,)).fetchone():
-                    for statement in _FOLLOW:
-                        database.execute(statement, {"now": folder})
-        except sqlite3.Error as error:
-            raise OSError(f"{file} cannot be told where its files are now ({error})") from error
     return folder
 
 
@@ -68,3 +59,21 @@ def _make(file: Path) -> None:
             os.link(draft, file)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _follow_storage(file: Path, folder: str) -> None:
+    """Write the present folder into a database that was moved, because MLflow keeps absolute paths. Raises OSError."""
+    place = "SELECT artifact_location FROM experiments WHERE name = ?"
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=30)) as database, database:
+            for (before,) in database.execute(place, (EXPERIMENT,)).fetchall():
+                if before == folder or Path(before).name != Path(folder).name:
+                    continue
+                for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?) "
+                        f"WHERE {column} = ? OR {column} LIKE ? || '/%'",
+                        (before, folder, before, before),
+                    )
+    except sqlite3.Error as error:
+        raise OSError(f"{file} cannot be told where its files are now ({error})") from error

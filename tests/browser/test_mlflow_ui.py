@@ -109,6 +109,8 @@ def test_runs_are_listed_under_their_sweep_and_twenty_compared(
     for name in names:
         assert re.fullmatch(r"[a-z0-9.-]+ · (ex|im)_rm · (ultrafeedback|rewardmath) · s\d", name), name
     page.close_assistant(driver)
+    heads = page.text(driver)
+    assert all(column in heads for column in ("category/in-d", "model", "reward")), heads
     page.require_no_trouble(driver)
     page.picture(driver, pictures / "mlflow_runs.png")
     for row in range(1, COMPARED + 1):
@@ -123,14 +125,21 @@ def test_runs_are_listed_under_their_sweep_and_twenty_compared(
     page.picture(driver, pictures / "mlflow_comparison.png")
 
 
-def test_charts_are_filled_with_the_accuracies_of_the_trials(
+def test_charts_are_filled_with_the_means_of_each_reward_type(
     driver: webdriver.Chrome, addresses: dict[str, str], pictures: Path
 ):
     driver.get("about:blank")
     driver.get(addresses["charts"])
     page.until(lambda: len(page.elements(driver, ".js-plotly-plot .bars path")) >= 8, "bars")
     page.close_assistant(driver)
-    assert "category/in-distribution/accuracy" in page.text(driver)
+    said = page.text(driver)
+    assert (
+        said.index("Accuracy by category")
+        < said.index("category/in-distribution/accuracy")
+        < said.index("train\n")
+    )
+    for reward in ("ex_rm", "im_rm"):
+        assert f"reward: {reward}, train_set: ultra" in said
     page.require_no_trouble(driver)
     page.picture(driver, pictures / "mlflow_charts.png")
 
@@ -143,6 +152,23 @@ def test_a_filter_of_the_address_leaves_the_runs_of_one_reward_type(driver: webd
     # MLflow shows the parent, which has no parameters, for the sake of the order.
     assert [name for name in names if " · im_rm · " not in name] in ([], [NAME])
     page.require_no_trouble(driver)
+
+
+def test_a_trial_is_a_logged_model_with_its_evaluations(
+    driver: webdriver.Chrome, address: str, store: Store, pictures: Path
+):
+    uri = default_uri(store)
+    run = next(run for run in runs_of(uri, NAME) if run.data.tags["rmsweep.role"] == "trial")
+    model = MlflowClient(tracking_uri=uri).get_logged_model(run.outputs.model_outputs[0].model_id)
+    models = address.split("?")[0].replace("/runs", "/models")
+    driver.get("about:blank")
+    driver.get(f"{models}/{model.model_id}")
+    page.until(lambda: "eval/ultrafeedback/accuracy" in page.text(driver), "metrics of the model")
+    said = page.text(driver)
+    assert model.name in said
+    assert "train/loss" not in said
+    page.require_no_trouble(driver)
+    page.picture(driver, pictures / "mlflow_model.png")
 
 
 def test_the_report_opens_in_the_artifact_view_and_alone(

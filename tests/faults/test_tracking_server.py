@@ -32,7 +32,8 @@ from orchestrator.store.records import (
     write_state,
 )
 from orchestrator.tracking.database import EXPERIMENT, default_uri
-from orchestrator.tracking.mlflow import SHOWN, Tracker, View, is_shown, sync
+from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
+from orchestrator.tracking.view import View, run_names
 from tests.faults.lives import forked
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.tracking_server import runs_of, snapshot, tracking_server, without_sweep
@@ -198,7 +199,7 @@ def test_the_view_is_whole_in_the_end_whatever_the_server_did(
     if trouble.fault == "late":
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     if "experiments" in trouble.only:
-        for module in ("orchestrator.tracking.mlflow", "tests.faults.tracking_server"):
+        for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
             monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
     if trouble.middle:
@@ -284,7 +285,7 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     tracker = Tracker(uri, case.store, case.declared, **SOON)
     written = tell_everything(tracker, case)
     before = time.monotonic()
-    assert "in time" in tracker.close(written, complete=True, timeout_s=0.2)
+    assert "within 0 s" in tracker.close(written, complete=True, timeout_s=0.2)
     assert time.monotonic() - before < 0.2 + DRIVER_S
     wait_for(lambda: not writers(), "a request to a hanging server does not end")
     assert not case.file.exists()
@@ -323,11 +324,12 @@ def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(
     written = write_report(declared, case.store)
     assert not is_shown(uri, case.store, declared.sweep)
     assert Tracker(uri, case.store, declared, **SOON).close(written) is None
+    names = run_names(declared.trials)
     statuses = {run.info.run_name: run.info.status for run in runs_of(server, declared.sweep)}
     assert statuses == {
         declared.sweep: "FAILED",
-        declared.trials[0].name: "FINISHED",
-        broken.name: "FAILED",
+        names[declared.trials[0].key]: "FINISHED",
+        names[broken.key]: "FAILED",
     }
     assert is_shown(uri, case.store, declared.sweep)
 
@@ -351,7 +353,7 @@ def test_a_password_reaches_the_server_and_nothing_else(
     sync(uri, case.store, case.declared, write_report(case.declared, case.store))
     assert_complete(server, case)
     said.append(case.file.read_text())
-    assert View(uri, case.store, case.declared.sweep)._client.tracking_uri == f"http://{proxy.host}"
+    assert View(uri, case.store, case.declared)._client.tracking_uri == f"http://{proxy.host}"
     sent = "Basic " + base64.b64encode(b"somebody:pa@ss/word").decode()
     assert {headers.get("Authorization") for headers in proxy.headers} == {sent}
     said += [caplog.text, *capfd.readouterr()]

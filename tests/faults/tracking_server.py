@@ -124,6 +124,10 @@ def snapshot(uri: str, name: str) -> list[dict[str, Any]]:
             "tags": {tag: value for tag, value in run.data.tags.items() if tag.startswith("rmsweep.")},
             "params": run.data.params,
             "history": history(uri, run),
+            "inputs": sorted(
+                (item.dataset.name, item.dataset.digest, item.tags[0].value)
+                for item in run.inputs.dataset_inputs
+            ),
             "files": files(uri, run),
         }
         for run in runs

@@ -19,7 +19,7 @@ from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord, TrialRecord
-from orchestrator.tracking.mlflow import EVALUATION_METRICS, MOST_KEYS, final_points
+from orchestrator.tracking.view import EVALUATION_METRICS, MOST_KEYS, final_points
 from tests.orchestrator.sweep_samples import (
     commit_train,
     commit_trial,
