@@ -214,25 +214,30 @@ def _add_jobs(
 
     def add(
         kind: RequestKind, key: str, seconds: float, after: Sequence[RequestId] = (), trial: str = ""
-    ) -> RequestId:
+    ) -> None:
         request = Request.of(kind, key, placed, seconds)
         jobs.setdefault(request.id, Job(request=request, takes_s=seconds, after=tuple(after), trial=trial))
         if trial and group.device_hours is not None:
             group.device_hours += request.width * seconds / 3600
-        return request.id
 
     waits, drawn = list[RequestId](), list[RequestId]()
     for stage in missing:
+        shared = RequestId(kind="shared", key=stage.key)
         if isinstance(stage, ReferenceStage):
-            waits.append(add("shared", stage.key, times.scoring_s(item, [stage.prepared], placed)))
+            if shared not in jobs:
+                add("shared", stage.key, times.scoring_s(item, [stage.prepared], placed))
+            waits.append(shared)
         elif isinstance(stage, SampleStage) and policy:
-            drawn.append(add("shared", stage.key, times.sample_s(stage, policy, placed)))
+            if shared not in jobs:
+                add("shared", stage.key, times.sample_s(stage, policy, placed))
+            drawn.append(shared)
     # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)
     group.step_s = rate.step_s if rate else None
     group.measured |= rate_name(item, placed) in times.measured
     if any(stage.kind == "train" for stage in missing):
-        waits = [add("train", item.key, times.train_s(item, placed), waits, item.key)]
+        add("train", item.key, times.train_s(item, placed), waits, item.key)
+        waits = [RequestId(kind="train", key=item.key)]
     if unscored := [stage.prepared for stage in item.scored if stage in missing]:
         seconds = times.scoring_s(item, unscored, placed)
         add("evaluate", item.key, seconds, [*waits, *drawn], item.key)
