@@ -237,8 +237,10 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
         why = " ".join(str(error).split())[:200]
         raise PlanError(f"{flag} {file}: it cannot be read as YAML ({why}).") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        shape = "node types hold the fields resources, max_workers and node_config"
+        why = str(error) if type(error) is ValueError else shape
         raise PlanError(
-            f"{flag} {file}: {at} is not as in a file for `ray up` ({error}); correct it, or give {EXAMPLE}."
+            f"{flag} {file}: {at} is not as in a file for `ray up` ({why}); correct it, or give {EXAMPLE}."
         ) from error
     left = most if isinstance(most, int) else math.inf
     counts: dict[str, int] = {}

@@ -95,7 +95,7 @@ def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
         ("{", ["cannot be read as YAML"]),
         ("[1]", ["available_node_types is not as in a file for `ray up`"]),
         ("available_node_types: {}", ["available_node_types is not"]),
-        ("available_node_types: {gpu: 3}", ["available_node_types.gpu is not"]),
+        ("available_node_types: {gpu: 3}", ["available_node_types.gpu is not", "hold the fields resources"]),
         ("available_node_types: {gpu: {max_workers: many}}", ["gpu is not", "max_workers is 'many'"]),
         (
             "available_node_types: {gpu: {max_workers: 2, resources: {GPU: 8}}}",
