@@ -275,7 +275,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
-    long, refused = too_long(resolved.plans, session.store)
+    left_out, refused = too_long(resolved.plans, session.store)
     denied = denied_models([trial.model for trial in sweep.trials])
     if session.options.json:
         trials = [
@@ -303,7 +303,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
     session.say(*design_lines(told), *forecast)
     if not any(group.missing for group in found.cells):
         session.say(f"nothing to do: all {len(resolved.plans)} trials are complete")
-    session.warn(*map(str, long), *(f"would be refused: {why}" for why in refused))
+    session.warn(*left_out, *(f"would be refused: {why}" for why in refused))
     if again := _trains_again(resolved.plans, session):
         session.say(again)
     if denied:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from orchestrator.plan import hardware, placement
 from orchestrator.plan.durations import Durations, measured_rates, rate_name, slowest, step_parts, utilisation
@@ -13,6 +13,7 @@ from orchestrator.plan.schedule import (
     Job,
     Request,
     RequestId,
+    RequestKind,
     lower_bound_s,
     makespan_s,
     ranked,
@@ -41,10 +42,6 @@ from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement,
 MOST = 2000
 # Used if the tokenizer is not on this machine; English text under today's vocabularies.
 BYTES_PER_TOKEN = 4
-# More tokens than any text has.
-ANY = 1 << 62
-# No tokenizer makes more tokens than bytes, and no template adds more to a message.
-TEMPLATE_TOKENS = 128
 
 
 @dataclass(slots=True, kw_only=True)
@@ -215,37 +212,35 @@ def _add_jobs(
 ) -> None:
     """Add the trial's training and evaluation, and the answers and reference passes that no trial before it has asked for."""
 
-    def add(request: Request, after: Sequence[RequestId] = (), trial: str = "") -> None:
-        job = Job(request=request, takes_s=request.expected_s, after=tuple(after), trial=trial)
-        jobs.setdefault(request.id, job)
+    def add(
+        kind: RequestKind, key: str, seconds: float, after: Sequence[RequestId] = (), trial: str = ""
+    ) -> None:
+        request = Request.of(kind, key, placed, seconds)
+        jobs.setdefault(request.id, Job(request=request, takes_s=seconds, after=tuple(after), trial=trial))
         if trial and group.device_hours is not None:
-            group.device_hours += request.width * request.expected_s / 3600
+            group.device_hours += request.width * seconds / 3600
 
     waits, drawn = list[RequestId](), list[RequestId]()
     for stage in missing:
         shared = RequestId(kind="shared", key=stage.key)
         if isinstance(stage, ReferenceStage):
             if shared not in jobs:
-                seconds = times.scoring_s(item, [stage.prepared], placed)
-                add(Request.of("shared", stage.key, placed, seconds))
+                add("shared", stage.key, times.scoring_s(item, [stage.prepared], placed))
             waits.append(shared)
         elif isinstance(stage, SampleStage) and policy:
             if shared not in jobs:
-                # It reads the rows of the prompts.
-                seconds = times.sample_s(item, stage, policy, placed)
-                add(Request.of("shared", stage.key, placed, seconds))
+                add("shared", stage.key, times.sample_s(stage, policy, placed))
             drawn.append(shared)
     # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)
     group.step_s = rate.step_s if rate else None
     group.measured |= rate_name(item, placed) in times.measured
     if any(stage.kind == "train" for stage in missing):
-        seconds = times.train_s(item, placed)
-        add(request := Request.of("train", item.key, placed, seconds), waits, item.key)
-        waits.append(request.id)
+        add("train", item.key, times.train_s(item, placed), waits, item.key)
+        waits = [RequestId(kind="train", key=item.key)]
     if unscored := [stage.prepared for stage in item.scored if stage in missing]:
         seconds = times.scoring_s(item, unscored, placed)
-        add(Request.of("evaluate", item.key, placed, seconds), [*waits, *drawn], item.key)
+        add("evaluate", item.key, seconds, [*waits, *drawn], item.key)
 
 
 def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
@@ -271,101 +266,46 @@ def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float |
     return per_hour, f"assumed: {hardware.PRICES_ASSUMED}" if assumed else "--cluster"
 
 
-Known = Literal["prepared", "counted", "sampled", "estimated"]
+def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[str], list[str]]:
+    """Say how many pairs of each set are over the length limits, and why a template refuses one of them.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TooLong:
-    """How many of the counted pairs of a split are over the length limits; `models` share a tokenizer."""
-
-    models: tuple[str, ...]
-    dataset: str
-    split: str
-    too_long: int
-    pairs: int
-    known: Known
-    draw: DrawSpec
-
-    def __str__(self) -> str:
-        about = {
-            "sampled": f", of the first {self.pairs} that are drawn",
-            "estimated": f", about: taking {BYTES_PER_TOKEN} bytes for a token",
-        }.get(self.known, "")
-        return (
-            f"over --max-prompt-tokens {self.draw.max_prompt_tokens} or --max-response-tokens "
-            f"{self.draw.max_response_tokens}, left out: {self.too_long} of {self.pairs} pairs of {self.dataset}/{self.split} "
-            f"for {', '.join(self.models)}{about}"
-        )
-
-
-class Wanted(NamedTuple):
-    """A set that is prepared with one tokenizer: one of its stages, the set, the models, and a stage of each rendering."""
-
-    stage: PrepareStage
-    spec: DatasetSpec
-    models: dict[str, None]
-    renderings: dict[Rendering, PrepareStage]
-
-
-def too_long(plans: Sequence[TrialPlan], store: Store) -> tuple[list[TooLong], list[str]]:
-    """Return what each set loses to the length limits, and the messages for first rows that a template refuses.
-
-    Sets whose rows were never fetched are left out.
+    Without the tokenizer on this machine they are estimated; sets whose rows were never fetched are left out.
     """
-    wanted: dict[tuple[str, str, DrawSpec], Wanted] = {}
+    wanted: dict[
+        tuple[str, str, DrawSpec], tuple[DatasetSpec, dict[str, None], dict[Rendering, PrepareStage]]
+    ] = {}
     for plan in plans:
         last = [stage.prepared for stage in plan.evaluations[-len(plan.spec.eval_sets) :]]
         sets = zip([plan.train.prepared, *last], [plan.spec.train_set, *plan.spec.eval_sets], strict=False)
         for stage, spec in sets:
             place = (stage.base.tokenizer_key, stage.split.digest, stage.draw)
-            item = wanted.setdefault(place, Wanted(stage, spec, {}, {}))
-            item.models[stage.base.name] = None
-            item.renderings.setdefault(stage.rendering, stage)
+            _, names, renderings = wanted.setdefault(place, (spec, {}, {}))
+            names[stage.base.name] = None
+            renderings.setdefault(stage.rendering, stage)
     rows: dict[str, Sequence[Pair]] = {}
     found, refused = [], []
-    for stage, spec, models, renderings in wanted.values():
-        manifest = store.sound_manifest(stage.kind, stage.key)
-        known: Known = "prepared"
-        if manifest is not None and "too_long" in manifest["info"]:
-            left_out = int(manifest["info"]["too_long"])
-            pairs = int(manifest["info"]["pairs"]) + left_out
-        else:
-            digest = stage.split.digest
-            if digest not in rows:
-                rows[digest] = _rows(stage, spec, store)
-            left_out, pairs, known = _counted(stage, rows[digest])
-            said = (_refusal(item, rows[digest]) for item in renderings.values())
-            refused += [
-                f"{', '.join(models)} on {stage.split.name}/{stage.split.split}, {why}" for why in said if why
-            ]
+    for (_, digest, draw), (spec, names, renderings) in wanted.items():
+        models, left_out = ", ".join(names), ""
+        for stage in renderings.values():
+            manifest = store.sound_manifest(stage.kind, stage.key)
+            split = f"{stage.split.name}/{stage.split.split}"
+            if manifest is not None and "too_long" in manifest["info"]:
+                over, about, why = int(manifest["info"]["too_long"]), "", ""
+                pairs = int(manifest["info"]["pairs"]) + over
+            else:
+                if digest not in rows:
+                    rows[digest] = _rows(stage, spec, store)
+                over, pairs, about, why = _counted(stage, rows[digest])
+            if why:
+                refused.append(f"{models} on {split}, {why}")
+            elif over:
+                left_out = f"{over} of {pairs} pairs of {split} for {models}{about}"
         if left_out:
             found.append(
-                TooLong(
-                    models=tuple(models),
-                    dataset=stage.split.name,
-                    split=stage.split.split,
-                    too_long=left_out,
-                    pairs=pairs,
-                    known=known,
-                    draw=stage.draw,
-                )
+                f"over --max-prompt-tokens {draw.max_prompt_tokens} or --max-response-tokens {draw.max_response_tokens}, "
+                f"left out: {left_out}"
             )
     return found, refused
-
-
-def _refusal(stage: PrepareStage, pairs: Sequence[Pair]) -> str:
-    """Return why the model's template refuses the first drawn row; "" if it does not, or is not on this machine."""
-    from trainers.pairs.tokens import Counts, draw_order, iter_tokens
-
-    try:
-        tokenizer = _tokenizer(stage)
-        first = [pairs[row] for row in draw_order(len(pairs), stage.draw)[:1]]
-        if tokenizer is not None and first:
-            draw = replace(stage.draw, max_pairs=None, max_prompt_tokens=ANY, max_response_tokens=ANY)
-            list(iter_tokens(first, tokenizer, draw, stage.rendering, Counts()))
-    except (DataError, ModelError) as error:
-        return str(error)
-    return ""
 
 
 def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair]:
@@ -375,43 +315,37 @@ def _rows(stage: PrepareStage, spec: DatasetSpec, store: Store) -> Sequence[Pair
     return list(sources.iter_pairs(spec, stage.split.split, []))
 
 
-def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, Known]:
-    """Return how many pairs are too long, how many were counted, and how that is known."""
+def _counted(stage: PrepareStage, pairs: Sequence[Pair]) -> tuple[int, int, str, str]:
+    """Return how many pairs are too long, how many were counted, which ones or how, and why one is refused, if one is."""
     from trainers.pairs.tokens import Counts, draw_order, iter_tokens
 
-    draw = stage.draw
-    if not any(_over(pair, draw, bytes_per_token=1, added=TEMPLATE_TOKENS) for pair in pairs):
-        return 0, len(pairs), "counted"
-    sampled = len(pairs) > MOST and (draw.max_pairs or len(pairs)) > MOST
-    if sampled:
+    draw, about = stage.draw, ""
+    if len(pairs) > MOST and (draw.max_pairs or len(pairs)) > MOST:
         pairs = [pairs[row] for row in draw_order(len(pairs), draw)[:MOST]]
-        draw = replace(draw, max_pairs=None)
-    tokenizer = _tokenizer(stage)
-    if tokenizer is None:
-        drawn = [pairs[row] for row in draw_order(len(pairs), draw)[: draw.max_pairs]]
-        over = sum(_over(pair, draw, bytes_per_token=BYTES_PER_TOKEN, added=0) for pair in drawn)
-        return over, len(drawn), "estimated"
+        draw, about = replace(draw, max_pairs=None), f", of the first {MOST} that are drawn"
     counts, kept = Counts(), 0
     try:
-        for _ in iter_tokens(pairs, tokenizer, draw, "response", counts):
+        if (tokenizer := _tokenizer(stage)) is None:
+            drawn = [pairs[row] for row in draw_order(len(pairs), draw)[: draw.max_pairs]]
+            over = sum(_seems_over(pair, draw) for pair in drawn)
+            return over, len(drawn), f", about: taking {BYTES_PER_TOKEN} bytes for a token", ""
+        for _ in iter_tokens(pairs, tokenizer, draw, stage.rendering, counts):
             kept += 1
-    except (DataError, ModelError):
-        # Unless all of them are too long, this is another fault of the data or the model, which `run` reports.
-        if kept or counts.too_long < len(pairs):
-            return 0, len(pairs), "counted"
-    return counts.too_long, counts.too_long + kept, "sampled" if sampled else "counted"
+    except (DataError, ModelError) as error:
+        if counts.too_long < len(pairs):
+            return 0, 0, "", str(error)
+    return counts.too_long, counts.too_long + kept, about, ""
 
 
-def _over(pair: Pair, draw: DrawSpec, *, bytes_per_token: int, added: int) -> bool:
-    """Return whether a text is over its limit at `bytes_per_token`, with `added` tokens for each message."""
+def _seems_over(pair: Pair, draw: DrawSpec) -> bool:
+    """Return whether a text is over its limit by its bytes."""
 
     def tokens(*messages: Message) -> float:
-        texts = (message.content + message.fields for message in messages)
-        return sum(len(text.encode()) / bytes_per_token + added for text in texts)
+        return sum(len((item.content + item.fields).encode()) for item in messages) / BYTES_PER_TOKEN
 
-    prompt = tokens(*pair.prompt) + len(pair.tools.encode()) / bytes_per_token
-    responses = (tokens(*turns) for turns in pair.responses)
-    return prompt > draw.max_prompt_tokens or max(responses) > draw.max_response_tokens
+    prompt = tokens(*pair.prompt) + len(pair.tools.encode()) / BYTES_PER_TOKEN
+    longest = max(tokens(*turns) for turns in pair.responses)
+    return prompt > draw.max_prompt_tokens or longest > draw.max_response_tokens
 
 
 def _tokenizer(stage: PrepareStage) -> Any:

@@ -42,7 +42,10 @@ def place(
     """
     gpus = gpus_of(capacity)
     if not gpus.number:
-        _refuse_tf32([trial])
+        if trial.model.precision == "tf32":
+            raise SpecError(
+                f"{trial.model.name} in tf32: only GPUs have it, and there is none; take fp32 or bf16."
+            )
         return _place_on_cpus(trial, capacity, rules)
     training = training_of(trial, architecture)
     if training is None:
@@ -149,33 +152,26 @@ def _candidates(training: Training, gpus: int) -> Iterator[Placement]:
 def _why_not(trial: TrialSpec, training: Training, gpus: Gpus) -> str:
     """Return why a training does not fit on these GPUs, and what would make it fit."""
     count, gpu_gb, host_gb = gpus
+    scored = scoring(training, gpu_gb)
     used = (footprint(training, placed) for placed in _candidates(training, count))
     least = min(used, key=lambda found: found.total)
-    ways = []
-    most = training.optim.effective_batch
-    wider = next((n for n in range(count + 1, most + 1) if fitting(training, gpus._replace(number=n))), None)
-    if wider is not None:
-        ways.append(f"on {wider} GPUs of {gpu_gb:g} GB")
-    larger = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
-    found = next((kind for kind in larger if fitting(training, gpus._replace(gb=kind.gb))), None)
-    if found is not None:
-        ways.append(f"on {count} × {found.label}")
-    if least.host > host_gb:
-        ways.append(f"with {least.host:.0f} GB of host memory a GPU for the optimiser, not {host_gb:.0f}")
-    needs = (
-        f"{least.total:.0f} GB on each of at most {count} GPUs of {gpu_gb:g} GB even with recomputed activations and an "
-        f"offloaded optimiser ({least.state:.0f} GB of training state, {least.activations:.0f} GB of activations of a "
-        f"pair of {training.pair.total:.0f} tokens, {least.unmeasured:.0f} GB of margin)"
-    )
-    scored = scoring(training, gpu_gb)
     if scored.gb > gpu_gb:
         needs = f"{scored.gb:.0f} GB on one GPU to be scored, even layer by layer, and the smallest have {gpu_gb:g} GB"
-    elif scored.host_gb > host_gb:
-        needs = f"{scored.host_gb:.0f} GB of host memory a GPU to be scored layer by layer, not {host_gb:.0f}"
-    return (
-        f"{trial.model.name} · {trial.reward.name} needs {needs}. It would fit "
-        f"{', or '.join(ways) or 'on larger GPUs, with a smaller model, or in bf16'}."
-    )
+    elif least.total <= gpu_gb and (host := max(scored.host_gb, least.host)) > host_gb:
+        needs = f"{host:.0f} GB of host memory a GPU, for its optimiser or its layers, not {host_gb:.0f}"
+    else:
+        needs = (
+            f"{least.total:.0f} GB on each of at most {count} GPUs of {gpu_gb:g} GB even with recomputed activations and an "
+            f"offloaded optimiser ({least.state:.0f} GB of training state, {least.activations:.0f} GB of activations of a "
+            f"pair of {training.pair.total:.0f} tokens, {least.unmeasured:.0f} GB of margin)"
+        )
+    more = range(count + 1, training.optim.effective_batch + 1)
+    kinds = sorted((kind for kind in GPU_KINDS if kind.gb > gpu_gb), key=lambda kind: kind.gb)
+    wider = (f"{n} GPUs of {gpu_gb:g} GB" for n in more if fitting(training, gpus._replace(number=n)))
+    larger = (f"{count} × {kind.label}" for kind in kinds if fitting(training, gpus._replace(gb=kind.gb)))
+    ways = list(filter(None, (next(wider, ""), next(larger, ""))))
+    ways = ways or ["larger GPUs, with a smaller model, or in bf16"]
+    return f"{trial.model.name} · {trial.reward.name} needs {needs}. It would fit on {', or on '.join(ways)}."
 
 
 def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
@@ -192,33 +188,22 @@ def fits_gpus(models: Sequence[ModelSpec], capacity: Sequence[Node]) -> bool:
 
 def require_fit(trials: Sequence[TrialSpec], capacity: Sequence[Node]) -> None:
     """Raise PlanError with a line for each model of known size and reward type that fits nowhere; SpecError for tf32 without a GPU."""
-    gpus = gpus_of(capacity)
-    if gpus.number:
-        trainings = [(trial, training) for trial in trials if (training := training_of(trial)) is not None]
-        lines = [
-            _why_not(trial, training, gpus)
-            for trial, training in trainings
-            if fitting(training, gpus) is None
-        ]
-    else:
-        _refuse_tf32(trials)
-        large = dict.fromkeys(
-            f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
-            for trial in trials
-            if trial.model.parameters
-        )
-        lines = [f"0 GPUs are here, and these models need some: {', '.join(large)}."] if large else []
+    lines = []
+    for trial in trials:
+        try:
+            place(trial, capacity)
+        except PlanError as error:
+            lines.append(str(error))
+    large = dict.fromkeys(
+        f"{trial.model.name} ({trial.model.parameters / 1e9:.1f} billion parameters)"
+        for trial in trials
+        if trial.model.parameters
+    )
+    if large and not gpus_of(capacity).number:
+        lines.append(f"0 GPUs are here, and these models need some: {', '.join(large)}.")
     if lines:
         ways = "Run on a cluster (RAY_ADDRESS, --cluster), choose --models, or try --profile laptop."
         raise PlanError("\n".join([*dict.fromkeys(lines), ways]))
-
-
-def _refuse_tf32(trials: Sequence[TrialSpec]) -> None:
-    named = dict.fromkeys(trial.model.name for trial in trials if trial.model.precision == "tf32")
-    if named:
-        raise SpecError(
-            f"{', '.join(named)} in tf32: only GPUs have it, and there is none; take fp32 or bf16."
-        )
 
 
 def _place_on_cpus(trial: TrialSpec, capacity: Sequence[Node], rules: Sequence[PlacementRule]) -> Placement:

@@ -1,12 +1,12 @@
 """Whatever the tracking server does, the sweep goes on, and the view is complete afterwards, with nothing twice."""
 
 import base64
-import json
 import logging
+import math
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.options import Options
-from orchestrator.cli.running import catch_up
+from orchestrator.cli.running import StateWriter, catch_up
 from orchestrator.cli.session import Session
-from orchestrator.report.results import CURVE_POINTS, CURVES
 from orchestrator.report.summary import Written
+from orchestrator.run.events import Failed
 from orchestrator.spec.redaction import shown_uri, without_credentials
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import (
@@ -34,9 +34,10 @@ from orchestrator.store.records import (
 from orchestrator.tracking.database import EXPERIMENT, default_uri
 from orchestrator.tracking.mlflow import SHOWN, Tracker, is_shown, sync
 from orchestrator.tracking.view import View, run_names
+from tests.faults.lives import forked
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.tracking_server import free_port, runs_of, snapshot, tracking_server, without_sweep
-from tests.orchestrator.sweep_samples import commit_train, commit_trial, declaration, record, write_report
+from tests.faults.tracking_server import runs_of, snapshot, tracking_server, without_sweep
+from tests.orchestrator.sweep_samples import commit_trial, declaration, record, write_report
 from trainers.errors import TrackingError
 
 # MLflow's and SQLAlchemy's own deprecations are not ours to fail on.
@@ -158,101 +159,73 @@ def deleted_runs(uri: str, name: str) -> list[Any]:
     return list(client.search_runs([experiment.experiment_id], tag, run_view_type=ViewType.DELETED_ONLY))
 
 
-def test_a_server_that_is_down_at_the_start_is_told_everything_once_it_is_up(
-    server: str, proxy: Proxy, case: Case
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """A fault of the server (`closed`: nobody listens), and how the sweep meets it.
+
+    With `middle`, after the first trial is shown. It ends once `felt` by the writer, or once that has said everything all the same.
+    """
+
+    fault: Any
+    only: str = ""
+    times: float = math.inf
+    middle: bool = False
+    felt: bool = False
+    # MLflow's client asks again by itself, and then the writer does: each leaves a run.
+    twice: bool = False
+
+
+TROUBLES = {
+    "down at the start": Trouble(fault="closed", felt=True),
+    "dies": Trouble(fault="closed", middle=True, felt=True),
+    "answers 500": Trouble(fault="error", middle=True, felt=True),
+    "hangs": Trouble(fault="hang", middle=True, felt=True),
+    "loses answers": Trouble(fault="lost", middle=True, felt=True),
+    "answers slowly": Trouble(fault="slow"),
+    "loses a run's answer": Trouble(fault="lost", only="runs/create", times=1, twice=True),
+    "loses the answers of several tries": Trouble(fault="lost", only="runs/create", times=4, twice=True),
+    "loses the experiment's answer": Trouble(fault="lost", only="experiments/create", times=1),
+    "creates the parent late": Trouble(fault="late", only="runs/create", times=1, twice=True),
+    "creates a trial late": Trouble(fault="late", only="runs/create", times=1, middle=True, twice=True),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
+def test_the_view_is_whole_in_the_end_whatever_the_server_did(
+    trouble: Trouble, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
-    proxy.close()
+    if trouble.fault in ("hang", "late"):
+        impatient(monkeypatch)
+    if trouble.fault == "late":
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    if "experiments" in trouble.only:
+        for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
+            monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
     tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
+    if trouble.middle:
+        tracker.note(case.declared.trials[0].key)
+        wait_for(lambda: told(tracker), "the first trial does not appear")
+    if trouble.fault == "closed":
+        proxy.close()
+    else:
+        proxy.behave(trouble.fault, only=trouble.only, times=trouble.times, delay_s=0.1)
     written = tell_everything(tracker, case)
-    wait_for(lambda: tracker._trouble, "nothing was tried")
-    assert {key for key, _ in tracker._news} == {trial.key for trial in case.declared.trials}
-    proxy.open()
-    wait_for(lambda: told(tracker), "it was not tried again")
-    trials = snapshot(server, case.declared.sweep)[1:]
-    assert [run["history"] for run in trials] == [run["history"] for run in case.expected[1:]]
+    wait_for(lambda: tracker._trouble if trouble.felt else told(tracker), "the fault has no end or no effect")
+    if trouble.fault == "closed":
+        assert {key for key, _ in tracker._news} == {trial.key for trial in case.declared.trials}
+        proxy.open()
+        wait_for(lambda: told(tracker), "it was not tried again")
+        trials = snapshot(server, case.declared.sweep)[1:]
+        assert [run["history"] for run in trials] == [run["history"] for run in case.expected[1:]]
+    else:
+        proxy.behave("none")
+    if trouble.fault == "late":
+        # The parent, two trials, and the late one.
+        wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) >= 4, "it was not late")
     assert tracker.close(written, complete=True) is None
     assert_complete(server, case)
     assert_shown(f"http://{proxy.host}", case)
-
-
-@pytest.mark.parametrize("fault", ["closed", "error", "hang", "lost"])
-def test_a_server_that_fails_in_the_middle_is_caught_up_with_at_the_end(
-    fault: Any, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
-):
-    if fault == "hang":
-        impatient(monkeypatch)
-    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    tracker.note(case.declared.trials[0].key)
-    wait_for(lambda: told(tracker), "the first trial does not appear")
-    if fault == "closed":
-        proxy.close()
-    else:
-        proxy.behave(fault)
-    written = tell_everything(tracker, case)
-    wait_for(lambda: tracker._trouble, "the fault has no effect")
-    if fault == "closed":
-        proxy.open()
-    else:
-        proxy.behave("none")
-    assert tracker.close(written, complete=True) is None
-    assert_complete(server, case)
-
-
-def test_a_slow_server_makes_nobody_wait_but_close(server: str, proxy: Proxy, case: Case):
-    proxy.behave("slow", delay_s=0.1)
-    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    assert tracker.close(tell_everything(tracker, case), complete=True) is None
-    assert_complete(server, case)
-
-
-@pytest.mark.parametrize("times", [1, 4], ids=["within one try", "over tries"])
-def test_runs_that_were_created_though_the_answer_was_lost_are_kept_once(
-    times: int, server: str, proxy: Proxy, case: Case
-):
-    """MLflow's client asks again by itself, and then the writer does: each leaves a run."""
-    proxy.behave("lost", only="runs/create", times=times)
-    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    written = tell_everything(tracker, case)
-    wait_for(lambda: told(tracker), "it was not tried again")
-    assert tracker.close(written, complete=True) is None
-    assert_complete(server, case)
-    assert deleted_runs(server, case.declared.sweep), "no run was created twice"
-
-
-def test_an_experiment_that_was_created_though_the_answer_was_lost_is_used(
-    server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
-):
-    for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
-        monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
-    proxy.behave("lost", only="experiments/create", times=1)
-    sync(f"http://{proxy.host}", case.store, case.declared, write_report(case.declared, case.store))
-    assert sum("experiments/create" in path for path in proxy.forwarded) == 2
-    assert_complete(server, case)
-
-
-@pytest.mark.parametrize("whose", ["the parent", "a trial"])
-def test_a_run_that_is_created_after_its_request_was_given_up_does_not_stay(
-    whose: str, server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
-):
-    impatient(monkeypatch)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    first, second = (trial.key for trial in case.declared.trials)
-    tracker = Tracker(f"http://{proxy.host}", case.store, case.declared, **SOON)
-    if whose == "a trial":
-        tracker.note(first)
-        wait_for(lambda: told(tracker), "the first trial does not appear")
-    created = sum("runs/create" in path for path in proxy.forwarded)
-    proxy.behave("late", only="runs/create", times=1)
-    tracker.note(second)
-    wait_for(lambda: told(tracker), "the second trial does not appear")
-    proxy.behave("none")
-    expected = created + (2 if whose == "a trial" else 3)
-    wait_for(lambda: sum("runs/create" in path for path in proxy.forwarded) >= expected, "it was not late")
-    assert len(runs_of(server, case.declared.sweep)) > 2
-    tracker.note(first)
-    assert tracker.close(write_report(case.declared, case.store), complete=True) is None
-    assert_complete(server, case)
-    assert deleted_runs(server, case.declared.sweep)
+    assert bool(trouble.twice) <= bool(deleted_runs(server, case.declared.sweep)), "no run was created twice"
 
 
 def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
@@ -303,17 +276,6 @@ def next_command(uri: str, case: Case) -> str:
     return say.export_text()
 
 
-def test_a_sweep_whose_trials_others_have_run_shows_after_a_command(
-    server: str, case: Case, monkeypatch: pytest.MonkeyPatch
-):
-    assert next_command(server, case) == ""
-    assert_complete(server, case)
-    assert_shown(server, case)
-    # What is shown already takes no second look.
-    monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", None)
-    assert next_command(server, case) == ""
-
-
 def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     server: str, proxy: Proxy, case: Case, monkeypatch: pytest.MonkeyPatch
 ):
@@ -330,39 +292,34 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     proxy.behave("none")
     assert next_command(uri, case) == ""
     assert_complete(server, case)
+    assert_shown(uri, case)
+    # What is shown already takes no second look.
+    monkeypatch.setattr("orchestrator.tracking.mlflow.Tracker", None)
+    assert next_command(uri, case) == ""
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from orchestrator.store.artifacts import Store
-from orchestrator.run.events import Failed
-from orchestrator.cli.running import StateWriter
-from orchestrator.store.records import read_declaration
-from orchestrator.tracking.mlflow import Tracker
-uri, root, sweep = sys.argv[1:]
-store = Store(Path(root))
-declared = read_declaration(sweep, store)
-tracker = Tracker(uri, store, declared)
-complete, broken = declared.trials
-for trial in declared.trials:
-    tracker.note(trial.key)
-tracker.note(complete.key)
-state = StateWriter(sweep, store, "", [], [broken.key])
-state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
-tracker.note(broken.key)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+def noting_and_killed(uri: str, store: Store, declared: Declaration) -> None:
+    """A driver of two trials, the second of which fails, that is killed before its writer has said anything."""
+    tracker = Tracker(uri, store, declared)
+    complete, broken = declared.trials
+    state = StateWriter(declared.sweep, store, "", [], [broken.key])
+    state.on_event(Failed(trial=broken.key, cause="Diverged", message="loss is nan"))
+    for trial in (complete, broken, complete):
+        tracker.note(trial.key)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: str, proxy: Proxy, case: Case):
+def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(
+    server: str, proxy: Proxy, case: Case, tmp_path: Path
+):
     broken = record(seed=7)
     declared = replace(case.declared, trials=(case.declared.trials[0], broken))
     write_declaration(declared, case.store)
     proxy.close()
     uri = f"http://{proxy.host}"
-    command = [sys.executable, "-c", KILLED, uri, str(case.store.root), declared.sweep]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    life = forked(tmp_path / "life", noting_and_killed, (uri, case.store, declared))
+    life.join(60.0)
+    assert life.exitcode == -signal.SIGKILL
     proxy.open()
     written = write_report(declared, case.store)
     assert not is_shown(uri, case.store, declared.sweep)
@@ -375,75 +332,6 @@ def test_what_a_killed_driver_has_not_shown_is_logged_by_the_next_one(server: st
         names[broken.key]: "FAILED",
     }
     assert is_shown(uri, case.store, declared.sweep)
-
-
-def test_sync_makes_the_view_whole_at_its_own_address_only(server: str, proxy: Proxy, case: Case):
-    elsewhere, here = f"http://127.0.0.1:{free_port()}", f"http://{proxy.host}"
-    proxy.close()
-    for uri in (elsewhere, here):
-        tracker = Tracker(uri, case.store, case.declared, **SOON)
-        assert "refused" in tracker.close(tell_everything(tracker, case), complete=True)
-    proxy.open()
-    written = write_report(case.declared, case.store)
-    sync(here, case.store, case.declared, written)
-    assert_complete(server, case)
-    assert_shown(here, case)
-    assert not is_shown(elsewhere, case.store, case.declared.sweep)
-
-
-def rows_of(first: int, last: int, total: int, *, begun: float) -> list[dict[str, Any]]:
-    """Rows of a training's steps, as it reports them."""
-    return [
-        {
-            **dict.fromkeys(CURVES, 1.0 / at),
-            "step": float(at),
-            "time": begun + at,
-            "epoch": 0.0,
-            "total": total,
-        }
-        for at in range(first, last + 1)
-    ]
-
-
-def test_a_running_training_shows_its_curve_live_and_each_step_once(
-    server: str, proxy: Proxy, tmp_path: Path, request: pytest.FixtureRequest
-):
-    store = Store(tmp_path / "store")
-    trial, total, begun = record(), 250, 1_700_000_000.0
-    declared = declaration(trial, name=re.sub(r"\W+", "_", request.node.name))
-    uri = f"http://{proxy.host}"
-    tracker = Tracker(uri, store, declared, **SOON)
-
-    def loss() -> dict[int, int]:
-        """Step → number of points."""
-        wait_for(lambda: told(tracker), "it is not logged")
-        _, child = snapshot(server, declared.sweep)
-        points = child["history"].get("train/loss", [])
-        return {step: [point[0] for point in points].count(step) for step, _, _ in points}
-
-    tracker.note(trial.key)
-    assert loss() == {}
-    tracker.note(trial.key, rows_of(1, 60, total, begun=begun))
-    tracker.note(trial.key, rows_of(61, 100, total, begun=begun))
-    early = loss()
-    assert (min(early), max(early), len(early)) == (1, 99, 40)
-    assert tracker.close() is None
-    # The next driver's training goes on from a checkpoint, half-written ones aside, and does steps again.
-    folder = store.root / "checkpoints" / trial.key
-    folder.mkdir(parents=True)
-    log = rows_of(1, 110, total, begun=begun)
-    (folder / "step110.json").write_text(json.dumps({"step": 110, "total": total, "log": log}))
-    (folder / "step150.json").write_text('{"step": 150, "tot')
-    tracker = Tracker(uri, store, declared, **SOON)
-    tracker.note(trial.key, rows_of(80, 120, total, begun=begun + 1000.0))
-    resumed = loss()
-    assert (max(resumed), set(resumed.values())) == (119, {1})
-    commit_train(store, trial.key, steps=total)
-    tracker.note(trial.key)
-    late = loss()
-    assert set(early) <= set(resumed) <= set(late)
-    assert (len(late), max(late), set(late.values())) == (CURVE_POINTS, total, {1})
-    assert tracker.close() is None
 
 
 def test_a_password_reaches_the_server_and_nothing_else(
@@ -475,23 +363,17 @@ def test_a_password_reaches_the_server_and_nothing_else(
         assert not [text for text in said if secret in text]
 
 
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("http://user:password@host:5000/p", "http://host:5000/p"),
-        ("https://user:p@ss/wo:rd@host", "https://host"),
-        ("http://token@host", "http://host"),
-        ("postgresql://user:password@host/db?sslpassword=password", "postgresql://host/db"),
-        ("http://host:5000", "http://host:5000"),
-        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
-        ("databricks", "databricks"),
-    ],
-)
-def test_an_address_is_shown_without_what_is_secret(uri: str, shown: str):
-    assert shown_uri(uri) == shown
-    assert without_credentials(f"no answer from {uri}/api", uri) == f"no answer from {shown}/api"
-
-
-def test_a_password_is_taken_out_of_a_text_quoted_and_unquoted():
+def test_an_address_is_shown_without_what_is_secret():
+    shown = {
+        "http://user:password@host:5000/p": "http://host:5000/p",
+        "https://user:p@ss/wo:rd@host": "https://host",
+        "http://token@host": "http://host",
+        "postgresql://user:password@host/db?sslpassword=password": "postgresql://host/db",
+        "sqlite:////home/me@work/mlflow.db": "sqlite:////home/me@work/mlflow.db",
+        "databricks": "databricks",
+    }
+    for uri, said in shown.items():
+        assert shown_uri(uri) == said
+        assert without_credentials(f"no answer from {uri}/api", uri) == f"no answer from {said}/api"
     text = without_credentials("tried p%40ss, then p@ss, at user:p%40ss@host", "http://user:p%40ss@host")
     assert text == "tried ***, then ***, at host"

@@ -169,22 +169,20 @@ def test_half_an_interval_by_hand():
 def test_seeds_go_where_they_are_cheap_and_pairs_where_those_decide():
     found = Sweeps("seeds", 2, 0).measure(start(2, 3, None))
     cheap = replace(found, costs=costs(start(2, 3), m0=1.0, m1=20.0))
-    added = decide(start(2, 3, None), cheap, Rule(until=0.06)).state
-    assert added.seeds["a", "m0"] > 3 == added.seeds["a", "m1"]
+    decision = decide(start(2, 3, None), cheap, Rule(until=0.06))
+    assert decision.state.seeds["a", "m0"] > 3 == decision.state.seeds["a", "m1"]
+    # Then variances and costs are measured again.
+    assert 0 < decision.hours <= 1.01 * cheap.costs.spent
     begin = start(2, 3, 100)
     scored = decide(begin, Sweeps("pairs", 2, 0).measure(begin), Rule(until=0.09)).state
     assert scored == replace(begin, pairs=400)
+    # The interval of one training of each of two models says nothing of others.
+    alone = start(2, 1, None)
+    decision = decide(alone, Sweeps("pairs", 2, 0).measure(alone), Rule(until=0.9))
+    assert set(decision.state.seeds.values()) == {2}
 
 
-def test_a_width_that_no_seed_reaches_stops_at_once_and_says_so():
-    begin = start(6, 4, None)
-    decision = decide(begin, Sweeps("models", 6, 0).measure(begin), Rule(until=0.01))
-    assert decision.stops
-    assert "reached" not in decision.why
-    assert "it takes more models" in decision.why
-
-
-def test_a_width_is_given_up_only_on_all_pairs():
+def test_a_width_that_no_seed_reaches_is_given_up_on_all_pairs_only():
     """What 25 of 400 pairs say of 30 seeds and all pairs may be far off."""
     begin = start(6, 4, 25)
     played = [*play(begin, Sweeps("models", 6, 0).measure, Rule(until=0.01))]
@@ -192,36 +190,25 @@ def test_a_width_is_given_up_only_on_all_pairs():
     assert {tuple(item.state.seeds.values()) for item in played} == {(4,) * 6}
     assert [item.stops for item in played] == [False] * 4 + [True]
     assert played[0].hours == pytest.approx(50 * 6 * 4 * 1e-4)
-
-
-def test_one_seed_never_reaches_a_width():
-    """The interval of one training of each of two models says nothing of others."""
-    begin = start(2, 1, None)
-    decision = decide(begin, Sweeps("pairs", 2, 0).measure(begin), Rule(until=0.9))
-    assert set(decision.state.seeds.values()) == {2}
-
-
-def test_a_step_at_most_doubles_what_was_spent():
-    begin = start(2, 2, None)
-    found = Sweeps("seeds", 2, 0).measure(begin)
-    decision = decide(begin, found, Rule(until=0.04))
-    assert not decision.stops
-    assert 0 < decision.hours <= 1.01 * found.costs.spent
+    assert "reached" not in played[-1].why
+    assert "it takes more models" in played[-1].why
 
 
 def test_a_budget_runs_the_grid_breadth_first_and_is_kept():
     begin = start(3, 1, None)
     rule = Rule(budget_h=14.5, declared={("a", f"m{number}"): 2 for number in range(3)})
     assert first(None, rule, costs(begin), PAIRS) == begin
+    assert not first(None, replace(rule, budget_h=0.5), costs(begin), PAIRS).seeds
     sweep = Sweeps("seeds", 3, 0)
     states = [item.state for item in play(begin, sweep.measure, rule)]
     assert set(states[0].seeds.values()) == {2}
     assert 13.5 < sum(states[-1].seeds.values()) * 1.04 <= 14.5
-
-
-def test_a_budget_that_buys_nothing_leaves_no_seed():
-    rule = Rule(budget_h=0.5, declared={("a", "m0"): 2})
-    assert not first(None, rule, costs(start(1)), PAIRS).seeds
+    # Cheap seeds are bought where a second seed of a dear model does not fit.
+    begin = State(seeds={("a", "m0"): 2, ("a", "m1"): 2, ("a", "dear"): 1}, pairs=None)
+    found = replace(Sweeps("seeds", 3, 0).measure(begin), costs=costs(begin, dear=50.0))
+    decision = decide(begin, found, Rule(budget_h=found.costs.spent + 3))
+    assert decision.state.seeds["a", "dear"] == 1
+    assert sum(decision.state.seeds.values()) > 5
 
 
 def test_a_cell_pays_for_its_own_reference_passes_and_not_for_those_of_others():
@@ -241,25 +228,12 @@ def test_a_forecast_comes_to_what_it_predicts():
     assert wide <= 0.05 < found.questions[0].half_width
 
 
-def test_cheap_seeds_are_bought_where_a_second_seed_of_a_dear_model_does_not_fit():
-    begin = State(seeds={("a", "m0"): 2, ("a", "m1"): 2, ("a", "dear"): 1}, pairs=None)
-    found = replace(Sweeps("seeds", 3, 0).measure(begin), costs=costs(begin, dear=50.0))
-    decision = decide(begin, found, Rule(budget_h=found.costs.spent + 3))
-    assert decision.state.seeds["a", "dear"] == 1
-    assert sum(decision.state.seeds.values()) > 5
-
-
-def test_where_nothing_learned_a_forecast_says_so():
+def test_what_did_not_learn_is_named():
     begin = start(2, 2, None)
-    found = replace(Sweeps("seeds", 2, 0).measure(begin), questions=[])
-    (decision,) = play(begin, predicts(begin, found), Rule(until=0.05))
+    found = Sweeps("seeds", 2, 0).measure(begin)
+    (decision,) = play(begin, predicts(begin, replace(found, questions=[])), Rule(until=0.05))
     assert decision.stops
     assert "did not learn" in decision.why
-
-
-def test_a_reached_width_names_the_differences_that_have_no_estimate():
-    begin = start(2, 2, None)
-    found = replace(Sweeps("seeds", 2, 0).measure(begin), untold=["trained on b, domain shift"])
-    said = decide(begin, found, Rule(until=0.9)).why
+    said = decide(begin, replace(found, untold=["trained on b, domain shift"]), Rule(until=0.9)).why
     assert said.startswith("reached: ±")
     assert said.endswith("no estimate, see what did not learn: trained on b, domain shift")

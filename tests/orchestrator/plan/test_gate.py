@@ -55,19 +55,6 @@ def fits_empty(nodes: Sequence[Node], request: Request) -> bool:
     return True
 
 
-@given(nodes=NODES, waiting=REQUESTS)
-def test_each_grant_is_given_once_on_known_nodes_that_are_not_over_committed(
-    nodes: list[Node], waiting: list[Request]
-):
-    grants = decide(nodes, waiting)
-    for grant in grants:
-        assert len(grant.nodes) == grant.request.workers
-        assert set(grant.nodes) <= {node.id for node in nodes}
-        assert grant.request in waiting
-    assert len({grant.request.id for grant in grants}) == len(grants)
-    assert all(min(node.cpus, node.gpus) >= 0 for node in left(nodes, grants))
-
-
 @given(nodes=NODES, request=REQUESTS.filter(bool).map(lambda requests: requests[0]))
 def test_a_request_alone_starts_exactly_where_it_fits(nodes: list[Node], request: Request):
     assert bool(decide(nodes, [request])) == fits_empty(nodes, request)
@@ -125,6 +112,8 @@ def test_a_queue_drains_whatever_arrives_and_ends_in_whatever_order(
         busy = [Running(grant=grant, until_s=grant.request.expected_s) for grant in running]
         grants = decide(left(nodes, running), queue, busy, float(done))
         started = {grant.request.id for grant in grants}
+        assert len(started) == len(grants)
+        assert all(len(grant.nodes) == grant.request.workers and grant.request in queue for grant in grants)
         queue = [request for request in queue if request.id not in started]
         running += grants
         assert running or not queue, f"deadlock: nothing runs, and these wait: {queue}"
@@ -151,13 +140,11 @@ def ids(grants: Sequence[Grant]) -> list[str]:
 def test_behind_a_wide_training_only_what_ends_before_its_turn_is_started():
     nodes = [Node(id="a", cpus=4)]
     first = decide(nodes, [training("first")])
-    wide, long, short = (
-        training("wide", 4),
-        training("long", expected_s=8.0),
-        training("short", expected_s=5.0),
-    )
-    queue = [long, short, wide]
-    assert ids(decide(left(nodes, first), queue, until(6.0, *first))) == ["short"]
+    wide, long, short = training("wide", 4), training("long", 1, 8.0), training("short", 1, 5.0)
+    for now_s, started in ((0.0, ["short"]), (1.0, ["short"]), (2.0, []), (100.0, [])):
+        # What runs longer than expected, that is than 6 s, counts as about to end.
+        queue = [long, short, wide]
+        assert ids(decide(left(nodes, first), queue, until(6.0, *first), now_s)) == started
     assert ids(decide(nodes, queue)) == ["wide"]
 
 
@@ -171,51 +158,27 @@ def test_beside_the_place_of_a_wide_training_anything_is_started():
     assert (grant.request.key, grant.nodes) == ("endless", ("b",))
 
 
-def test_what_runs_longer_than_expected_counts_as_about_to_end():
-    """So nothing is started in the place of the wide training, however long that takes."""
-    nodes = [Node(id="a", cpus=4)]
-    first = decide(nodes, [training("first")])
-    queue = [training("wide", 4), training("short", expected_s=1.0)]
-    assert ids(decide(left(nodes, first), queue, until(6.0, *first), 4.0)) == ["short"]
-    assert decide(left(nodes, first), queue, until(6.0, *first), 5.5) == []
-    assert decide(left(nodes, first), queue, until(6.0, *first), 100.0) == []
-
-
-def test_what_others_wait_for_and_evaluations_come_first_in_order_of_arrival():
-    nodes = [Node(id="a", cpus=2)]
+def test_shared_stages_and_evaluations_come_first_then_trainings_by_length_and_width():
+    nodes = [Node(id="a", cpus=6)]
     evaluation, shared = Request(key="e", kind="evaluate"), Request(key="s", kind="shared")
-    queue = [training("long", expected_s=1e6), evaluation, shared]
-    assert ids(decide(nodes, queue)) == ["e", "s"]
-
-
-def test_trainings_go_by_rank_then_by_length_and_width():
-    nodes = [Node(id="a", cpus=4)]
-    queue = [training("short", expected_s=1.0), training("long"), training("wide", 2)]
-    assert ids(decide(nodes, queue)) == ["wide", "long", "short"]
+    queue = [training("short", expected_s=1.0), training("long"), evaluation, training("wide", 2), shared]
+    assert ids(decide(nodes, queue)) == ["e", "s", "wide", "long", "short"]
+    # A rank goes before length and width.
     turns = [replace(request, rank=rank) for rank, request in enumerate(queue)]
-    assert ids(decide(nodes, turns[::-1])) == ["short", "long", "wide"]
+    assert ids(decide(nodes, turns[::-1])) == ["s", "e", "short", "long", "wide"]
 
 
-def test_a_gang_stays_on_one_node_where_one_holds_it():
+def test_a_gang_stays_on_the_fullest_node_that_holds_it_and_spreads_only_where_none_does():
     nodes = [Node(id="a", cpus=3), Node(id="b", cpus=4), Node(id="c", cpus=8)]
-    (grant,) = decide(nodes, [training("gang", 4)])
-    assert grant.nodes == ("b",) * 4
-
-
-def test_a_gang_wider_than_a_node_spreads():
-    nodes = [Node(id="a", cpus=1), Node(id="b", cpus=3)]
-    (grant,) = decide(nodes, [training("gang", 4)])
+    assert decide(nodes, [training("gang", 4)])[0].nodes == ("b",) * 4
+    (grant,) = decide([Node(id="a", cpus=1), Node(id="b", cpus=3)], [training("gang", 4)])
     assert sorted(grant.nodes) == ["a", "b", "b", "b"]
-
-
-def test_a_gang_waits_for_a_node_that_holds_it_and_does_not_spread():
+    # It waits for a node that would hold it, if that were idle.
     nodes = [Node(id="a", cpus=4), Node(id="b", cpus=4)]
     apart = [Grant(request=training(id), nodes=(id,)) for id in "ab"]
     assert decide(left(nodes, apart), [training("gang", 4)], until(5.0, *apart)) == []
-    assert (
-        decide(left(nodes, apart), [training("gang", 6)], until(5.0, *apart))[0].nodes
-        == ("a",) * 3 + ("b",) * 3
-    )
+    (grant,) = decide(left(nodes, apart), [training("gang", 6)], until(5.0, *apart))
+    assert grant.nodes == ("a",) * 3 + ("b",) * 3
 
 
 def test_absent_nodes_are_used_only_where_the_others_do_not_do():

@@ -31,39 +31,41 @@ def planned(folder: Path, draw: DrawSpec, *, built_in: bool) -> TrialPlan:
 
 
 @pytest.mark.parametrize(
-    ("draw", "built_in", "expected"),
+    ("draw", "built_in", "most", "expected"),
     [
-        # 1,500 words are 1,500 tokens to the tiny tokenizer; 6,000 bytes are taken for as many.
-        (DrawSpec(), True, (4, 12, "counted")),
-        (DrawSpec(), False, (4, 12, "estimated")),
-        (DrawSpec(max_response_tokens=1600), True, None),
-        (DrawSpec(max_response_tokens=1), True, (12, 12, "counted")),
+        # 1,500 words are 1,500 tokens to the tiny tokenizer.
+        (DrawSpec(), True, 500, "4 of 12 "),
+        (DrawSpec(), True, 6, "4 of 6 "),
+        (DrawSpec(max_pairs=4), True, 6, "1 of 5 "),
+        (DrawSpec(max_response_tokens=1600), True, 500, ""),
+        (DrawSpec(max_response_tokens=1), True, 500, "12 of 12 "),
+        # Its tokenizer is not on this machine: 6,000 bytes are taken for 1,500 tokens.
+        (DrawSpec(), False, 500, "4 of 12 "),
     ],
 )
 def test_pairs_are_counted_where_the_tokenizer_is_at_hand_else_estimated(
-    store: Store, tmp_path: Path, draw: DrawSpec, built_in: bool, expected: tuple[int, int, str] | None
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    draw: DrawSpec,
+    built_in: bool,
+    most: int,
+    expected: str,
 ):
-    found, _ = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
-    assert [(item.too_long, item.pairs, item.known) for item in found] == ([expected] if expected else [])
-    if found:
-        assert f"left out: {found[0].too_long} of 12 pairs of mine/train for llama-64" in str(found[0])
-
-
-def test_of_a_large_set_the_first_that_are_drawn_are_looked_at(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(outlook, "MOST", 6)
-    (found,), _ = too_long([planned(tmp_path, DrawSpec(), built_in=True)], store)
-    assert (found.too_long, found.pairs, found.known) == (4, 6, "sampled")
-    assert "of the first 6 that are drawn" in str(found)
+    monkeypatch.setattr(outlook, "MOST", most)
+    found, refused = too_long([planned(tmp_path, draw, built_in=built_in)] * 2, store)
+    said = [said.partition("left out: ")[2] for said in found if "mine/train" in said]
+    about = "" if built_in else ", about: taking 4 bytes for a token"
+    about = ", of the first 6 that are drawn" if expected == "4 of 6 " else about
+    assert said == ([f"{expected}pairs of mine/train for llama-64{about}"] if expected else [])
+    assert refused == []
 
 
 def test_of_a_prepared_set_it_is_known(store: Store, tmp_path: Path):
     item = planned(tmp_path, DrawSpec(), built_in=False)
     commit_prepared(store, item.train.prepared.key, too_long=3, pairs=9)
-    (found,), refused = too_long([item], store)
-    assert refused == []
-    assert (found.too_long, found.pairs, found.known) == (3, 12, "prepared")
+    (found,), _ = too_long([item], store)
+    assert found.endswith("left out: 3 of 12 pairs of mine/train for llama-64")
 
 
 def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store: Store, tmp_path: Path):
@@ -72,11 +74,9 @@ def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store:
     item = planned(tmp_path, DrawSpec(max_response_tokens=1600), built_in=True)
     for file in (tmp_path / "mine").glob("*.jsonl"):
         file.write_text(json.dumps(row) + "\n")
-    assert all("no token for the role tool" in why for why in too_long([item], store)[1])
-    assert [why.partition(",")[0] for why in too_long([item], store)[1]] == [
-        "llama-64 on mine/train",
-        "llama-64 on mine/test",
-    ]
+    _, said = too_long([item], store)
+    assert all("no token for the role tool" in why for why in said)
+    assert [why.partition(",")[0] for why in said] == ["llama-64 on mine/train", "llama-64 on mine/test"]
 
 
 def test_a_gang_that_waits_for_a_node_of_its_own_waits_in_a_plan_too(store: Store):

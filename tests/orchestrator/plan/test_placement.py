@@ -27,8 +27,8 @@ SIZES = st.sampled_from([24.0, 40.0, 80.0, 141.0])
 LIMITS = st.sampled_from([128, 512, 1024])
 
 
-def gpus(count: int, gb: float = 80.0) -> tuple[Node, ...]:
-    return (Node(id="g", cpus=16, gpus=count, gpu_gb=gb),)
+def gpus(count: int, gb: float = 80.0, **more: float) -> tuple[Node, ...]:
+    return (Node(id="g", cpus=16, gpus=count, gpu_gb=gb, **more),)
 
 
 def rule(world_size: int, zero_stage: int = 2) -> PlacementRule:
@@ -109,107 +109,81 @@ def test_a_smaller_cluster_never_needs_more_gpus(model, reward, batch, gb, count
     assert smaller.world_size <= sum(node.gpus for node in part)
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"effective_batch": 8}])
-def test_less_to_hold_never_needs_more_gpus(change):
-    usual = place(paper_trial("qwen2.5-3b"), gpus(8))
-    assert place(paper_trial("qwen2.5-3b", optim=OptimSpec(**change)), gpus(8)).world_size <= usual.world_size
+BF16 = replace(catalog.MODELS["llama-3.1-8b"], precision="bf16")
+FP32 = replace(BF16, precision="fp32")
+SMALL = paper_trial("llama-3.2-1b")
+THREE = paper_trial("llama-3.2-3b")
+EIGHT = paper_trial("llama-3.1-8b")
+TWO_PAIRS = OptimSpec(effective_batch=2)
 
 
-def test_the_fewest_gpus_that_hold_it_and_then_the_most_tokens_a_forward():
-    spec = paper_trial("llama-3.1-8b")
-    placement = place(spec, gpus(8))
-    assert (placement.world_size, placement.zero_stage) == (4, 3)
-    assert not placement.checkpointing
-    halved = replace(placement, world_size=2, forward_tokens=1)
-    assert peak_gb(spec, halved) > 80
+@pytest.mark.parametrize(
+    ("spec", "nodes", "expected"),
+    [
+        (EIGHT, gpus(8), {"world_size": 4, "zero_stage": 3, "checkpointing": False}),
+        # Activations are recomputed before the optimiser is offloaded.
+        (SMALL, gpus(1, 30.0), {"checkpointing": True, "offload_optimizer": False}),
+        (THREE, gpus(1, 40.0), {"checkpointing": True, "offload_optimizer": True}),
+        # Masters, moments and gradients in fp32 of 3.2 billion weights; two GPUs share the host's memory.
+        (THREE, gpus(1, 40.0, host_gb=64.0), {"offload_optimizer": True}),
+        (THREE, gpus(2, 24.0, host_gb=64.0), {"world_size": 2}),
+        # A step that fits in one forward is one, and holds pairs with their rewritings.
+        (replace(SMALL, optim=TWO_PAIRS), gpus(1, 141.0), {"forward_tokens": 2 * LONGEST}),
+        (
+            replace(SMALL, optim=TWO_PAIRS, loss=LossSpec(consistency=1.0)),
+            gpus(1, 141.0),
+            {"forward_tokens": 4 * LONGEST},
+        ),
+        # Cards that hold a training together, but alone never the model, score it layer by layer.
+        (trial(model=FP32, reward=EX_RM), gpus(8, 24.0), {"zero_stage": 3}),
+        (trial(model=FP32, reward=IM_RM), read_cluster("1x4xA10G-24GB"), {"world_size": 4}),
+        # Of unknown size.
+        (trial(model=HUB), gpus(8), {"world_size": 1, "forward_tokens": LONGEST}),
+        # A gang is a power of two or all there is, and need not divide the batch.
+        (trial(model=catalog.MODELS["llama-3.1-8b"], reward=EX_RM), gpus(7, 60.0), {"world_size": 7}),
+        (trial(model=catalog.MODELS["llama-3.1-8b"], reward=EX_RM), gpus(9, 60.0), {"world_size": 8}),
+        (replace(EIGHT, optim=OptimSpec(effective_batch=5)), gpus(2, 24.0), {"world_size": 2}),
+        # With an adapter it fits on a card that holds it whole only with the host's memory.
+        (
+            trial(model=BF16, reward=EX_RM, lora=LoraSpec(rank=16)),
+            gpus(1, 24.0),
+            {"offload_optimizer": False},
+        ),
+        (trial(model=BF16, reward=EX_RM), gpus(1, 24.0), {"offload_optimizer": True}),
+    ],
+)
+def test_a_training_is_placed_on_the_fewest_gpus_that_hold_it(spec: TrialSpec, nodes, expected):
+    placement = place(spec, nodes)
+    assert {name: getattr(placement, name) for name in expected} == expected
+
+
+def test_a_smaller_gang_or_a_longer_forward_would_not_fit():
+    placement = place(EIGHT, gpus(8))
+    assert peak_gb(EIGHT, replace(placement, world_size=2, forward_tokens=1)) > 80
     assert placement.forward_tokens > LONGEST
-    longer = replace(placement, forward_tokens=placement.forward_tokens + 128)
-    assert peak_gb(spec, longer) > 80
+    assert peak_gb(EIGHT, replace(placement, forward_tokens=placement.forward_tokens + 128)) > 80
 
 
-def test_a_step_that_fits_in_one_forward_is_one():
-    spec = paper_trial("llama-3.2-1b", optim=OptimSpec(effective_batch=2))
-    assert place(spec, gpus(1)).forward_tokens == 2 * LONGEST
+@pytest.mark.parametrize(
+    ("spec", "nodes", "said"),
+    [
+        (EIGHT, gpus(1, 24.0), "llama-3.1-8b · im_rm needs .* GPUs of 24 GB .* training state"),
+        (EIGHT, gpus(1, 24.0), "on 2 GPUs of 24 GB, or on 1 × A100-40GB"),
+        (EIGHT, gpus(1, 24.0, host_gb=20.0), "26 GB on each of at most 1 GPUs"),
+        (THREE, gpus(1, 40.0, host_gb=50.0), "51 GB of host memory a GPU, .* not 50"),
+        (trial(model=FP32), gpus(8, 24.0, host_gb=240.0), r"35 GB of host memory a GPU, .* not 30"),
+        (trial(model=FP32), gpus(32, 6.0), "on one GPU to be scored, even layer by layer, .* have 6 GB"),
+    ],
+)
+def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it(spec: TrialSpec, nodes, said: str):
+    with pytest.raises(PlanError, match=said):
+        place(spec, nodes)
 
 
-def test_activations_are_recomputed_before_the_optimiser_is_offloaded():
-    small, smaller = paper_trial("llama-3.2-1b"), paper_trial("llama-3.2-3b")
-    first = place(small, gpus(1, 30.0))
-    assert (first.checkpointing, first.offload_optimizer) == (True, False)
-    second = place(smaller, gpus(1, 40.0))
-    assert (second.checkpointing, second.offload_optimizer) == (True, True)
-
-
-def test_an_offloaded_optimiser_needs_host_memory():
-    spec = paper_trial("llama-3.2-3b")
-    (node,) = gpus(1, 40.0)
-    # Masters, moments and gradients in fp32 of 3.2 billion weights.
-    assert place(spec, [replace(node, host_gb=64.0)]).offload_optimizer
-    with pytest.raises(PlanError, match="with 51 GB of host memory a GPU for the optimiser, not 50"):
-        place(spec, [replace(node, host_gb=50.0)])
-    # Two GPUs of a node share its memory, and each holds half.
-    assert place(spec, [replace(node, gpus=2, gpu_gb=24.0, host_gb=64.0)]).world_size == 2
-
-
-@pytest.mark.parametrize("reward", [EX_RM, IM_RM])
-def test_cards_that_hold_a_training_together_but_alone_never_the_model_score_it_layer_by_layer(reward):
-    model = replace(catalog.MODELS["llama-3.1-8b"], precision="fp32")
-    spec, small = trial(model=model, reward=reward), gpus(8, 24.0)
-    assert place(spec, small).zero_stage == 3
-    assert place(spec, read_cluster("1x4xA10G-24GB")).world_size == 4
-    with pytest.raises(PlanError, match=r"35 GB of host memory a GPU to be scored layer by layer, not 30\."):
-        place(spec, [replace(node, host_gb=8 * 30.0) for node in small])
-    with pytest.raises(PlanError, match=r"GB on one GPU to be scored, even layer by layer, .* have 6 GB\."):
-        place(spec, gpus(32, 6.0))
-
-
-def test_a_gang_is_sized_for_the_smallest_gpu_of_a_mixed_cluster():
-    mixed = read_cluster("1x8xH100-80GB,1x4xA100-40GB")
-    spec = paper_trial("llama-3.1-8b")
-    assert peak_gb(spec, place(spec, mixed)) <= 40
-
-
-def test_a_model_of_unknown_size_gets_one_gpu_and_no_forward_longer_than_a_pair():
-    placement = place(trial(model=HUB), gpus(8))
-    assert (placement.world_size, placement.forward_tokens) == (1, LONGEST)
-
-
-@pytest.mark.parametrize(("family", "longest"), [("qwen2", LONGEST), ("unheard_of", LONGEST + 1024)])
-def test_an_architecture_that_may_need_padded_rows_has_room_for_the_prompt_twice(family: str, longest: int):
-    shapes = replace(catalog.ARCHITECTURES["Qwen/Qwen2.5-3B-Instruct"], family=family)
-    training = training_of(trial(model=HUB), shapes)
-    assert training is not None
-    assert training.pair.total == longest
-    assert place(trial(model=HUB), gpus(1), architecture=shapes).forward_tokens >= longest
-
-
-def test_a_model_that_fits_nowhere_is_refused_with_what_would_hold_it():
-    with pytest.raises(PlanError) as raised:
-        place(paper_trial("llama-3.1-8b"), gpus(1, 24.0))
-    said = str(raised.value)
-    for part in (
-        "llama-3.1-8b · im_rm needs",
-        "GPUs of 24 GB",
-        "training state",
-        "on 2 GPUs",
-        "1 × A100-40GB",
-    ):
-        assert part in said
-    wide = paper_trial("llama-3.1-8b")
-    assert place(wide, gpus(2, 24.0)).world_size == 2
-    assert place(wide, gpus(1, 40.0)).world_size == 1
-
-
-@pytest.mark.parametrize(("batch", "count", "width"), [(5, 2, 2), (32, 3, 2), (3, 3, 2)])
-def test_ranks_need_not_divide_the_batch(batch: int, count: int, width: int):
-    spec = paper_trial("llama-3.1-8b", optim=OptimSpec(effective_batch=batch))
-    assert place(spec, gpus(count, 24.0)).world_size == width
-
-
-def test_a_gang_is_a_power_of_two_or_all_there_is():
-    spec = paper_trial("llama-3.1-8b", reward=EX_RM)
-    widths = [place(spec, gpus(count, 60.0)).world_size for count in (3, 4, 5, 6, 7, 9)]
-    assert widths == [3, 4, 5, 6, 7, 8]
+def test_an_architecture_that_may_need_padded_rows_has_room_for_the_prompt_twice():
+    for family, longest in (("qwen2", LONGEST), ("unheard_of", LONGEST + 1024)):
+        shapes = replace(catalog.ARCHITECTURES["Qwen/Qwen2.5-3B-Instruct"], family=family)
+        assert training_of(trial(model=HUB), shapes).pair.total == longest
 
 
 def test_a_rule_lays_its_trials_on_a_gang_and_leaves_the_others_alone():
@@ -220,45 +194,19 @@ def test_a_rule_lays_its_trials_on_a_gang_and_leaves_the_others_alone():
     assert (alone.world_size, alone.zero_stage) == (1, 0)
 
 
-def test_a_rule_wider_than_the_machine_or_the_batch_falls_back_to_one_process():
-    assert place(trial(), NO_GPU, [rule(4)]).world_size == 1
-    assert place(trial(optim=OptimSpec(effective_batch=7)), NO_GPU, [rule(2)]).world_size == 2
-    assert place(trial(optim=OptimSpec(effective_batch=1)), NO_GPU, [rule(2)]).world_size == 1
-
-
-def test_every_cell_of_the_laptop_profile_is_placed_on_two_cores():
-    laptop = catalog.LAPTOP
-    for model in laptop.models:
-        for dataset in laptop.train_sets:
-            spec = trial(model=model, train_set=dataset, optim=catalog.recipe(model, dataset))
-            assert place(spec, NO_GPU, laptop.placements).world_size in (1, 2)
-
-
-def test_without_a_gpu_models_of_known_size_are_refused_all_in_one_message():
+def test_all_models_that_fit_nowhere_are_refused_in_one_message():
+    own = trial(model=ModelSpec(name="mine", source="/models/mine"))
+    trials = [own, *(trial(model=model) for model in (*catalog.PAPER_MODELS, LLAMA))]
     with pytest.raises(PlanError) as raised:
-        require_fit([trial(model=model) for model in (*catalog.PAPER_MODELS, LLAMA)], NO_GPU)
+        require_fit(trials, NO_GPU)
     for model in catalog.PAPER_MODELS:
         assert model.name in str(raised.value)
     assert LLAMA.name not in str(raised.value)
-
-
-def test_without_a_gpu_models_of_unknown_size_are_let_through():
-    require_fit([trial(), trial(model=ModelSpec(name="mine", source="/models/mine"))], NO_GPU)
-
-
-def test_with_gpus_only_the_models_that_do_not_fit_are_refused():
-    trials = [trial(model=model) for model in catalog.PAPER_MODELS]
+    require_fit([own, trial()], NO_GPU)
     require_fit(trials, gpus(8))
     with pytest.raises(PlanError, match=r"llama-3\.1-8b · im_rm needs") as raised:
         require_fit(trials, gpus(1, 24.0))
     assert "llama-3.2-1b" not in str(raised.value)
-
-
-def test_a_forward_of_pairs_with_their_rewritings_may_hold_the_whole_step():
-    small = trial(model=catalog.MODELS["llama-3.2-1b"], optim=OptimSpec(effective_batch=2))
-    with_rewritings = replace(small, loss=LossSpec(consistency=1.0))
-    assert place(small, gpus(1, 141.0)).forward_tokens == 2 * LONGEST
-    assert place(with_rewritings, gpus(1, 141.0)).forward_tokens == 4 * LONGEST
 
 
 def test_the_paper_needs_gpus_and_enough_of_them():
@@ -275,12 +223,3 @@ def test_tf32_without_a_gpu_is_refused_and_with_one_takes_the_memory_of_fp32():
     for refuse in (place, lambda spec, nodes: require_fit([spec], nodes)):
         with pytest.raises(SpecError, match=r"llama-3\.2-1b in tf32: only GPUs have it"):
             refuse(rounded, NO_GPU)
-
-
-def test_an_8b_ex_rm_with_an_adapter_is_placed_on_one_card_of_24_gb_in_bf16():
-    model = replace(catalog.MODELS["llama-3.1-8b"], precision="bf16")
-    whole = trial(model=model, reward=EX_RM)
-    adapted = place(replace(whole, lora=LoraSpec(rank=16)), gpus(1, 24.0))
-    assert (adapted.world_size, adapted.offload_optimizer) == (1, False)
-    # Whole, it fits only because the host's memory takes the optimiser and the gradients.
-    assert place(whole, gpus(1, 24.0)).offload_optimizer
