@@ -288,7 +288,7 @@ def plan_only(session: Session, build: Build) -> Outlook:
         ]
         said = {
             "categories": _categories(resolved),
-            "too_long": [dataclasses.asdict(item) for item in long],
+            "too_long": left_out,
             "refused": refused,
             "design": told,
             "rule": forecast,
