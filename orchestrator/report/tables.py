@@ -97,20 +97,25 @@ class Table:
     def title_of(self, name: str) -> str:
         return self.titles.get(name, _TITLES.get(name, reward_title(name).replace("_", " ")))
 
-    def text(self, row: Mapping[str, Value], name: str) -> str:
-        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval."""
+    def text(self, row: Mapping[str, Value], name: str, space: str = " ") -> str:
+        """Write a value for people: an estimate has ± its standard deviation over seeds, and its interval.
+
+        `space` stands between the parts of these two, so that they need not be broken there.
+        """
         value, form = row.get(name), self.forms.get(name, ".3f")
         if value is None:
             return NOTHING
         if isinstance(value, Estimate):
-            text = f"{value.value:{form}}" + ("" if value.std is None else f" ± {value.std:.3f}")
-            return f"{text} [{value.low:{form}}, {value.high:{form}}]" if self.intervals else text
+            around = space or " "
+            spread = "" if value.std is None else f"{around}±{around}{value.std:.3f}"
+            interval = f" [{value.low:{form}},{space}{value.high:{form}}]" if self.intervals else ""
+            return f"{value.value:{form}}{spread}{interval}"
         if isinstance(value, float):
             return f"{value:{form}}"
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
-    def texts(self) -> list[tuple[str, ...]]:
-        return [tuple(self.text(row, name) for name in self.names) for row in self.rows]
+    def texts(self, space: str = " ") -> list[tuple[str, ...]]:
+        return [tuple(self.text(row, name, space) for name in self.names) for row in self.rows]
 
     def records(self) -> list[dict[str, Any]]:
         """Return flat rows for programs: an estimate becomes name, name_std, name_low and name_high."""
@@ -161,7 +166,7 @@ class Table:
         """Return the rows for a terminal: the first two columns become headings above the rows that share them."""
         from rich.table import Table as TerminalTable
 
-        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts()
+        shown, lines = TerminalTable(title=self.title, title_justify="left"), self.texts(space="")
         titles = [*map(self.title_of, self.names)]
         heads = [" " * depth + title for depth, title in enumerate(titles[:3])]
         # A heading is never broken, however narrow the terminal is.
@@ -183,7 +188,7 @@ class Table:
     def cells(self) -> Iterator[tuple[bool, list[tuple[str, str, str]]]]:
         """Yield for each row whether it is a mean over models, and the CSS class, sort key and text of its values."""
         classes = {name: self.css(name) for name in self.names}
-        for row, line in zip(self.rows, self.texts(), strict=True):
+        for row, line in zip(self.rows, self.texts(space="\u00a0"), strict=True):
             mean = any(isinstance(value, str) and value.startswith(f"{MEAN} of ") for value in row.values())
             cells = []
             for (name, css), text in zip(classes.items(), line, strict=True):

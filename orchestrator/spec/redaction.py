@@ -110,7 +110,9 @@ def without_credentials(text: str, uri: str) -> str:
     user, _, password = credentials.partition(":")
     secret = password or user
     text = text.replace(uri, shown)
-    for word in filter(None, (credentials, secret, unquote(secret))):
+    if credentials:
+        text = text.replace(f"{credentials}@", "")
+    for word in {secret, unquote(secret)} - {""}:
         text = text.replace(word, MASK)
     return text
 
