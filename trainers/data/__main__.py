@@ -84,6 +84,8 @@ class Show:
 
     def run(self) -> None:
         """Print pairs of the set. Raises SweepError."""
+        if self.pairs < 0:
+            raise SpecError(f"--pairs {self.pairs}: give a number of at least 0.")
         spec = chosen_spec(self.data, self.reading)
         first: list[Pair] = []
         _read(spec, own_split(spec, self.split), first, self.pairs)

@@ -155,7 +155,10 @@ def _batch_rows(batch: Any) -> Iterator[Union[Row, Fault]]:
         if "offset" in str(error).lower():
             raise
         if batch.num_rows == 1:
-            yield Fault(str(error).splitlines()[0])
+            said, names = str(error).splitlines()[0], batch.schema.names
+            yield Fault(
+                re.sub(r"^In column (\d+): Invalid: ", lambda at: f"column {names[int(at[1])]!r}: ", said)
+            )
         else:
             for number in range(batch.num_rows):
                 yield from _batch_rows(batch.slice(number, 1))

@@ -229,6 +229,7 @@ FORMATS = (
     *(_called(f"{name}, chosen and rejected", name, *_SIDES) for name in _LIKE_PROMPTS),
 )
 _CONVERSATIONS = _called("chosen and rejected, which both begin with the prompt", *_SIDES)
+_PLAIN = _called("prompt, chosen and rejected", "prompt", *_SIDES)
 
 
 # A row → its format → its pairs.
@@ -287,9 +288,9 @@ def _begins_in_prompt(value: Any) -> bool:
     return isinstance(role, str) and ROLES.get(role.strip().lower()) in ("system", "user")
 
 
-def _missing(name: str, found: Iterable[str]) -> str:
+def _missing(name: str, found: Iterable[str], read_as: Format = _PLAIN) -> str:
     return (
-        f"no column {name!r}; found {', '.join(found)}. "
+        f"no column {name!r}; needed are {', '.join(read_as.columns)}; found {', '.join(found)}. "
         "Say which is which with a column map (prompt=…, chosen=…, rejected=…)."
     )
 
@@ -298,7 +299,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     called, named = dict(spec.columns), _named(row, spec)
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
-            raise Fault(_missing(name, row))
+            raise Fault(_missing(name, row, read_as if read_as in FORMATS else _PLAIN))
     if (found := _format_of(named)) != read_as:
         raise Fault(
             f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
@@ -306,8 +307,8 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     for name in _NOT_READ:
         if row.get(name) and name not in (*called.values(), *read_as.columns):
             raise Fault(
-                f"column {name!r} is part of what was asked; map a text (--columns prompt={name} or system={name}), "
-                "put it into the prompt, or drop it."
+                f"column {name!r} is part of what was asked; if it is text, map it (--columns prompt={name} or "
+                f"system={name}) or put it into the prompt; else drop it."
             )
     beside: Row = {name: named[name] for name in _BESIDE if name in named}
     try:
@@ -374,7 +375,7 @@ def _place(value: Any) -> Candidates | None:
 def _rewritten(row: Row) -> tuple[str, str] | None:
     """Return the two responses in other words; None where either is missing."""
     chosen, rejected = row.get("rewritten_chosen"), row.get("rewritten_rejected")
-    if not chosen or not rejected:
+    if chosen in (None, "") or rejected in (None, ""):
         return None
     return text_of(chosen, "rewritten_chosen"), text_of(rejected, "rewritten_rejected")
 

@@ -61,6 +61,17 @@ _SAID = (
 )
 
 
+class Spending(NamedTuple):
+    """Tokens, and their price."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
+
+
 # Is an answer a rewriting?
 
 
@@ -154,16 +165,19 @@ class Rewriter:
         """Return the distinct texts without a usable answer."""
         return [text for text in dict.fromkeys(texts) if self.journal.rewriting(self.key(text)) is None]
 
-    def spent(self) -> float:
+    def spent(self) -> Spending:
         """Return what the answers so far cost, used or not."""
-        answers = (answer for found in self.journal.values() for answer in found)
-        return sum(self.asking.cost(answer.prompt_tokens, answer.completion_tokens) for answer in answers)
+        answers = [answer for found in self.journal.values() for answer in found]
+        return self.asking.spending(
+            sum(answer.prompt_tokens for answer in answers),
+            sum(answer.completion_tokens for answer in answers),
+        )
 
-    def estimate(self, texts: Sequence[str]) -> float:
-        """Return about what rewriting each of `texts` once will cost."""
+    def estimate(self, texts: Sequence[str]) -> Spending:
+        """Return about what rewriting each of `texts` once will take."""
         read = sum((len(self.prompt) + len(text)) / _CHARACTERS_OF_A_TOKEN for text in texts)
         lengths = (_GROWTH * len(text) / _CHARACTERS_OF_A_TOKEN for text in texts)
-        return self.asking.cost(read, sum(min(self.asking.max_tokens, length) for length in lengths))
+        return self.asking.spending(read, sum(min(self.asking.max_tokens, length) for length in lengths))
 
     def rewrite(self, texts: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         """Ask for every text that is missing; return the rewritings, and why other texts have none. Raises DataError."""
@@ -186,7 +200,7 @@ class Rewriter:
         slots = asyncio.Semaphore(asking.concurrency)
         # The most that a request can cost.
         longest = max(len(text.encode()) for text in texts)
-        most = asking.cost((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens)
+        most = asking.spending((len(self.prompt) + longest) / _LEAST_CHARACTERS, asking.max_tokens).cost
 
         async def rewrite(text: str) -> None:
             nonlocal under_way
@@ -195,7 +209,7 @@ class Rewriter:
                 while len(self.journal.get(key, ())) < asking.attempts and not fatal:
                     if self.journal.rewriting(key) is not None:
                         return
-                    cost = self.spent() + (under_way + 1) * most
+                    cost = self.spent().cost + (under_way + 1) * most
                     if asking.max_cost is not None and cost > asking.max_cost:
                         why[text] = f"the next request could pass --max-cost {asking.max_cost:.2f}"
                         return
@@ -313,16 +327,16 @@ class Rewrite:
         rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=self, journal=journal)
         missing, paid = rewriter.missing(texts), rewriter.spent()
         needed = rewriter.estimate(missing)
-        print(f"{len(missing)} responses to rewrite, cost about {needed:.2f}; paid before: {paid:.2f}")
-        if self.max_cost is not None and paid + needed > self.max_cost:
+        print(f"{len(missing)} responses to rewrite, about {needed}; paid before: {paid}")
+        if self.max_cost is not None and paid.cost + needed.cost > self.max_cost:
             raise SpecError(
-                f"about {needed:.2f} is needed and {paid:.2f} was paid before, over --max-cost "
+                f"about {needed.cost:.2f} is needed and {paid.cost:.2f} was paid before, over --max-cost "
                 f"{self.max_cost:.2f}; raise it, or rewrite fewer pairs with --sample."
             )
         if self.estimate:
             return
         answers, why = rewriter.rewrite(texts)
-        print(f"paid: {rewriter.spent():.2f}")
+        print(f"paid: {rewriter.spent()}")
         _write(out, pairs, answers, why)
 
     def _require_valid(self) -> None:
@@ -337,9 +351,10 @@ class Rewrite:
             if getattr(self, name) < 1:
                 raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
 
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Return the price of these numbers of tokens."""
-        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+    def spending(self, prompt_tokens: float, completion_tokens: float) -> Spending:
+        """Return these numbers of tokens with their price."""
+        cost = (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+        return Spending(round(prompt_tokens), round(completion_tokens), cost)
 
     def _prompt(self) -> str:
         if self.prompt is not None:
@@ -398,9 +413,10 @@ def _write(
         ]
     failures = out.with_name(f"{out.name}.failures.jsonl")
     for file, found in ((failures, failed), (out, rows), (out.with_name(f"{out.name}.hygiene.jsonl"), lines)):
-        file.unlink(missing_ok=True)
         if found:
             replace(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+        else:
+            file.unlink(missing_ok=True)
     if rows:
         means = {name: statistics.fmean(line[name] for line in lines) for name in _MEASURES}
         print(f"{len(rows)} of {len(pairs)} pairs are rewritten, in {out}: {_SAID.format(**means)}")

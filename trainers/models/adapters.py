@@ -80,9 +80,9 @@ def _linear_layers(model: Any) -> set[str]:
 def _multiplies(layer: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    # Other classes of linear layers route, quantise or group; Falcon's only multiplies in another order.
-    plain = type(layer) in (nn.Linear, Conv1D)
-    return plain or (isinstance(layer, nn.Linear) and type(layer).__name__ == "FalconLinear")
+    # Linear layers with a forward of their own route, quantise or group; Falcon's only multiplies in another order.
+    plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+    return plain or type(layer) is Conv1D or type(layer).__name__ == "FalconLinear"
 
 
 def _inject(model: Any, config: Any, seed: int) -> None:

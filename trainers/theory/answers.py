@@ -42,6 +42,8 @@ def verified(
         )
         for count, temperature in ((1, 0.0), (samples, 1.0))
     )
+    # It would stay in memory beside those that score.
+    del model
     asked = [
         (number, sample, tokens)
         for number, found in enumerate(zip(likeliest, drawn, strict=True))

@@ -36,7 +36,7 @@ class TrainInputs:
     placement: Placement
     seed: int
     pairs: Sequence[TokenPair]
-    reference: References | None = None
+    reference: References | None
     revision: str | None = None
     trust: Trust = UNTRUSTED
     template: str | None = None
