@@ -246,7 +246,7 @@ class Growth:
                 shared[stage.key] = times.scoring_s(plan, [stage.prepared], placed) / 3600
             elif isinstance(stage, SampleStage) and plan.spec.answers:
                 policy = self._known[plan.spec.answers.policy]
-                shared[stage.key] = times.sample_s(stage, policy, placed) / 3600
+                shared[stage.key] = times.sample_s(plan, stage, policy, placed) / 3600
         trained = placed.world_size * times.train_s(plan, placed)
         return (trained + answers) / 3600, scored / 3600
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.plan.hardware import GpuKind, Node
-from orchestrator.plan.memory import PairTokens, Training, weight_bytes
+from orchestrator.plan.memory import PairTokens, Training, scoring, weight_bytes
 from orchestrator.plan.placement import training_of
 from orchestrator.plan.schedule import UNKNOWN_S
-from orchestrator.spec.stages import BaseModel, PrepareStage, PretrainStage, SampleStage, TrialPlan
+from orchestrator.spec.datasets import pairs_of
+from orchestrator.spec.stages import PrepareStage, PretrainStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import TrialNote
-from trainers.models.architecture import ANSWERS_AT_ONCE, Architecture
+from trainers.models.architecture import ANSWERS_AT_ONCE, SCORED_TOKENS, Architecture
 from trainers.specs import Placement, Precision
 
 # Share of the peak rate that a training's products reach: ASSUMED, untested on a GPU; on a CPU that of its two threads
@@ -26,6 +27,8 @@ CPU_TFLOPS = 0.1
 # Bytes that an update reads and writes for a parameter (gradient, weight, two moments, in fp32), and GB/s: of an
 # offloaded update in the host's memory, and of a CPU's memory and between its processes. ASSUMED.
 UPDATE_BYTES, HOST_GB_S, CPU_GB_S = 28, 50.0, (10.0, 1.0)
+# GB/s from a host to one of its GPUs (PCIe 4 with 16 lanes reaches about 25): ASSUMED.
+PCIE_GB_S = 20.0
 # Overhead of a forward pass, and of a process before its first step: ASSUMED.
 FORWARD_S = {"cpu": 0.01, "cuda": 0.03}
 SET_UP_S = {"cpu": 1.0, "cuda": 90.0}
@@ -168,39 +171,61 @@ class Durations:
         rate = self.rate(plan, placement)
         if rate is None:
             return UNKNOWN_S
-        (pairs, _), optim = _prepared(plan.train.prepared, self.store), plan.train.optim
-        return rate.set_up_s + optim.epochs * math.ceil(pairs / optim.effective_batch) * rate.step_s
+        (pairs, lengths), optim = _prepared(plan.train.prepared, self.store), plan.train.optim
+        held_out = round(pairs * plan.spec.validation.share) if plan.spec.validation else 0
+        steps = math.ceil((pairs - held_out) / optim.effective_batch)
+        # Every rank scores what is held out after each epoch.
+        return rate.set_up_s + optim.epochs * (
+            steps * rate.step_s + self._forwards_s(plan, held_out, lengths)
+        )
 
     def scoring_s(self, plan: TrialPlan, stages: Iterable[PrepareStage], placement: Placement) -> float:
         """Return the seconds of a process that scores these sets by the plan's model on one device."""
         training = training_of(plan.spec, plan.architecture)
         if training is None:
             return UNKNOWN_S
-        work = sum(
-            pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
-            for pairs, lengths in (_prepared(stage, self.store) for stage in stages)
-        )
-        return SET_UP_S[placement.device] + work / flops_per_s(self.kind, training.precision)
+        sets = [_prepared(stage, self.store) for stage in stages]
+        seconds = SET_UP_S[placement.device] + sum(self._forwards_s(plan, *found) for found in sets)
+        if self.kind is None:
+            return seconds
+        forwards = sum(math.ceil(pairs * lengths.total / SCORED_TOKENS) for pairs, lengths in sets)
+        return seconds + forwards * scoring(training, self.kind.gb).copied_gb / PCIE_GB_S
 
-    def sample_s(self, stage: SampleStage, policy: Architecture | None, placement: Placement) -> float:
+    def sample_s(
+        self, plan: TrialPlan, stage: SampleStage, policy: Architecture | None, placement: Placement
+    ) -> float:
         """Return the seconds in which a policy answers the prompts on one device; UNKNOWN_S if its size is unknown.
 
-        Every answer is taken to be as long as it may be. A batch reads all weights for each token.
+        Every answer is taken to be as long as it may be. A batch reads all weights for each token. Until the rows of the
+        set are in the store, each counts as a prompt.
         """
         if policy is None:
             return UNKNOWN_S
-        rows = stage.prompts.rows or UNSEEN_PAIRS
-        answers = min(rows, stage.draw.max_pairs or rows) * stage.sampling.samples
-        length, new = _unseen(stage.base).prompt, stage.sampling.max_new_tokens
+        asked = {pair.prompt for pair in pairs_of(self.store, stage.prompts.digest)}
+        rows = len(asked) or stage.prompts.rows or UNSEEN_PAIRS
+        prompts, samples = min(rows, stage.draw.max_pairs or rows), stage.sampling.samples
+        # The set is prepared where it is evaluated on, too.
+        prepared = PrepareStage(base=stage.base, split=stage.prompts, draw=plan.spec.eval_draw)
+        length, new = _prepared(prepared, self.store)[1].prompt, stage.sampling.max_new_tokens
         table = policy.vocabulary * policy.hidden
         matrices = policy.parameters - (1 if policy.tied else 2) * table
-        work = 2 * answers * (matrices * (length + new) + table * new)
+        work = 2 * prompts * samples * (matrices * (length + new) + table * new)
+        batches = math.ceil(prompts / max(1, ANSWERS_AT_ONCE // samples)) * math.ceil(
+            samples / ANSWERS_AT_ONCE
+        )
         memory = self.kind.memory_gb_s if self.kind else CPU_GB_S[0]
         read = weight_bytes(stage.base.precision) * (matrices + table)
         token_s = read / memory / 1e9 + FORWARD_S[placement.device]
-        batches = math.ceil(answers / ANSWERS_AT_ONCE)
         rate = flops_per_s(self.kind, stage.base.precision)
         return SET_UP_S[placement.device] + work / rate + batches * new * token_s
+
+    def _forwards_s(self, plan: TrialPlan, pairs: int, lengths: PairTokens) -> float:
+        """Return the seconds of the forward passes of the pairs; 0 if the model's size is unknown."""
+        training = training_of(plan.spec, plan.architecture)
+        if training is None:
+            return 0.0
+        work = pairs * (forward_flops(training, lengths) + unembedding_flops(training, lengths))
+        return work / flops_per_s(self.kind, training.precision)
 
 
 def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:
@@ -225,23 +250,20 @@ def _mean(rates: Iterable[tuple[RateName, Rate]]) -> dict[RateName, Rate]:
 
 
 def slowest(nodes: Iterable[Node]) -> GpuKind | None:
-    """Return the lowest rates of the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
+    """Return the lowest memory and rates of the nodes' GPUs; None without GPUs. A kind may be slower in fp32 only."""
     kinds = [kind for node in nodes if (kind := node.kind) is not None]
-    rates = ("bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
+    rates = ("gb", "bf16_tflops", "tf32_tflops", "fp32_tflops", "memory_gb_s", "link_gb_s")
     worst = {rate: min(getattr(kind, rate) for kind in kinds) for rate in rates if kinds}
     return kinds[0]._replace(**worst) if kinds else None
-
-
-def _unseen(base: BaseModel) -> PairTokens:
-    """Return the lengths that are assumed of a set that is not prepared for the model yet."""
-    return TINY_LENGTHS if isinstance(base.origin, PretrainStage) else UNSEEN_LENGTHS
 
 
 def _prepared(stage: PrepareStage, store: Store) -> tuple[int, PairTokens]:
     """Return the pairs of a prepared set and their mean lengths; assumptions if it is not prepared."""
     manifest = store.sound_manifest(stage.kind, stage.key)
     info = manifest["info"] if manifest else {}
-    lengths = PairTokens(**info["mean_tokens"]) if "mean_tokens" in info else _unseen(stage.base)
+    lengths = TINY_LENGTHS if isinstance(stage.base.origin, PretrainStage) else UNSEEN_LENGTHS
+    if "mean_tokens" in info:
+        lengths = PairTokens(**info["mean_tokens"])
     if "pairs" in info:
         return int(info["pairs"]), lengths
     rows = stage.split.rows if stage.split.fetched else None

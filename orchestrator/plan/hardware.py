@@ -67,22 +67,23 @@ GPU_KINDS = (
     GpuKind("A10", 24, 125, 62.5, 31.2, 600, 32, 1.01),
     GpuKind("L4", 24, 121, 60, 30.3, 300, 32, 0.80),
 )
-# AWS instance types (EC2's own tables): kind of GPU, and GPUs by what stands before `xlarge`.
-_SINGLES = dict.fromkeys(("", "2", "4", "8", "16"), 1)
-INSTANCES: Mapping[str, tuple[str, int]] = {
-    f"{family}.{size}xlarge": (kind, gpus)
+# Sizes of an AWS family with one GPU: virtual CPUs by what stands before `xlarge`.
+_SINGLES = {"": (1, 4), "2": (1, 8), "4": (1, 16), "8": (1, 32), "16": (1, 64)}
+# AWS instance types (EC2's own tables): kind of GPU, GPUs, virtual CPUs.
+INSTANCES: Mapping[str, tuple[str, int, int]] = {
+    f"{family}.{size}xlarge": (kind, *count)
     for family, kind, sizes in (
-        ("p6-b200", "B200-180GB", {"48": 8}),
-        ("p5", "H100-80GB", {"48": 8, "4": 1}),
-        ("p5e", "H200-141GB", {"48": 8}),
-        ("p5en", "H200-141GB", {"48": 8}),
-        ("p4d", "A100-40GB", {"24": 8}),
-        ("p4de", "A100-80GB", {"24": 8}),
-        ("g5", "A10G-24GB", {**_SINGLES, "12": 4, "24": 4, "48": 8}),
-        ("g6", "L4-24GB", {**_SINGLES, "12": 4, "48": 8}),
-        ("g6e", "L40S-48GB", {"": 1, "12": 4, "48": 8}),
+        ("p6-b200", "B200-180GB", {"48": (8, 192)}),
+        ("p5", "H100-80GB", {"48": (8, 192), "4": (1, 16)}),
+        ("p5e", "H200-141GB", {"48": (8, 192)}),
+        ("p5en", "H200-141GB", {"48": (8, 192)}),
+        ("p4d", "A100-40GB", {"24": (8, 96)}),
+        ("p4de", "A100-80GB", {"24": (8, 96)}),
+        ("g5", "A10G-24GB", {**_SINGLES, "12": (4, 48), "24": (4, 96), "48": (8, 192)}),
+        ("g6", "L4-24GB", {**_SINGLES, "12": (4, 48), "48": (8, 192)}),
+        ("g6e", "L40S-48GB", {"": (1, 4), "12": (4, 48), "48": (8, 192)}),
     )
-    for size, gpus in sizes.items()
+    for size, count in sizes.items()
 }
 _NAMES = "|".join(dict.fromkeys(kind.name for kind in GPU_KINDS))
 _KIND = re.compile(rf"(?P<name>{_NAMES})(?:-(?P<gb>\d+)GB?)?")
@@ -133,8 +134,10 @@ def local_capacity() -> tuple[Node, ...]:
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
     gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    sizes = ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds)
-    gpu_gb, label = min(sizes, default=(DEFAULT_GPU_GB, ""))
+    gpu_gb, label = min(
+        ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
+        default=(DEFAULT_GPU_GB, ""),
+    )
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)
@@ -223,25 +226,23 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
     """Return the largest set of nodes that the cluster may have up; under its cap, nodes with most GPUs come first."""
     import yaml  # type: ignore[import-untyped]
 
-    at = "available_node_types"
-    read: dict[str, tuple[int, Node]] = {}
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        head, most = loaded.get("head_node_type"), loaded.get("max_workers")
-        for name, fields in loaded["available_node_types"].items():
-            at = f"available_node_types.{name}"
-            read[str(name)] = _node_type(fields, 0 if name == head else most)
-        if not read:
-            raise ValueError("empty")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:200]
         raise PlanError(f"{flag} {file}: it cannot be read as YAML ({why}).") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        shape = "node types hold the fields resources, max_workers and node_config"
-        why = str(error) if type(error) is ValueError else shape
+    types = loaded.get("available_node_types") if isinstance(loaded, dict) else None
+    if not isinstance(types, dict) or not types:
         raise PlanError(
-            f"{flag} {file}: {at} is not as in a file for `ray up` ({why}); correct it, or give {EXAMPLE}."
-        ) from error
+            f"{flag} {file}: it has no available_node_types, as a file for `ray up` has; or give {EXAMPLE}."
+        )
+    head, most = loaded.get("head_node_type"), loaded.get("max_workers")
+    read = {
+        str(name): _node_type(
+            f"{flag} {file}: available_node_types.{name}", fields, 0 if name == head else most
+        )
+        for name, fields in types.items()
+    }
     left = most if isinstance(most, int) else math.inf
     counts: dict[str, int] = {}
     for name, (workers, _) in sorted(read.items(), key=lambda item: -item[1][1].gpus):
@@ -254,27 +255,34 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
     )
 
 
-def _node_type(fields: Any, usual: Any) -> tuple[int, Node]:
-    """Return the most workers of a node type (`usual` if it does not say), and one of them. Raises ValueError and the like."""
+def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
+    """Return the most workers of a node type (`usual` if it does not say), and one of them."""
+    if not isinstance(fields, dict):
+        raise PlanError(f"{at} must hold fields (resources, max_workers, node_config).")
     resources, config = fields.get("resources") or {}, fields.get("node_config") or {}
+    if not isinstance(resources, dict) or not isinstance(config, dict):
+        raise PlanError(f"{at}: resources and node_config must hold fields.")
     instance = INSTANCES.get(str(config.get("InstanceType")))
-    workers = _count(fields.get("max_workers", usual), "max_workers")
-    gpus = _count(resources.get("GPU", instance[1] if instance else 0), "resources.GPU")
-    cpus = _count(resources.get("CPU", max(1, gpus * CPUS_PER_GPU)), "resources.CPU")
+    workers = _count(fields.get("max_workers", usual), f"{at}.max_workers")
+    gpus = _count(resources.get("GPU", instance[1] if instance else 0), f"{at}.resources.GPU")
+    cpus = instance[2] if instance else max(1, gpus * CPUS_PER_GPU)
+    cpus = _count(resources.get("CPU", cpus), f"{at}.resources.CPU")
     if not gpus:
         return workers, Node(id="", cpus=cpus)
-    kind = kind_in(map(str, resources)) or gpu_kind(instance[0] if instance else "")
+    labels = fields.get("labels")
+    label = str(labels.get("ray.io/accelerator-type")) if isinstance(labels, dict) else ""
+    kind = kind_in(map(str, resources)) or gpu_kind(label) or gpu_kind(instance[0] if instance else "")
     if kind is None:
-        raise ValueError(
-            f"{gpus} GPUs of no known kind: give resources a field accelerator_type:H100, one of "
-            f"{_NAMES.replace('|', ', ')}, or node_config an InstanceType that is known: {', '.join(list(INSTANCES)[:4])}, …"
+        raise PlanError(
+            f"{at} has {gpus} GPUs of no known kind: give resources a field accelerator_type:H100 (one of "
+            f"{_NAMES.replace('|', ', ')}), or node_config an InstanceType that is known ({', '.join(list(INSTANCES)[:4])}, …)."
         )
     return workers, Node(
         id="", cpus=cpus, gpus=gpus, gpu_gb=kind.gb, gpu_kind=kind.label, host_gb=host_gb(resources)
     )
 
 
-def _count(value: Any, name: str) -> int:
+def _count(value: Any, at: str) -> int:
     if type(value) in (int, float) and 0 <= value <= MOST_NODES and value == int(value):
         return int(value)
-    raise ValueError(f"{name} is {value!r}, not a whole number from 0 to {MOST_NODES}")
+    raise PlanError(f"{at} is {value!r}, not a whole number from 0 to {MOST_NODES}.")

@@ -179,13 +179,14 @@ def footprint(training: Training, placement: Placement) -> Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How one GPU scores with a model: GB on the GPU, and GB of pinned host memory.
+    """How one GPU scores with a model: GB on the GPU, GB of pinned host memory, and GB copied to the GPU in each forward.
 
     A model that it does not hold stays in host memory, and two of its layers are on the GPU (trainers/models/streaming.py).
     """
 
     gb: float
     host_gb: float = 0.0
+    copied_gb: float = 0.0
 
 
 def scoring(training: Training, gpu_gb: float) -> Scoring:
@@ -203,8 +204,11 @@ def scoring(training: Training, gpu_gb: float) -> Scoring:
     if gb(held) <= gpu_gb:
         return Scoring(gb=gb(held))
     layers = held - outside
-    part = outside + min(2, shapes.layers) * layers / shapes.layers
-    return Scoring(gb=gb(part), host_gb=PINNED * layers / GB)
+    return Scoring(
+        gb=gb(outside + min(2, shapes.layers) * layers / shapes.layers),
+        host_gb=PINNED * layers / GB,
+        copied_gb=layers / GB,
+    )
 
 
 def _moments_bytes(optim: OptimSpec) -> int:

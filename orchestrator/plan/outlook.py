@@ -229,7 +229,7 @@ def _add_jobs(
             waits.append(shared)
         elif isinstance(stage, SampleStage) and policy:
             if shared not in jobs:
-                add("shared", stage.key, times.sample_s(stage, policy, placed))
+                add("shared", stage.key, times.sample_s(item, stage, policy, placed))
             drawn.append(shared)
     # The speed of a training is shown even if none is missing.
     rate = times.rate(item, placed)

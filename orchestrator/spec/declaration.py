@@ -6,7 +6,7 @@ declaration grows; it is replaced only where the user says so, and gc keeps what
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -114,11 +114,13 @@ def adopted(
         return new
     earlier, adds = read_declaration(new.sweep, store), adds or grows
     both = _both(earlier, new)
-    lost = [] if grows else _lost(earlier, both if adds else new)
-    if adds:
-        lost += _clashes(earlier, new)
-    if lost and not replaces:
-        raise SpecError(_refusal(new, store, list(dict.fromkeys(lost))))
+    clash = [*(() if grows else _lost(earlier, both)), *_clashes(earlier, new)]
+    if (lost := clash if adds else _lost(earlier, new)) and not replaces:
+        # An axis names a setting, and no change of data, model or template.
+        named = not _clashes(earlier, new, apart={axis.parameter for axis in AXES.values()})
+        way = "give what is new as an axis, which names it (--axis NAME=VALUE --extend)" if named else ""
+        way = way if clash else "add it to the sweep (--extend)"
+        raise SpecError(_refusal(new, store, list(dict.fromkeys(lost)), way))
     if adds and not replaces:
         new = both
     needed = {*earlier.artifacts, *earlier.earlier} - {*new.artifacts}
@@ -138,16 +140,19 @@ def _lost(earlier: Declaration, new: Declaration) -> list[str]:
     return lost
 
 
-def _clashes(earlier: Declaration, new: Declaration) -> list[str]:
-    """Name the new trials that a mean over seeds or models would mix with earlier ones of other settings or data."""
+def _clashes(earlier: Declaration, new: Declaration, apart: Collection[str] = ()) -> list[str]:
+    """Name the new trials that a mean over seeds or models would mix with earlier ones of other settings or data.
+
+    The settings `apart` are not compared.
+    """
     known: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     rows = {item.dataset: item.dataset_digest for trial in earlier.trials for item in trial.evaluations}
     for trial in earlier.trials:
-        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial))
+        known.setdefault((trial.model, trial.reward, trial.train_set), []).append(_settings(trial, apart))
     return [
         trial.name
         for trial in new.trials
-        for here in [_settings(trial)]
+        for here in [_settings(trial, apart)]
         if here not in known.get((trial.model, trial.reward, trial.train_set), [here])
         or any(
             rows.get(item.dataset, item.dataset_digest) != item.dataset_digest for item in trial.evaluations
@@ -155,8 +160,8 @@ def _clashes(earlier: Declaration, new: Declaration) -> list[str]:
     ]
 
 
-def _settings(trial: TrialRecord) -> dict[str, Any]:
-    apart = ("seed", "model_source", "keep_epochs", "max_eval_pairs")
+def _settings(trial: TrialRecord, apart: Collection[str] = ()) -> dict[str, Any]:
+    apart = {"seed", "model_source", "keep_epochs", "max_eval_pairs", *apart}
     settings = {name: value for name, value in trial.parameters.items() if name not in apart}
     return {**settings, "train_digest": trial.train_digest}
 
@@ -183,17 +188,15 @@ def _both(earlier: Declaration, new: Declaration) -> Declaration:
     )
 
 
-def _refusal(new: Declaration, store: Store, lost: Sequence[str]) -> str:
+def _refusal(new: Declaration, store: Store, lost: Sequence[str], way: str) -> str:
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
     taken = declared_sweeps(store)
     free = next(name for n in itertools.count(2) if (name := f"{new.sweep}-{n}") not in taken)
-    ways = f"give it a name of its own (--name {free})"
+    ways = [f"give it a name of its own (--name {free})"]
     if new.trials:
-        ways += (
-            ", add it to the sweep (--extend; another value of a setting as an axis, which names it: "
-            "--axis NAME=VALUE --extend), or let it take the sweep's place (--replace)"
-        )
+        ways += [way] if way else []
+        ways.append("let it take the sweep's place (--replace)")
     return (
         f"sweep {new.sweep} in {store.root} was declared with what this command lacks, or has with other data or "
-        f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {ways}."
+        f"settings: {', '.join(lost[:3])}{more}. Nothing was started: {', or '.join(ways)}."
     )

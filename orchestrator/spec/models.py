@@ -159,13 +159,14 @@ def hub_revision(spec: ModelSpec, lock: Path) -> str:
     from huggingface_hub import HfApi
 
     try:
-        if (revision := HfApi().model_info(spec.source).sha) is None:
-            raise LookupError(spec.source)
+        revision = HfApi().model_info(spec.source).sha
     except Exception as error:
         raise ModelError(
             f"model {spec.name}: the hub did not answer for {spec.source} ({type(error).__name__}). Check the name, "
             "the network, and for a gated model its licence and HF_TOKEN; or give a local folder."
         ) from error
+    if revision is None:
+        raise ModelError(f"model {spec.name}: the hub gave no revision for {spec.source}.")
     try:
         replace(
             lock, json.dumps({**_read_lock(lock), spec.source: revision}, indent=1, sort_keys=True) + "\n"

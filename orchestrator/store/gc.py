@@ -184,7 +184,7 @@ def clear_up(store: Store, sweep: str, driver: str = "") -> None:
     # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
-    if drafts:
+    if drafts and not leases.forget_dead():
         # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
     # Ask after the listing: then nothing that is listed is of a driver that has just arrived.

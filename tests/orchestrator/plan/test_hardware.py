@@ -9,8 +9,11 @@ from orchestrator.plan import hardware
 from orchestrator.plan.hardware import (
     Node,
     describe,
+    gpu_kind,
     listed_kind,
+    local_capacity,
     read_cluster,
+    shown_gpus,
 )
 from trainers.errors import PlanError
 
@@ -28,9 +31,10 @@ available_node_types:
   a100:
     max_workers: 2
     resources: {CPU: 32, GPU: 4, "accelerator_type:A100-40G": 1, memory: 256000000000}
-  named:
+  labelled:
     max_workers: 3
-    resources: {GPU: 1, "accelerator_type:L4": 1}
+    resources: {GPU: 1}
+    labels: {ray.io/accelerator-type: L4}
 """
 
 
@@ -46,14 +50,34 @@ def test_nodes_are_read_with_their_gpus_and_prices():
 
 
 @pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("H100", "H100-80GB"),
+        ("A100", "A100-40GB"),
+        ("A100-80G", "A100-80GB"),
+        ("a10g", "A10G-24GB"),
+        ("H100-94GB", "H100-94GB"),
+    ],
+)
+def test_a_kind_may_leave_out_its_memory_or_have_another(text: str, name: str):
+    kind = gpu_kind(text)
+    assert kind is not None
+    assert kind.label == name
+
+
+@pytest.mark.parametrize(
     ("text", "part", "why"),
     [
+        ("", "''", "is not NODESxGPUSxKIND"),
         ("8xH100-80GB", "'8xH100-80GB'", "is not NODESxGPUSxKIND"),
         ("2x8xQ100", "'2x8xQ100'", "'Q100'"),
         ("0x8xH100", "'0x8xH100'", "number of nodes"),
+        ("2x-1xH100", "'2x-1xH100'", "number of gpus"),
         ("2x8xH100,1xtwoxL4", "'1xtwoxL4'", "number of gpus"),
+        ("2x8xH100@cheap", "'2x8xH100@cheap'", "price"),
         ("2x8xH100@nan", "'2x8xH100@nan'", "price"),
         ("2x8xH100-0GB", "'2x8xH100-0GB'", "H100-0GB"),
+        ("99999999x8xH100", "'99999999x8xH100'", "number of nodes"),
     ],
 )
 def test_words_that_do_not_parse_are_refused_with_the_part_and_an_example(text: str, part: str, why: str):
@@ -74,18 +98,24 @@ def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
         *(f"h100 {n}" for n in range(4)),
         "a100 0",
         "a100 1",
-        "named 0",
+        "labelled 0",
     ]
     assert [(node.cpus, node.head, node.host_gb) for node in (nodes[0], nodes[1], nodes[5])] == [
         (8, True, math.inf),
-        (64, False, math.inf),
+        (192, False, math.inf),
         (32, False, 256),
     ]
-    # The head may have workers of its own type.
-    more = CLUSTER.replace("head:\n    node_config", "head:\n    max_workers: 1\n    node_config")
-    file.write_text(more.replace("max_workers: 7", "max_workers: 10"))
-    heads = [(node.id, node.head) for node in read_cluster(str(file)) if not node.gpus]
-    assert heads == [("head 0", True), ("head 1", False)]
+
+
+def test_the_head_may_have_workers_of_its_own_type(tmp_path: Path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(CLUSTER.replace("head:\n    node_config", "head:\n    max_workers: 1\n    node_config"))
+    assert [node.id for node in read_cluster(str(file)) if not node.gpus] == ["head 0"]
+    file.write_text(file.read_text().replace("max_workers: 7", "max_workers: 10"))
+    assert [(node.id, node.head) for node in read_cluster(str(file)) if not node.gpus] == [
+        ("head 0", True),
+        ("head 1", False),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -93,16 +123,19 @@ def test_a_ray_cluster_is_what_it_may_grow_to(tmp_path: Path):
     [
         (None, ["cannot be read"]),
         ("{", ["cannot be read as YAML"]),
-        ("[1]", ["available_node_types is not as in a file for `ray up`"]),
-        ("available_node_types: {}", ["available_node_types is not"]),
-        ("available_node_types: {gpu: 3}", ["available_node_types.gpu is not", "hold the fields resources"]),
-        ("available_node_types: {gpu: {max_workers: many}}", ["gpu is not", "max_workers is 'many'"]),
+        ("[1]", ["no available_node_types"]),
+        ("available_node_types: {}", ["no available_node_types"]),
+        ("available_node_types: {gpu: 3}", ["available_node_types.gpu must hold fields"]),
+        ("available_node_types: {gpu: {max_workers: many}}", ["gpu.max_workers is 'many'"]),
         (
             "available_node_types: {gpu: {max_workers: 2, resources: {GPU: 8}}}",
-            ["8 GPUs of no known kind", "accelerator_type:H100", "InstanceType"],
+            ["gpu has 8 GPUs of no known kind", "accelerator_type:H100", "InstanceType"],
         ),
-        ("available_node_types: {gpu: {max_workers: 2, resources: {GPU: 1.5}}}", ["resources.GPU is 1.5"]),
-        ("available_node_types: {gpu: {resources: {GPU: 1}}}", ["max_workers is None"]),
+        (
+            "available_node_types: {gpu: {max_workers: 2, resources: {GPU: 1.5}}}",
+            ["gpu.resources.GPU is 1.5"],
+        ),
+        ("available_node_types: {gpu: {resources: {GPU: 1}}}", ["gpu.max_workers is None"]),
     ],
 )
 def test_a_yaml_without_the_fields_is_refused_with_the_field(tmp_path: Path, text: str | None, messages):
@@ -118,10 +151,36 @@ def test_a_yaml_without_the_fields_is_refused_with_the_field(tmp_path: Path, tex
 def test_a_gpu_of_an_unknown_kind_is_as_slow_as_the_slowest():
     nodes = [
         Node(id="a", cpus=16, gpus=2, gpu_gb=80, gpu_kind="H100-80GB"),
+        Node(id="b", cpus=16, gpus=2, gpu_gb=80, gpu_kind="H100-80GB"),
+        Node(id="c", cpus=4),
         Node(id="d", cpus=4, gpus=1, gpu_gb=24, gpu_kind="some new one"),
     ]
-    assert describe(nodes) == "1 × 2 × H100-80GB, 1 × 1 × GPU-24GB"
-    assert nodes[1].kind.bf16_tflops == 70
+    assert describe(nodes) == "2 × 2 × H100-80GB, 1 × 4 CPUs, 1 × 1 × GPU-24GB"
+    assert nodes[3].kind is not None
+    assert nodes[3].kind.bf16_tflops == 70
+
+
+def test_the_local_machine_has_at_least_one_cpu():
+    (node,) = local_capacity()
+    assert node.cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("2,0", 2),
+        ("0,-1,1", 1),
+        ("NoDevFiles", 0),
+        ("GPU-8932f937,MIG-1b", 2),
+        ("0,1,2,3,4", 4),
+    ],
+)
+def test_cuda_shows_the_devices_before_the_first_that_is_none(visible: str | None, gpus: int):
+    assert shown_gpus(4, visible) == gpus
 
 
 @pytest.mark.parametrize(
@@ -147,8 +206,7 @@ def test_the_drivers_listing_names_the_kind(listed: str, label: str | None):
 
 
 @pytest.mark.parametrize(
-    ("visible", "gpus"),
-    [("0,1", 2), ("1", 1), ("-1", 0), ("0,-1,1", 1), ("", 0), (None, 2), ("GPU-89,MIG-1b", 2)],
+    ("visible", "gpus"), [("0,1", 2), ("1", 1), ("-1", 0), ("0,-1,1", 1), ("", 0), (None, 2)]
 )
 def test_only_visible_gpus_of_this_machine_count(visible, gpus, tmp_path, monkeypatch):
     for number in range(2):
