@@ -34,6 +34,7 @@ from orchestrator.store.artifacts import WEIGHTS
 from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import TrialNote, read_state
 from trainers.command import parse
+from trainers.data.records import Pair
 from trainers.errors import SpecError, nearest
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class SweepResults:
             table["margin"] = table["chosen_reward"] - table["rejected_reward"]
             places = zip(table["evaluation_set"], table["index"], strict=True)
             said = [rows[row] if (rows := texts[name]) else None for name, row in places]
-            table["prompt"] = [pair and "\n\n".join(turn.content for turn in pair.prompt) for pair in said]
+            table["prompt"] = [pair and _prompt_of(pair) for pair in said]
             for name in ("chosen", "rejected"):
                 table[name] = [pair and getattr(pair, name) for pair in said]
             tables.append(table)
@@ -257,7 +258,7 @@ class SweepResults:
 
     def _require(self, kind: str, name: str, known: Iterable[str]) -> None:
         if name not in (known := list(known)):
-            raise SpecError(f"{self.name} has no {kind} {name}; {nearest(name, known)}")
+            raise SpecError(f"{self.name} has no {kind} {name}; {nearest(str(name), known)}")
 
     def _written(self) -> Path:
         return write_full_report(self._declaration, self._store).folder
@@ -265,6 +266,12 @@ class SweepResults:
     def _said(self, result: TrialResult) -> tuple[str, str]:
         note = self._state.trials.get(result.record.key, TrialNote())
         return state_and_cause(result, note, self._running)
+
+
+def _prompt_of(pair: Pair) -> str:
+    """Write a prompt; with the roles if it has several turns."""
+    roles = len(pair.prompt) > 1
+    return "\n\n".join(f"{turn.role}: {turn.content}" if roles else turn.content for turn in pair.prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +301,8 @@ def _options(words: Mapping[str, Any]) -> Options:
         if isinstance(value, bool) != is_switch or any(re.match(r"-[^\d.]", text) for text in texts):
             right = "True or False" if is_switch else "a value, not True or False, and not a flag"
             raise SpecError(f"{word}={value!r}: give {right}.")
+        if len(texts) > 1 and not isinstance(known[word], tuple):
+            raise SpecError(f"{word}={value!r}: give one value.")
         if value is not False:
             flags += [f"--{word.replace('_', '-')}", *texts]
     said = io.StringIO()

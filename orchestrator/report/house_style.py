@@ -92,14 +92,13 @@ def line_style(reward: str, rewards: Sequence[str]) -> dict[str, Any]:
 
 
 def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | None]") -> DrawnFigure | None:
-    """Draw in the house style; None where there is nothing to draw."""
+    """Draw in the house style; None where there is nothing to draw. The caption says so where letters that the font lacks are boxes."""
     import matplotlib
 
     # Over matplotlib's defaults: a user's own matplotlibrc changes nothing.
     style: Any = {**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        # Letters that the font lacks are boxes.
-        warnings.filterwarnings("ignore", "Glyph ")
+    with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as told:
+        warnings.filterwarnings("always", "Glyph ")
         figure = draw()
         if figure is None:
             return None
@@ -109,6 +108,11 @@ def rendered(name: str, title: str, caption: str, draw: "Callable[[], Figure | N
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    others = [item for item in told if not str(item.message).startswith("Glyph ")]
+    for item in others:
+        warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+    if len(others) < len(told):
+        caption += " Letters that the font lacks are shown as boxes."
     return DrawnFigure(name=name, title=title, caption=caption, png=png.getvalue(), svg=svg.getvalue())
 
 

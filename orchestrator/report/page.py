@@ -99,7 +99,7 @@ def write_full_report(
     baseline: str | None = None,
     price: float | None = None,
 ) -> Written:
-    """Write the report, unless that of the same complete results is already there; where `anew`, in any case.
+    """Write the report, unless that of the same results is already there; where `anew`, in any case.
 
     The `baseline`, and the `price` in $ per GPU-hour, are kept until others are given. Raises SpecError where no trial has that
     reward type.
@@ -110,9 +110,9 @@ def write_full_report(
     baseline = known_baseline(declaration, folder, baseline)
     last = _note(folder)
     price = last.get("price") if price is None else price
-    key = _key(declaration, states, baseline, price)
+    key = _key(declaration, states, store, baseline, price)
     there = all(file.is_file() for file in (folder / SUMMARY, folder / HTML, trials))
-    if not anew and there and last.get("key") == key and all(item.complete for item in states):
+    if not anew and there and last.get("key") == key:
         return Written(folder, states, [*map(Table.of_json, last["tables"])], last["left_out"])
     results = with_scores(states, store)
     analysis = Analysis(on_common_pairs(results), baseline)
@@ -217,11 +217,35 @@ def _template() -> Any:
 
 
 def _key(
-    declaration: Declaration, states: Sequence[TrialState], baseline: str | None, price: float | None
+    declaration: Declaration,
+    states: Sequence[TrialState],
+    store: Store,
+    baseline: str | None,
+    price: float | None,
 ) -> str:
-    """Return a hash of what the page of a complete sweep depends on; no scores are read for it."""
-    parts = [VERSION, versions()["rmsweep"], declaration.sweep, baseline, price, [*map(repr, states)]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    """Return a hash of everything that the page depends on; no scores are read for it."""
+    noted = read_state(declaration.sweep, store)
+    evaluations = [item for trial in declaration.trials for item in trial.evaluations]
+    # The audit and what leaked are read from these, where they are there.
+    rows = {
+        *(trial.train_digest for trial in declaration.trials),
+        *(item.dataset_digest for item in evaluations),
+    }
+    tokens = {*(trial.prepared for trial in declaration.trials), *(item.prepared for item in evaluations)}
+    read = [("dataset", key) for key in sorted(rows)] + [("prepare", key) for key in sorted(tokens)]
+    parts = [
+        VERSION,
+        versions()["rmsweep"],
+        declaration.sweep,
+        baseline,
+        price,
+        [repr(item) for item in states],
+        [(item.record.key, len(curve_rows(store, item.record.key))) for item in states if not item.trained],
+        [(store.sound_manifest(*artifact) or {}).get("attempt") for artifact in read],
+        noted.command,
+        {key: note.message for key, note in noted.trials.items()},
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _note(folder: Path) -> dict[str, Any]:

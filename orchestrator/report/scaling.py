@@ -201,7 +201,9 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": max(item.sizes) / min(item.sizes),
         }
         if item.too_short:
-            short.setdefault((item.over, item.scope.train_set), {**row, "said": item.too_short})
+            place = item.over, item.scope.train_set
+            if place not in short or len(set(item.sizes)) > int(str(short[place]["sizes"])):
+                short[place] = {**row, "said": item.too_short}
             continue
         row |= {"category": item.scope.category, "number": item.what}
         if line := item.line():

@@ -147,8 +147,7 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
         for item in set_outcomes(analysis, (analysis.baseline, other)):
             place = item.train_set, item.dataset
             known = features[place] = features.get(place) or pair_features(item, store)
-            right_P, other_right_P = item.right.values()
-            margin_P, other_margin_P = item.margin.values()
+            gap_P, margin_gap_P = item.gap, item.margin_gap
             pairs += [
                 {
                     "baseline": analysis.baseline,
@@ -157,8 +156,8 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
                     "evaluation_set": item.dataset,
                     "category": item.category,
                     "index": index,
-                    "gap": float(right_P[at] - other_right_P[at]),
-                    "margin_gap": float(margin_P[at] - other_margin_P[at]),
+                    "gap": float(gap_P[at]),
+                    "margin_gap": float(margin_gap_P[at]),
                     **{name: float(known[name][at]) if name in known else None for name in FEATURES},
                 }
                 for at, index in enumerate(item.index.tolist())

@@ -129,7 +129,10 @@ class Table:
             for name in self.names:
                 value = row.get(name)
                 if name in estimated:
-                    record |= {f"{name}{end}": getattr(value, part, None) for end, part in parts.items()}
+                    record |= {
+                        f"{name}{end}": getattr(value, part) if isinstance(value, Estimate) else None
+                        for end, part in parts.items()
+                    }
                 else:
                     record[name] = value
             records.append(record)

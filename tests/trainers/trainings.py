@@ -29,5 +29,6 @@ def inputs(model: Path, pairs: Sequence[TokenPair], **changes: Any) -> TrainInpu
         "placement": Placement(forward_tokens=4096),
         "seed": 0,
         "pairs": pairs,
+        "reference": None,
     }
     return TrainInputs(**{**values, **changes})
