@@ -28,8 +28,8 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *DOCS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = ("--epochs", "1", "--max-train-pairs", "8", "--max-eval-pairs", "8")
-OF_A_SWEEP = re.compile(r"(?:python sweeps/(\w+)\.py|rmsweep (\w+))(?: (.*))?$")
-OF_TRAINERS = re.compile(r"python -m trainers\.(\w+) (.*)$")
+OF_A_SWEEP = re.compile(r"(?:(?:python )?sweeps/(\w+)\.py|rmsweep (\w+))(?: (.*))?$")
+OF_TRAINERS = re.compile(r"-m trainers\.(\w+) (.*)$")
 # Files that pages have one write, in this order.
 MADE_ON_THE_PAGES = (
     *("trainers/rewards/simpo.py", "tests/trainers/test_simpo.py"),
@@ -160,6 +160,7 @@ def test_a_plan_of_the_page_is_made(command, tmp_path, monkeypatch, capsys):
     # Without a cluster it asks Ray, which is not started here.
     grid(tmp_path / "store", command, *([] if "--cluster" in command else ["--backend", "inline"]))
     assert ("72" if "--cluster" in command else "24 trials") in capsys.readouterr().out
+    assert not (tmp_path / "store").exists()
 
 
 SWEEPS_ON_DATA = [text for text in commands(ROOT / "docs" / "data.md") if "python sweeps/" in text]

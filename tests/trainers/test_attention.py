@@ -323,7 +323,8 @@ def test_past_the_limit_of_graphs_attention_fails_rather_than_run_unfused(flex_o
 )
 def test_flex_is_chosen_where_it_has_a_kernel(monkeypatch, device, width, dtype, fits):
     assert attention.fits_flex(device, width, dtype) == fits
-    monkeypatch.setattr(attention, "fits_flex", lambda *given: fits)
+    here = ("cpu", WIDTH, torch.float32)
+    monkeypatch.setattr(attention, "fits_flex", lambda *given: fits and given == here)
     monkeypatch.setattr(attention, "_flex_attention", lambda *given: "flex")
     monkeypatch.setattr(attention, "_pairwise_attention", lambda *given: "pairwise")
     found, _ = attention.pair_attention(None, *states(), rule_of(None), pair_layout=layout())

@@ -126,8 +126,9 @@ def train_here(model, tmp_path, **options):
 
 def test_options_of_an_adapter_are_refused_where_it_could_not_be_kept(tiny_model, tmp_path, monkeypatch):
     """A GGUF file's folder is gone after the training, so an adapter could not name its base model."""
-    with pytest.raises(SpecError, match="give --lora-rank, too"):
-        train_here(tmp_path / "none", tmp_path, merge=True)
+    for options in ({"merge": True}, {"lora_targets": ("q_proj",)}, {"lora_alpha": 8.0}):
+        with pytest.raises(SpecError, match="give --lora-rank, too"):
+            train_here(tmp_path / "none", tmp_path, **options)
     monkeypatch.setattr(
         "trainers.models.loading.convert_gguf", lambda _, out: shutil.copytree(tiny_model, out)
     )

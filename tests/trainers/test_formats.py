@@ -219,6 +219,7 @@ REFUSED = {
         "'prompt' holds a part of the type 'image_url'; only text is read",
     ),
     "an image column": ({**GOOD, "images": ["x"]}, "'images' is part of what was asked"),
+    "a history": ({**GOOD, "history": [["a", "b"]]}, "'history' is part of what was asked"),
     "another system turn": (
         {**row((BE, ASK), "a", "b"), "system": "b"},
         "'system' says something else than the",
@@ -252,6 +253,10 @@ REFUSED = {
     ),
     "another question on each side": (
         row(None, (ASK, YES), (OTHER, NO)),
+        "the turns before the responses differ",
+    ),
+    "another system turn on each side": (
+        row("why?", (BE, ASK, YES), (Message("system", "b"), ASK, NO)),
         "the turns before the responses differ",
     ),
     "texts without spaces": (row(None, "日本の首都は東京", "日本の首都は京都"), "no column 'prompt'"),
@@ -460,13 +465,14 @@ def test_a_column_about_one_pair_is_not_taken_for_each_of_several_candidates(rea
     ("found", "margin"),
     [
         ({"query": "why?", "chosen": "a", "rejected": "b", "margin": 2}, 2.0),
+        ({**GOOD, "far": 2}, 2.0),
         ({**GOOD, "score_chosen": 3, "score_rejected": 1}, 2.0),
         ({**GRADED, "preference_strength": -2, "margin": 1}, 2.0),
         ({**each(WINNER, [*TEXTS, "model_b"])[0], "margin": 1}, None),
     ],
 )
-def test_margins_are_a_column_or_the_difference_of_ratings(read_rows, found, margin):
-    (pair,) = read_rows(found)
+def test_margins_are_a_column_of_any_name_or_the_difference_of_ratings(read_rows, found, margin):
+    (pair,) = read_rows(found, columns=(("margin", "far"),) if "far" in found else ())
     assert pair.margin == margin
 
 
@@ -479,6 +485,11 @@ def test_two_answers_and_a_preference_are_read_under_any_names(read_rows):
     assert (pair.prompt, pair.chosen) == ((BE, ASK), "yes")
     with pytest.raises(DataError, match="row 1: no column 'sys'"):
         read_rows({**GOOD, "sys": "s"}, GOOD, columns=(("system", "sys"),))
+
+
+def test_the_winner_of_a_csv_is_read(tmp_path):
+    (pair,) = read(csv_file(tmp_path / "a.csv", WINNER.split(), [*TEXTS, "model_b"]))
+    assert pair.chosen == "no"
 
 
 def test_tools_are_the_same_as_a_list_as_text_and_in_parquet(tmp_path, read_rows):

@@ -60,6 +60,8 @@ def test_a_training_that_goes_on_has_the_weights_of_the_epochs_before_it_was_cut
     assert set(again) == set(whole) == {"model", "model-epoch-1", "model-epoch-2"}
     for name, weights in whole.items():
         assert all(torch.equal(again[name][key], weight) for key, weight in weights.items()), name
+    first, second = whole["model-epoch-1"], whole["model-epoch-2"]
+    assert not all(torch.equal(second[key], weight) for key, weight in first.items())
 
 
 @pytest.mark.parametrize("mirrored", [False, True], ids=["folder", "bucket"])

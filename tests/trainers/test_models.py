@@ -117,6 +117,12 @@ def test_a_model_that_lacks_weights_names_them(tiny_model, tmp_path, output):
         load(tmp_path / "model", output)
 
 
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     torch.set_float32_matmul_precision("high")

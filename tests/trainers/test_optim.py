@@ -195,6 +195,11 @@ def test_compiled_layers_give_the_same_training_and_few_graphs(tiny_model, tmp_p
         assert fused == pytest.approx(plain, rel=1e-5, abs=1e-7)
 
 
+def test_layers_are_not_compiled_where_their_weights_come_and_go():
+    with pytest.raises(SpecError, match="ZeRO 0, 1 or 2"):
+        Placement(forward_tokens=1, zero_stage=3, compile=True)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 3])
 def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tmp_path, zero_stage):
     spec = OptimSpec(optimizer="sgd", lr=0.99, epochs=400, effective_batch=2)

@@ -7,7 +7,7 @@ import pytest
 from tests.trainers.test_rendering import AGAIN, ASKED, pair_of, reasoning, tokenizer_of
 from trainers.data.records import Message
 from trainers.errors import DataError, ModelError, SpecError
-from trainers.pairs.templates import choose_template, given_template, load_tokenizer
+from trainers.pairs.templates import choose_template, given_template, load_tokenizer, without_reasoning
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DrawSpec
 
@@ -26,6 +26,8 @@ _THOUGHT = (
 LIKE = {
     # It asks for reasoning, and writes none of it.
     "r1-distill": turns(_SAID + "<|bot|>{{ said }}<|end|>", "<|bot|><think>\n"),
+    # It closes reasoning that was not asked for.
+    "deepseek-v3": turns(_SAID + "<|bot|></think>{{ said }}<|end|>", "<|bot|><think>"),
     # It asks for reasoning, and closes it where there is none.
     "nemotron-3": turns(
         _SAID + _THOUGHT + "<|bot|>\n<think>{{ '\n' + thought + '\n' if thought }}</think>{{ said }}<|end|>",
@@ -40,6 +42,9 @@ LIKE = {
     # A finished answer begins with empty reasoning that the generation prompt does not ask for.
     "qwen3": turns(
         _SAID + _THOUGHT + "<|bot|>\n<think>\n{{ thought }}\n</think>\n\n{{ said }}<|end|>", "<|bot|>\n"
+    ),
+    "glm-4.6": turns(
+        _SAID + _THOUGHT + "<|bot|>\n<think>{{ thought }}</think>\n{{ said }}<|end|>", "<|bot|>"
     ),
     "gpt-oss": turns(
         "{% if m.thinking %}<|bot|><|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
@@ -60,9 +65,11 @@ PROMPT = "<|user|>Warm in Rome?<|bot|>"
 THINKING = pair_of(ASKED, chosen_turns=(reasoning("Hm.", "Yes."),))
 PLAIN = {
     "r1-distill": ("", "It is.<|end|>"),
+    "deepseek-v3": ("</think>", "It is.<|end|>"),
     "nemotron-3": ("\n<think></think>", "It is.<|end|>"),
     "minimax-m2": ("\n", "It is.<|end|>"),
     "qwen3": ("\n", "<think>\n\n</think>\n\nIt is.<|end|>"),
+    "glm-4.6": ("", "\n<think></think>\nIt is.<|end|>"),
     "gpt-oss": ("", "<|channel|>final<|message|>It is.<|return|>"),
 }
 
@@ -120,7 +127,7 @@ def test_reasoning_is_dropped_where_the_flag_says_so(name, pair):
     assert found == (PROMPT + start, answer.replace("It is.", "Yes."), answer.replace("It is.", "No idea."))
 
 
-@pytest.mark.parametrize("name", [name for name in LIKE if name != "r1-distill"])
+@pytest.mark.parametrize("name", [name for name in LIKE if name not in ("r1-distill", "deepseek-v3")])
 def test_reasoning_that_is_kept_is_read_and_the_answer_alone_is_scored(name):
     field = "thinking" if name == "gpt-oss" else "reasoning_content"
     turn = Message("assistant", "Yes.", json.dumps({field: "Yes."}))
@@ -148,6 +155,11 @@ def test_reasoning_between_calls_of_tools_cannot_be_kept():
 def test_reasoning_that_a_template_leaves_out_names_the_flag():
     with pytest.raises(DataError, match=r"row 0: .*leaves out or moves .*--reasoning drop"):
         spans("r1-distill", pair_of(ASKED, chosen="<think>Hm.</think>Yes."))
+
+
+def test_a_note_on_a_turn_outlives_the_reasoning_that_is_dropped():
+    turn = Message("assistant", "Y", '{"reasoning_content": "H", "name": "Ada"}')
+    assert json.loads(without_reasoning(turn).fields) == {"name": "Ada"}
 
 
 @pytest.mark.parametrize("name", LIKE)

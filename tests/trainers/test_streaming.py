@@ -1,6 +1,7 @@
 """Scoring with layers that are on the device only while they compute."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from tests.trainers.architectures import load_architecture, random_pairs, save_architecture
 from trainers.evaluate.scoring import compute_reference, score_pairs
 from trainers.models import streaming
+from trainers.models.architecture import widest
 from trainers.models.reward_parts import RewardModule
 from trainers.models.streaming import stream_layers, to_score
 from trainers.rewards import RewardSpec
@@ -61,6 +63,11 @@ def test_scores_and_reference_are_those_of_the_whole_model_bit_for_bit(folder, s
         score_pairs(RewardModule(model, spec), PAIRS, reference=reference, report=say_nothing)
     assert places() == at_home
     assert all(map(torch.equal, model.parameters(), whole.parameters()))
+
+
+def test_the_widest_layer_counts_where_a_config_has_a_width_for_each():
+    assert widest(SimpleNamespace(intermediate_size=[8, 32, 16], hidden_size=4)) == 32
+    assert widest(SimpleNamespace(hidden_size=4)) == 16
 
 
 def test_the_memory_of_the_device_decides(folder, monkeypatch):

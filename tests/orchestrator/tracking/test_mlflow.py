@@ -3,7 +3,6 @@
 tests/faults/test_tracking_server.py has the same on a real server, and its faults.
 """
 
-import itertools
 import json
 import shutil
 import threading
@@ -128,6 +127,18 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the
         assert (len(points), points[0][0], points[-1][0]) == (CURVE_POINTS, 1, STEPS)
         assert len(second["history"][f"train/{name}"]) == 3
     assert first["history"]["train/loss"][-1] == (STEPS, 1_700_000_000_000 + 1000 * STEPS, 1.0 / STEPS)
+
+
+def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
+    commit_trial(store, record(), 9, 5)
+    declared = declaration(record())
+    written = write_report(declared, store)
+    names = {"report.html", "figures/margins.svg", "compare-other/compare.html"}
+    for name in names:
+        (written.folder / name).parent.mkdir(exist_ok=True)
+        (written.folder / name).write_text("<p>")
+    sync(database, store, declared, written)
+    assert {f"report/{name}" for name in names} <= set(snapshot(database, "demo")[0]["files"])
 
 
 def test_a_run_keeps_its_trial_s_record_and_every_score(database: str, store: Store):
@@ -471,15 +482,15 @@ def test_a_server_that_fails_is_tried_again_after_a_pause_and_warned_of_once_and
     tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=1.0)
     tracker.close()
     assert not tries, "there was nothing to say"
-    tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=1.0)
+    tracker = Tracker("http://host", store, declaration(record()), every_s=0.01, again_s=5.0)
     tracker.note(record().key)
-    while len(tries) < 3:
+    while len(tries) < 2:
         time.sleep(0.02)
     before = time.monotonic()
     assert tracker.close() == "http://host: ConnectionRefusedError: refused"
-    assert time.monotonic() - before < 0.9
-    assert min(later - earlier for earlier, later in itertools.pairwise(tries[:3])) >= 1.0
-    assert len(tries) == 4
+    assert time.monotonic() - before < 4.0
+    assert tries[1] - tries[0] >= 5.0
+    assert len(tries) == 3
     assert len([said for said in caplog.messages if "to be tried again" in said]) == 1
 
 
