@@ -22,6 +22,7 @@ from sweeps.full_grid import full_grid
 from tests.orchestrator.simulated import simulated_sweep
 from tests.orchestrator.test_layers import HEAVY, python
 from trainers.command import parse
+from trainers.data.records import Message, Pair
 from trainers.data.sources import read_pairs
 from trainers.errors import SpecError
 
@@ -75,6 +76,7 @@ def test_values_are_the_words_of_the_command_line():
         ({"backend": "big"}, "invalid choice 'big' for argument '--backend'"),
         ({"models": ["lama-64"], "profile": "laptop"}, "--models lama-64: no such file"),
         ({"name": "a/b"}, "--name"),
+        ({"lr": [1e-6, 2e-6]}, "lr=[1e-06, 2e-06]: give one value."),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -205,6 +207,15 @@ def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(
     assert json.loads(capsys.readouterr().out) == found.to_dict("records")
 
 
+def test_a_prompt_of_several_turns_keeps_its_roles():
+    asked, said = Message("user", "Why?"), Message("assistant", "So.")
+    assert notebook._prompt_of(Pair(prompt=(asked,), chosen="a", rejected="b")) == "Why?"
+    assert (
+        notebook._prompt_of(Pair(prompt=(asked, said), chosen="a", rejected="b"))
+        == "user: Why?\n\nassistant: So."
+    )
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
@@ -212,6 +223,7 @@ def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(
         (lambda results: results.figure("diffrences"), "did you mean differences"),
         (lambda results: results.pairs("ultrafeedbak"), "did you mean ultrafeedback"),
         (lambda results: results.model_path("x"), "demo has no trial x"),
+        (lambda results: results.difference("ex_rm", "im_rm", by=3), "no difference by 3"),
         (lambda results: results.difference("ex", "im_rm"), "no reward type ex; did you mean ex_rm"),
         (lambda results: results.difference("ex_rm", "ex_rm"), "give two reward types"),
         (lambda results: results.difference("ex_rm", "im_rm", "models"), "no difference by models; did you"),

@@ -242,7 +242,7 @@ REFUSED = {
     ),
     "answers whose prompt has another name": (
         {"asked": "why?", **row(None, (YES,), (NO,))},
-        "no column 'prompt'; found asked",
+        "found asked",
     ),
     "a prompt that ends in an answer": (row((ASK, YES), "a", "b"), "ends in a turn of the assistant"),
     "tools that are no list": ({**GOOD, "tools": "{}"}, "'tools' holds no list of tools"),
@@ -392,7 +392,7 @@ def test_every_format_has_a_row_in_this_file():
         ([GRADED, *each(HELPSTEER2, [*TEXTS, 10**400])], "int too large to convert to float"),
         ([GRADED, *each(HELPSTEER2, [*TEXTS, float("nan")])], "a rating is no number"),
         ([GRADED, {**GRADED, "context": "c"}], "column 'context' is part of what was asked"),
-        ([GRADED, GOOD], "no column 'response_1'; found prompt, chosen"),
+        ([GRADED, GOOD], "no column 'response_1'; needed are prompt, response_1"),
         (
             [GRADED, {**GRADED, **GOOD}],
             "is prompt, chosen and rejected, and the split's first row is HelpSteer2",

@@ -25,6 +25,7 @@ from orchestrator.store.records import Declaration, write_declaration
 from sweeps.full_grid import full_grid
 from tests.orchestrator.simulated import REVERSED, ULTRAFEEDBACK, simulated_sweep
 from tests.orchestrator.sweep_samples import commit_train
+from trainers.data.records import Pair, user_prompt, write_pairs
 from trainers.errors import SpecError
 
 FIGURES = {
@@ -158,6 +159,21 @@ def test_a_report_of_the_same_results_is_not_written_again(whole):
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     write_full_report(declared, store)
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_is_written_again_when_the_rows_that_it_reads_come_back(store: Store):
+    declared = simulated_sweep(store, **SMALL)
+    pairs = write_full_report(declared, store).folder / "pairs.parquet"
+    digest = declared.trials[0].evaluations[0].dataset_digest
+    assert set(parquet.read_table(pairs)["prompt"].to_pylist()) == {None}
+    with store.write("dataset", digest) as attempt:
+        write_pairs(
+            [Pair(prompt=user_prompt(f"why {n}"), chosen="a", rejected="b") for n in range(30)],
+            attempt.directory / "pairs.jsonl",
+        )
+    write_full_report(declared, store)
+    assert "user: why 0" in parquet.read_table(pairs)["prompt"].to_pylist()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -168,7 +168,7 @@ def test_a_grid_and_an_analysis_do_not_take_each_others_name(store: Store):
     write_declaration(dataclasses.replace(analysis, sweep="demo-2"), store)
     with pytest.raises(SpecError, match=r"s0\. Nothing was started: .* \(--name demo-3\)\.$"):
         adopted(analysis, store)
-    with pytest.raises(SpecError, match=r"\(--name demo-3\), add it to the sweep \(--extend"):
+    with pytest.raises(SpecError, match=r"\(--name demo-3\), or add it to the sweep \(--extend"):
         adopted(grown([1], "a", 0.1), store)
 
 
