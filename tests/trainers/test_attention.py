@@ -344,3 +344,17 @@ def test_flex_is_chosen_where_it_has_a_kernel(monkeypatch, device, width, dtype,
 def test_what_attention_would_have_to_ignore_is_refused(what, mask, named):
     with pytest.raises(ValueError, match=what):
         attention.pair_attention(None, *states(), mask, **{"pair_layout": layout(), **named})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 50.0])
+def test_the_fused_kernel_is_lowered_by_the_compiler_of_gpus(softcap):
+    """On the CPU, where it has no gradients and no windows."""
+    flex = functools.partial(attention._flex_attention, kernel=attention.compiled_flex("inductor"))
+    for parts in (SHORT, LONG):
+        (found,), (expected,) = (
+            values_and_gradients(attend, parts, (4, 2, 16, False), None, softcap, gradients=False)
+            for attend in (flex, attention._pairwise_attention)
+        )
+        assert torch.allclose(found, expected, atol=1e-5)
+    torch.compiler.reset()

@@ -30,7 +30,7 @@ REWARDS = {"ex_rm": gang.EX_RM, "im_rm": gang.IM_RM}
 LOSSES = {"ex_rm": LossSpec(), "im_rm": LossSpec(margin=0.2, label_smoothing=0.1, centring=0.05)}
 RUNS = [("ex_rm", 0, 1), *((kind, zero, 2) for kind in REWARDS for zero in range(4))]
 # Of checkpoints that ranks have a part of, and that they have not.
-RESUMED = (0, 3)
+RESUMED = (0, 3, *(pytest.param(zero, marks=pytest.mark.slow) for zero in (1, 2)))
 
 
 def job(model, folder, kind, zero, world, **options):
@@ -165,35 +165,28 @@ def test_a_merged_adapter_is_an_ordinary_model_with_the_same_rewards(runs, tiny_
         assert side.tolist() == pytest.approx(other.tolist(), abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def resumed(tiny_model, tmp_path_factory):
-    """Trainings cut short at world size 2: their checkpoints, what went on from them there, and alone."""
+@pytest.fixture(scope="module", params=RESUMED)
+def resumed(request, tiny_model, tmp_path_factory):
+    """A ZeRO stage and a training cut short at world size 2: its checkpoints, what went on there, and alone."""
+    zero = request.param
 
     def find(folder):
-        def jobs(place, world, **options):
-            return [
-                job(
-                    *(tiny_model, folder / place, "im_rm", zero, world),
-                    checkpoints=str(folder / place / str(zero)),
-                    **options,
-                )
-                for zero in RESUMED
-            ]
-
-        found = {"kept": gang.launch(jobs("kept", 2, stop_after=3), folder / "first", 2)}
-        for place, world in (("again", 2), ("alone", 1)):
-            for zero in RESUMED:
-                shutil.copytree(folder / "kept" / str(zero), folder / place / str(zero))
-            found[place] = gang.launch(jobs(place, world), folder / f"gang-{place}", world)
+        found = {}
+        for place, world, options in (("kept", 2, {"stop_after": 3}), ("again", 2, {}), ("alone", 1, {})):
+            checkpoints = folder / place / "checkpoints"
+            if found:
+                shutil.copytree(folder / "kept" / "checkpoints", checkpoints)
+            options["checkpoints"] = str(checkpoints)
+            cut = job(tiny_model, folder / place, "im_rm", zero, world, **options)
+            found[place] = gang.launch([cut], folder / f"gang-{place}", world)
         return found
 
-    return found_once(tmp_path_factory, "resumed", find)
+    return zero, *found_once(tmp_path_factory, f"resumed-{zero}", find)
 
 
-@pytest.mark.parametrize("zero", RESUMED)
-def test_a_resumed_adapter_is_bit_for_bit_and_at_another_world_size_within_1e_5(runs, resumed, zero):
-    (folder, whole), (other, found) = runs, resumed
-    files = (other / "kept" / str(zero)).rglob("*model_states.pt")
+def test_a_resumed_adapter_is_bit_for_bit_and_at_another_world_size_within_1e_5(runs, resumed):
+    (folder, whole), (zero, other, found) = runs, resumed
+    files = (other / "kept" / "checkpoints").rglob("*model_states.pt")
     states = [torch.load(file, weights_only=False) for file in files]
     names = {name for state in states for name in state["module"] or ()}
     # A checkpoint holds no frozen weight; of two tied tables, DeepSpeed knows only one as frozen.

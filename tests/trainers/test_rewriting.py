@@ -10,7 +10,7 @@ import torch
 from tests.trainers.chat_endpoint import Endpoint, original, rows, translated
 from tests.trainers.command_line import said as outcome
 from trainers.data import rewriting
-from trainers.data.rewriting import Journal
+from trainers.data.rewriting import Journal, Rewrite, Rewriter, Spending
 from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
@@ -177,6 +177,17 @@ def test_an_estimate_over_the_cap_starts_nothing(rewrite, endpoint):
     assert endpoint.requests.total() == 0
 
 
+def test_an_estimate_counts_prompts_and_answers_up_to_their_limit(tmp_path):
+    asking = Rewrite(
+        data="d", out=tmp_path / "o", model="m", max_tokens=50, input_price=1e6, output_price=2e6
+    )
+    journal = Journal(tmp_path / "journal")
+    rewriter = Rewriter(prompt="x" * 25 + "{response}", wanted=None, asking=asking, journal=journal)
+    assert rewriter.estimate(["y" * 35, "y" * 3500]) == Spending(
+        prompt_tokens=10 + 10 + 10 + 1000, completion_tokens=12 + 50, cost=pytest.approx(1030 + 2 * 62)
+    )
+
+
 def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_path):
     words = ("--concurrency", "4", "--max-tokens", "60", *PRICES)
     code, said = rewrite(*words, "--max-cost", "20")
@@ -184,7 +195,9 @@ def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_p
     assert "chosen: the next request could pass --max-cost 20.00" in said
     paid = 250 * endpoint.paid.total()
     assert 600 < paid <= 2000
-    assert rewrite(*words, "--max-cost", "1000")[0] == 0
+    code, said = rewrite(*words, "--max-cost", "1000")
+    assert code == 0
+    assert "\npaid: 2,400 + 600 tokens, cost 30.00\n" in said
     assert set(endpoint.paid.values()) == {1}
     assert len(written(tmp_path)) == 6
 

@@ -78,6 +78,12 @@ def test_the_same_version_draws_the_same_answers(policy, tmp_path):
     assert [item.texts for item in found] == golden[versions.SAMPLE]
 
 
+def test_a_seed_draws_answers_of_its_own(policy, tmp_path):
+    seeded = replace(ASKED, sampling_seed=1)
+    first, other = (drawn(policy, tmp_path / str(asked.sampling_seed), asked) for asked in (ASKED, seeded))
+    assert [item.texts for item in other] != [item.texts for item in first]
+
+
 def test_where_memory_is_short_fewer_answers_are_drawn_at_once(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(sampling, "ANSWERS_AT_ONCE", 10)
     asked, generate = list[int](), generation.generate

@@ -10,12 +10,12 @@ from orchestrator.cli.options import Options
 from orchestrator.spec import catalog
 from orchestrator.spec.axes import AXES, settled, shown, varied
 from orchestrator.spec.declaration import adopted, declare
-from orchestrator.spec.resolve import ResolvedSweep
+from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.trials import Sweep, TrialSpec, only
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import write_declaration
 from sweeps.full_grid import full_grid
-from tests.orchestrator.sweep_samples import EX_RM, plan, trial
+from tests.orchestrator.sweep_samples import EX_RM, IM_RM, plan, trial
 from trainers.errors import SpecError
 from trainers.rewards import RewardSpec
 from trainers.specs import (
@@ -115,6 +115,23 @@ def test_other_values_of_a_training_leave_its_key_where_they_say_nothing():
     assert plan(varied(trial(reward=EX_RM), {"beta": 0.9})).key == plan(trial(reward=EX_RM)).key
 
 
+def test_a_reward_type_with_a_loss_of_its_own_is_in_a_product_as_it_is():
+    assert len(trials("loss=hinge,ipo", "margin=0,0.5", rewards=("ex_grm", "ex_rm"))) == 5
+    with pytest.raises(SpecError, match="no trial would use loss; the reward type has a loss of its own"):
+        trials("loss=hinge", rewards=("ex_grm",))
+
+
+def test_values_for_one_reward_type_leave_its_ablation_as_it_is():
+    made = trials("im_rm.beta=0.1,0.2", rewards=("im_rm", "im_rm_no_reference"))
+    assert len(made) == 3
+    assert {item.reward_name: item.reward.beta for item in made}["im_rm_no_reference"] == IM_RM.beta
+
+
+def test_two_precisions_of_a_model_are_one_model_of_two_trials(tmp_path):
+    sweep = Sweep(name="demo", trials=trials("precision=fp32,bf16", rewards=("ex_rm",)))
+    assert len({item.key for item in resolve(sweep, Store(tmp_path), fetch=False).plans}) == 2
+
+
 def test_points_that_are_one_training_are_one_trial():
     names = [item.reward_name for item in trials("lora-rank=0,8", "lora-alpha=16,32", rewards=("ex_rm",))]
     assert names == ["ex_rm_lora-rank=0", *(f"ex_rm_lora-rank=8_lora-alpha={alpha}" for alpha in (16, 32))]
@@ -129,6 +146,11 @@ def test_a_flag_that_only_some_points_read_is_kept_for_those():
     assert [item.lora for item in made] == [None, LoraSpec(rank=8, alpha=32.0, targets=("q_proj", "v_proj"))]
 
 
+def test_names_of_parts_are_one_value_in_any_order():
+    assert AXES["freeze"].read("unembedding+embeddings+embeddings") == ("embeddings", "unembedding")
+    assert AXES["betas"].read("0.9+0.8") == (0.9, 0.8)
+
+
 def test_without_a_draw_its_seed_tells_no_trainings_apart():
     with pytest.raises(
         SpecError, match="no trial would use draw-seed; all pairs are taken; give --max-train-pairs"
@@ -141,6 +163,16 @@ def test_without_a_draw_its_seed_tells_no_trainings_apart():
         "train-pairs=5 draw-seed=1",
     ]
     assert made[0].train_draw == DrawSpec()
+
+
+def test_another_number_of_pairs_of_a_set_with_its_own_draw_is_the_flags_draw():
+    for pairs in (500, 1000):
+        flag, along = (
+            trials(*axis, profile=catalog.PAPER, train_sets=("rewardmath",), **given)
+            for axis, given in (((), {"max_train_pairs": pairs}), ((f"train-pairs={pairs}",), {}))
+        )
+        assert flag[0].train_draw == along[0].train_draw
+        assert (flag[0].train_draw.permutation == "torch") == (pairs == 1000)
 
 
 def test_every_epoch_is_kept_of_each_number_of_epochs():
@@ -167,6 +199,11 @@ def test_an_experiments_own_axis_gives_way_to_a_flag():
         f"{reward}_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
     }
     assert {item.optim.warmup_steps for item in made} == {3}
+
+
+def test_values_that_print_alike_have_names_of_their_own():
+    first, second = trials("lr=0.12345678,0.12345679", rewards=("ex_rm",))
+    assert first.name != second.name
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,12 @@ def test_a_sweep_to_drop_that_the_store_does_not_know_is_an_error(store: Store):
         gc.kept_artifacts(store, ["full_grid", "ful_grid"])
 
 
+def test_what_a_dropped_sweep_shares_with_another_one_is_kept(store: Store):
+    declare_names(store, "a", "train/x", "train/y")
+    declare_names(store, "b", "train/y")
+    assert gc.kept_artifacts(store, ["a"]) == {"train/y"}
+
+
 CHOICE = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 1),
@@ -398,6 +404,14 @@ def test_evicted_weights_are_missing_only_where_an_evaluation_is(store: Store, r
     commit_weights(store, wider.key, "second")
     assert "train" not in [stage.kind for stage in wider.missing(store)]
     assert wider.trains_again_s(store) is None
+
+
+def test_inputs_of_an_evicted_training_are_asked_for_when_it_runs_again(store: Store):
+    item = trained_plan(store, reward=EX_RM)
+    gc.delete(folder(store, f"prepare/{item.train.prepared.key}"))
+    assert item.complete(store)
+    labels = [stage.label for stage in pretrained_plan(reward=EX_RM, eval_sets=SETS).missing(store)]
+    assert labels.index("prepare tiny_world/train") < labels.index(item.train.label)
 
 
 def trials_of(store: Store, rights: dict[tuple[str, int], tuple[int, ...]]) -> tuple[TrialRecord, ...]:

@@ -104,6 +104,11 @@ def test_why_a_trial_failed_is_known_until_it_is_complete(store: Store):
     assert told(store, Completed(trial="a"))["a"] == TrialNote(state="complete")
 
 
+def test_what_earlier_commands_noted_stays(store: Store):
+    told(store, Failed(trial="a", cause="Diverged", message="m"), todo=("a", "b"))
+    assert told(store, Completed(trial="b"), todo=("b",))["a"].state == "failed"
+
+
 def test_events_of_other_trials_and_rows_without_a_total_change_nothing(store: Store):
     notes = told(
         store,
