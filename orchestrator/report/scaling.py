@@ -132,6 +132,16 @@ class Sizes:
             f"it takes {LEAST_SIZES} and {LEAST_FACTOR:g}"
         )
 
+    def row(self) -> dict[str, Value]:
+        """Return the columns of a table that say what was fitted."""
+        return {
+            "over": self.over,
+            "train_set": self.scope.train_set,
+            "sizes": len(set(self.sizes)),
+            "groups": len(set(self.groups)),
+            "factor": max(self.sizes) / min(self.sizes),
+        }
+
     def line(self) -> Line | None:
         """Return the fitted line."""
         return mixed_line(np.log2(self.sizes), np.array(self.values), self.groups)
@@ -191,21 +201,13 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
 def scaling_table(analysis: Analysis) -> Table:
     """Return what a doubling of size adds to each number, and the line at its ends; ranges that are too short share a row."""
     rows: list[dict[str, Value]] = []
-    short: dict[tuple[str, str], dict[str, Value]] = {}
+    short: dict[tuple[str, str], Sizes] = {}
     for item in scaled(analysis):
-        row: dict[str, Value] = {
-            "over": item.over,
-            "train_set": item.scope.train_set,
-            "sizes": len(set(item.sizes)),
-            "groups": len(set(item.groups)),
-            "factor": max(item.sizes) / min(item.sizes),
-        }
         if item.too_short:
             place = item.over, item.scope.train_set
-            if place not in short or len(set(item.sizes)) > int(str(short[place]["sizes"])):
-                short[place] = {**row, "said": item.too_short}
+            short[place] = max(short.get(place, item), item, key=lambda item: len(set(item.sizes)))
             continue
-        row |= {"category": item.scope.category, "number": item.what}
+        row = {**item.row(), "category": item.scope.category, "number": item.what}
         if line := item.line():
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
@@ -226,7 +228,7 @@ def scaling_table(analysis: Analysis) -> Table:
             "factor": "largest / smallest",
             "said": "note",
         },
-        rows=[*short.values(), *rows],
+        rows=[*({**item.row(), "said": item.too_short} for item in short.values()), *rows],
         forms={"rise": "+.3f", "factor": ".3g", "p": ".2g"},
     )
 

@@ -175,7 +175,7 @@ def _size(path: Location) -> int:
 def clear_up(store: Store, sweep: str, driver: str = "") -> None:
     """Remove what killed drivers left, unless other drivers live; `driver` is this one, if it has written its record."""
     leases = Leases(store.root, driver)
-    leases.forget_dead()
+    others = leases.forget_dead()
     notes = (
         store.local_sweep_dir(sweep),
         *(store.local / name for name in ("sources", "audits", "leases", "drivers")),
@@ -184,7 +184,7 @@ def clear_up(store: Store, sweep: str, driver: str = "") -> None:
     # A half-made MLflow database.
     left: list[Location] = [*drafts, *store.local.glob(f"{DRAFT}*")]
     left += [item for place in {store.root, store.local} for item in matching(place / "scratch", "*")]
-    if drafts and not leases.forget_dead():
+    if drafts and not others:
         # A driver writes some records before its own: by the end of this wait its drafts are renamed.
         time.sleep(DRAFT_S)
     # Ask after the listing: then nothing that is listed is of a driver that has just arrived.
