@@ -93,6 +93,8 @@ def test_columns_are_mapped_and_a_file_is_divided_by_problem(audit):
         ),
         (["good.jsonl", "--eval", "./good.jsonl"], "two sets are called good"),
         (["good.jsonl", "--out", "."], "--out . is a folder"),
+        (["tiny_world", "--columns", "prompt=q"], "--columns: no set here can be read so"),
+        (["both", "--test-share", "0.5"], "--test-share: no set here can be read so"),
         (["good.jsonl", "--tokenizer", "./nowhere"], "./nowhere"),
         (["good.jsonl", "--columns", "prompt=q"], "no column 'q'"),
     ],
@@ -101,6 +103,7 @@ def test_columns_are_mapped_and_a_file_is_divided_by_problem(audit):
 def test_bad_input_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    write("both", train=rows(3, "x"), test=rows(3, "y"))
     good = rows(3, "x")
     Path("good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
     Path("bad.jsonl").write_text(json.dumps({**good[1], "chosen": " "}) + "\n")

@@ -86,6 +86,12 @@ def test_prepare_keeps_a_set_that_is_the_same_set(say, tmp_path, shared):
     assert sorted(path.name for path in out.iterdir()) == ["prepared.json", "test.jsonl", "train.jsonl"]
 
 
+def test_a_copy_has_no_revision_that_nobody_has_checked(say, shared):
+    name = "ultrafeedback_french"
+    _, out, _ = say("show", name, "--from", shared / "data" / name, "--pairs", "0")
+    assert out.endswith(f"data/{name}\n")
+
+
 CALLS = [
     {"type": "function", "function": {"name": "f", "arguments": arguments}} for arguments in ("1", {"b": 2})
 ]
@@ -126,6 +132,9 @@ def test_prepare_keeps_a_split_that_is_named_once_and_show_says_which(say, tmp_p
     assert printed.count("split validation: 1 pairs") == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["prepared.json", "validation.jsonl"]
     assert "split validation: 1 pairs" in say("show", f"{folder}:validation")[1]
+    # A split that is no longer written would stay as that of the new set.
+    rows(folder / "train.jsonl", GOOD)
+    assert "is no new folder" in say("prepare", folder, "--out", tmp_path / "out")[2]
 
 
 def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_division_leave(say, tmp_path):
@@ -137,8 +146,9 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
     assert code == 2
     assert "mine.jsonl, row 40: column 'good' holds int" in error
     assert not list((tmp_path / "out").glob("*.jsonl"))
-    code, printed, _ = say(*words, "--skip-bad-rows")
-    assert code == 0
+    for _ in range(2):
+        code, printed, _ = say(*words, "--skip-bad-rows")
+        assert code == 0
     assert "1 bad rows left out:" in printed
     record = json.loads((tmp_path / "out" / "prepared.json").read_text())["splits"]
     for split in ("train", "test"):
@@ -161,6 +171,11 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
         (["show", "tiny_world", "--ties"], "--ties: which rows tiny_world has is set"),
         (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),
+        (["show", "a.jsonl", "--split-seed", "1"], "--split-seed says how --test-share divides a set"),
+        (["prepare", "both", "--test-share", ".5", "--out", "o"], "both has a test split of its own"),
+        (["show", "both:test", "--test-share", "0.5"], "both:test has a test split of its own"),
+        (["prepare", "both/test.jsonl", "--out", "both"], "--out both is no new folder"),
+        (["prepare", "a.jsonl", "--out", "a.jsonl"], "--out a.jsonl is no new folder"),
         (["show", "twice.parquet"], "column 'chosen' stands twice"),
         (["prepare", "empty", "--out", "out"], "neither a train nor a test split"),
         (
@@ -172,6 +187,7 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
 def test_wrong_usage_and_input_are_said_in_one_line(say, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     rows(Path("a.jsonl"), GOOD)
+    rows(Path("both/test.jsonl"), GOOD)
     rows(Path("turns.jsonl"), {**GOOD, "chosen": [ANSWER]})
     Path("empty").mkdir()
     column = pa.array(["a"])

@@ -391,6 +391,7 @@ def test_every_format_has_a_row_in_this_file():
         ([GRADED, *each(HELPSTEER2, [*TEXTS, None])], "read as HelpSteer2: the values of"),
         ([GRADED, *each(HELPSTEER2, [*TEXTS, 10**400])], "int too large to convert to float"),
         ([GRADED, *each(HELPSTEER2, [*TEXTS, float("nan")])], "a rating is no number"),
+        (each("prompt a b preference", [*TEXTS, False]), "the preference False does not say which"),
         ([GRADED, {**GRADED, "context": "c"}], "column 'context' is part of what was asked"),
         ([GRADED, GOOD], "no column 'response_1'; needed are prompt, response_1"),
         (
@@ -529,6 +530,7 @@ def test_a_split_may_be_named_behind_a_set(tmp_path):
     "names",
     [
         ("train.parquet", "train.jsonl"),
+        ("train.jsonl", "train.JSONL"),
         ("train.csv", "train-00000-of-00001.csv"),
         ("train.jsonl", "data/train.jsonl"),
         ("train.parquet", "train/data-00000-of-00001.arrow"),
@@ -559,7 +561,12 @@ def test_a_folder_that_spark_wrote_is_a_split(tmp_path, folder):
 
 def test_the_config_folders_of_a_clone_are_taken_or_named(tmp_path):
     jsonl(tmp_path / "only" / "train-00000-of-00001.jsonl", GOOD)
+    spec = dataset_spec(str(tmp_path))
     assert len(read(tmp_path)) == 1
+    assert splits_of(spec) == ("train",)
+    jsonl(tmp_path / "test.jsonl", GOOD)
+    assert splits_of(spec) == ("test",), "a folder with a split of its own is no such clone"
+    (tmp_path / "test.jsonl").unlink()
     jsonl(tmp_path / "other" / "train-00000-of-00001.jsonl", GOOD)
     with pytest.raises(DataError, match="no train split of its own, its folders have: only, other"):
         read(tmp_path)

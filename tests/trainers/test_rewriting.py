@@ -109,6 +109,13 @@ def test_answers_that_are_no_rewritings_are_asked_for_anew(rewrite, endpoint, tm
     assert endpoint.requests.total() == 16 + len(UNUSABLE)
 
 
+@pytest.mark.parametrize(
+    "said", ["I’m sorry, but that is not possible.", "I can’t help with that request, sorry."]
+)
+def test_a_refusal_may_have_a_typographers_apostrophe(said):
+    assert rewriting.fault("The train to Rome leaves at nine, I think.", said, wanted=None) == "refused"
+
+
 def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint, tmp_path):
     endpoint.acts[original(2, "chosen")] = ["refusal"] * 9
     endpoint.acts[original(4, "rejected")] = ["400"] * 9
@@ -210,10 +217,13 @@ def test_a_cap_is_never_passed_and_a_higher_one_goes_on(rewrite, endpoint, tmp_p
         (["--prompt", "gone.txt"], "there is no such file"),
         (["--sample", "0"], "--sample 0"),
         (["--attempts", "0"], "--attempts 0"),
-        (["--max-cost", "1"], "needs --input-price"),
+        (["--max-cost", "1", "--input-price", "1"], "needs --input-price and --output-price"),
+        (["--language", "French"], "--language French: give a code of two letters"),
+        (["--out", "test.jsonl"], "--out test.jsonl is there, and no rewriting"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(rewrite, endpoint, words, message):
+def test_what_cannot_be_meant_is_refused(rewrite, endpoint, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
     code, said = rewrite(*words)
     assert code == 2
     assert message in said

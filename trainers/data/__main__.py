@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Union
@@ -22,6 +22,8 @@ from trainers.data.sources import (
     RowFlags,
     chosen_spec,
     dataset_spec,
+    flags,
+    has_own_test,
     iter_pairs,
     own_split,
     read_pairs,
@@ -38,6 +40,8 @@ from trainers.storage import disk_named, replace
 
 # What a set is for, and the split that is for it.
 _ROLES: dict[Role, str] = {"train": "train", "eval": "test"}
+# Flags for sets without a test split.
+_DIVIDES = ("test_share", "split_seed", "group_by")
 _Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]NAME|PATH")]
 
 
@@ -157,14 +161,21 @@ class Prepare:
         names = splits_of(spec)
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
+        record_file, source = self.out / "prepared.json", _source_of(spec)
+        before = json.loads(record_file.read_bytes()) if record_file.is_file() else {}
+        same = (before.get("source"), *before.get("splits", ())) == (source, *names)
+        if self.out.is_file() or (not same and any(self.out.glob("[!.]*"))):
+            raise SpecError(
+                f"--out {self.out} is no new folder, nor that of an earlier `prepare` of {spec.name}; give another."
+            )
         self.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.out) as drafts, disk_named(self.out):
+        with tempfile.TemporaryDirectory(prefix=".", dir=self.out) as drafts, disk_named(self.out):
             files = {split: Path(drafts) / f"{split}.jsonl" for split in names}
             splits = {split: _read(spec, split, [], 0, file) for split, file in files.items()}
             for file in files.values():
                 file.replace(self.out / file.name)
-        record = {"name": spec.name, "source": _source_of(spec), "revision": spec.revision, "splits": splits}
-        replace(self.out / "prepared.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        record = {"name": spec.name, "source": source, "revision": spec.revision, "splits": splits}
+        replace(record_file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +207,12 @@ class AuditFlags:
             (self.train, ("train",)),
             (self.eval, ("eval",)),
         )
-        specs = [(*_named_spec(word, self.rows), roles) for words, roles in groups for word in words]
+        given = row_fields(self.rows)
+        specs = [(*_named_spec(word, given), roles) for words, roles in groups for word in words]
+        if unused := [
+            name for name in given if all(getattr(spec, name) != given[name] for _, spec, _ in specs)
+        ]:
+            raise SpecError(f"{flags(unused)}: no set here can be read so; leave it out.")
         read = [_audit_set(name, spec, role) for name, spec, roles in specs for role in roles or _roles(spec)]
         names = [item.name for item in read]
         if twice := sorted({name.rpartition("/")[0] for name in names if names.count(name) > 1}):
@@ -225,7 +241,7 @@ class AuditFlags:
         print(f"{counts}; everything measured: {self.out}")
 
 
-def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
+def _named_spec(word: str, given: Mapping[str, Any]) -> tuple[str, DatasetSpec]:
     """Return the name and the set of NAME=SOURCE or SOURCE. Raises SpecError, DataError."""
     name, equals, source = word.partition("=")
     if not equals or name in SUITES or Path(word).expanduser().exists():
@@ -235,7 +251,9 @@ def _named_spec(word: str, rows: RowFlags) -> tuple[str, DatasetSpec]:
     spec = dataset_spec(source)
     # The flags are for your own sets, not the named ones.
     if not spec.selection and named_set(spec.name) != spec:
-        spec = dataclasses.replace(spec, **row_fields(rows))
+        divides = () if has_own_test(spec) else _DIVIDES
+        taken = {name: value for name, value in given.items() if name in divides or name not in _DIVIDES}
+        spec = dataclasses.replace(spec, **taken)
     return given_name("NAME", name) if name else spec.name, dataclasses.replace(spec, skip_bad_rows=True)
 
 

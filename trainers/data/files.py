@@ -99,7 +99,8 @@ def split_files(path: Path, split: str) -> list[Path]:
             ending = file_ending(file)
             stem = file.name[: -len(ending)] if ending else ""
             if stem and (not name or stem == name or stem.startswith(f"{name}-")):
-                found.setdefault((place, ending, stem == name), []).append(file)
+                # Two whole files differ by the case of their endings.
+                found.setdefault((place, ending, stem == name and file), []).append(file)
     if len(found) > 1:
         first = ", ".join(str(files[0].relative_to(path)) for files in found.values())
         raise DataError(f"{path} holds the {split} split more than once ({first}): which is meant? Keep one.")

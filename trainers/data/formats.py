@@ -116,6 +116,8 @@ def _of_two(name: str, columns: tuple[str, ...], ratings: Callable[[Any], tuple[
 
 
 def _strength(value: Any) -> tuple[float, float]:
+    if isinstance(value, bool):
+        raise Fault(f"the preference {value} does not say which of the two is preferred.")
     return 0.0, float(value)
 
 

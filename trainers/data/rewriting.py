@@ -45,7 +45,7 @@ _PROMPTS = Path(__file__).parent / "prompts"
 # Shorter texts may say the same in much more or fewer characters, or in the same ones.
 _SHORT = 40
 _REFUSAL = re.compile(
-    r"^\W*(i'm|i am) (sorry|unable|not able)|^\W*(sorry|i),? (but )?i?\s?(cannot|can't|won't)\b|^\W*as an ai\b",
+    r"^\W*(i['’]m|i am) (sorry|unable|not able)|^\W*(sorry|i),? (but )?i?\s?(cannot|can['’]t|won['’]t)\b|^\W*as an ai\b",
     re.I,
 )
 # Characters of a token: for estimates, and at the least, for what is set aside.
@@ -323,6 +323,8 @@ class Rewrite:
         texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
         out.parent.mkdir(parents=True, exist_ok=True)
         journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
+        if out.exists() and not journal:
+            raise SpecError(f"--out {out} is there, and no rewriting: it has no journal. Give another file.")
         wanted = self.language or LANGUAGES.get(self.into)
         rewriter = Rewriter(prompt=prompt, wanted=wanted, asking=self, journal=journal)
         missing, paid = rewriter.missing(texts), rewriter.spent()
@@ -345,7 +347,9 @@ class Rewrite:
             raise SpecError("give --endpoint URL, or set OPENAI_BASE_URL.")
         if self.model is None:
             raise SpecError("--endpoint needs --model NAME.")
-        if self.max_cost is not None and not (self.input_price or self.output_price):
+        if self.language and not re.fullmatch("[a-z]{2}", self.language):
+            raise SpecError(f"--language {self.language}: give a code of two letters, for example fr.")
+        if self.max_cost is not None and not (self.input_price and self.output_price):
             raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
         for name in ("max_tokens", "attempts", "concurrency"):
             if getattr(self, name) < 1:

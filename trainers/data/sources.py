@@ -14,7 +14,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,24 +133,35 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
             raise SpecError(f"--from {path}: {spec.name} is not made of other files; give the path itself.")
         if not path.exists():
             raise DataError(f"--from {path}: there is no such file or folder.")
-        spec = dataclasses.replace(spec, source=str(path))
+        # Nobody says which revision a copy is of.
+        spec = dataclasses.replace(spec, source=str(path), revision=None)
     given = row_fields(reading)
-    usual = row_fields(RowFlags())
-    fixed = [name for name, value in given.items() if value != usual[name]]
+    fixed = [*given]
     if reading.skip_bad_rows and spec.selection and spec.selection not in SUITES:
         fixed.append("skip_bad_rows")
     if fixed and (spec.selection or spec.source.startswith(BUILTIN)):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
         raise SpecError(
-            f"{flags}: which rows {spec.name} has is set; give its files as a PATH to change that."
+            f"{flags(fixed)}: which rows {spec.name} has is set; give its files as a PATH to change that."
+        )
+    if reading.test_share and has_own_test(spec):
+        raise SpecError(
+            f"--test-share {reading.test_share:g}: {data} has a {spec.test_split} split of its own; leave it out."
         )
     return dataclasses.replace(spec, **given, skip_bad_rows=reading.skip_bad_rows)
 
 
 def row_fields(rows: RowFlags) -> dict[str, Any]:
-    """Return the flags as fields of a DatasetSpec. Raises SpecError."""
-    fields = {field.name: getattr(rows, field.name) for field in dataclasses.fields(RowFlags)}
-    return {**fields, "columns": tuple(map(parse_column, rows.columns))}
+    """Return the flags that were given, as fields of a DatasetSpec. Raises SpecError."""
+    if rows.split_seed and not rows.test_share:
+        raise SpecError("--split-seed says how --test-share divides a set; give that, too.")
+    usual = {field.name: field.default for field in dataclasses.fields(RowFlags)}
+    given = {name: getattr(rows, name) for name in usual if getattr(rows, name) != usual[name]}
+    return given | ({"columns": tuple(map(parse_column, rows.columns))} if rows.columns else {})
+
+
+def flags(names: Iterable[str]) -> str:
+    """Return the flags of these fields, for a message."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def parse_column(text: str) -> tuple[str, str]:
@@ -307,7 +318,7 @@ def _suite_rows(spec: DatasetSpec, suite: Suite) -> Iterator[Located]:
     place, splits = Path(spec.source), suite.splits
     if place.exists():
         # A copy may be of one split, or one file.
-        splits = tuple(s for s in splits if place.is_dir() and has_split(spec, s)) or splits[:1]
+        splits = tuple(split for split in splits if has_split(spec, split)) or splits[:1]
     rows = itertools.chain.from_iterable(_rows(spec, split) for split in splits)
     if not suite.prompt_id:
         yield from rows
@@ -375,16 +386,7 @@ def _rows(spec: DatasetSpec, split: str) -> Iterator[Located]:
 def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
     if not (path.is_file() or path.is_dir()):
         raise DataError(f"{path} is neither a file nor a folder.")
-    files = [path] if path.is_file() else split_files(path, split)
-    configs = [] if files else [folder for folder in sorted(path.iterdir()) if _holds(folder, split)]
-    # A suite's languages are folders.
-    if len(configs) == 1 or spec.selection in SUITES:
-        files = [file for folder in configs for file in split_files(folder, split)] or files
-    elif configs:
-        raise DataError(
-            f"{path} has no {split} split of its own, its folders have: {', '.join(folder.name for folder in configs[:8])}. "
-            f"Give one of them, for example {configs[0]}."
-        )
+    files = [path] if path.is_file() else _files_of(spec, path, split)
     if not files:
         found = ", ".join(sorted({entry.name for entry in path.iterdir()})[:8])
         other = next((f" Its {n} split" for n in _VALIDATION if split == "test" and split_files(path, n)), "")
@@ -397,13 +399,35 @@ def _local_rows(spec: DatasetSpec, path: Path, split: str) -> Iterator[Located]:
         yield from file_rows(file)
 
 
-def _holds(folder: Path, split: str) -> bool:
-    return folder.is_dir() and folder.name not in (split, "data") and bool(split_files(folder, split))
+def _files_of(spec: DatasetSpec, path: Path, split: str) -> list[Path]:
+    """Return a folder's files of `split`; where it has no split of its own, those of its config folder. Raises DataError."""
+    if files := split_files(path, split):
+        return files
+    configs = {
+        folder: found
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and folder.name not in (split, "data") and (found := split_files(folder, split))
+    }
+    if configs and any(split_files(path, own) for own in (spec.train_split, spec.test_split)):
+        return []
+    # A suite's languages are folders.
+    if len(configs) > 1 and spec.selection not in SUITES:
+        raise DataError(
+            f"{path} has no {split} split of its own, its folders have: {', '.join(folder.name for folder in [*configs][:8])}. "
+            f"Give one of them, for example {next(iter(configs))}."
+        )
+    return [file for found in configs.values() for file in found]
 
 
 def has_split(spec: DatasetSpec, split: str) -> bool:
-    """Return whether a local folder has files of `split`."""
-    return bool(split_files(Path(spec.source), split))
+    """Return whether a source is a local folder that has files of `split`. Raises DataError."""
+    path = Path(spec.source)
+    return path.is_dir() and bool(_files_of(spec, path, split))
+
+
+def has_own_test(spec: DatasetSpec) -> bool:
+    """Return whether there is nothing to divide: one split is named, or a folder has both. Raises DataError."""
+    return spec.train_split == spec.test_split or has_split(spec, spec.test_split)
 
 
 def splits_of(spec: DatasetSpec) -> tuple[str, ...]:
