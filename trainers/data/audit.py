@@ -471,14 +471,12 @@ def _cut(audit: SetAudit) -> Iterator[Finding]:
     if not shares or max(shares.values()) <= _MANY:
         return
     number = ", ".join(f"{audit.cut[column]} of {audit.long_responses[column]} {column}" for column in shares)
+    severity: Severity = "info"
+    effect = "Responses end in mid-sentence on both sides: rewards read at the last token judge a fragment."
     if len(shares) == 2 and abs(shares["chosen"] - shares["rejected"]) > _MANY:
+        severity = "warn"
         effect = "More on one side than on the other: an ending alone tells chosen from rejected."
-        yield Finding("warn", "unfinished responses", audit.name, number, effect)
-    else:
-        effect = (
-            "Responses end in mid-sentence on both sides: rewards read at the last token judge a fragment."
-        )
-        yield Finding("info", "unfinished responses", audit.name, number, effect)
+    yield Finding(severity, "unfinished responses", audit.name, number, effect)
 
 
 def _languages_of(audit: SetAudit) -> Iterator[Finding]:
@@ -507,13 +505,11 @@ def _rewriting_of(audit: SetAudit) -> Iterator[Finding]:
         f"{found.overlap:.3f} (the original with itself {found.itself:.3f}; {found.unchanged} of "
         f"{found.responses} responses unchanged)"
     )
-    what = "token overlap with the original"
+    severity: Severity = "info"
+    effect = "The tokens are others while the content is the same: a token-level shift, as declared."
     if found.overlap > _HARDLY_REWRITTEN * found.itself:
-        effect = "The responses are hardly rewritten: this is no token-level shift."
-        yield Finding("warn", what, audit.name, number, effect)
-    else:
-        effect = "The tokens are others while the content is the same: a token-level shift, as declared."
-        yield Finding("info", what, audit.name, number, effect)
+        severity, effect = "warn", "The responses are hardly rewritten: this is no token-level shift."
+    yield Finding(severity, "token overlap with the original", audit.name, number, effect)
 
 
 def set_findings(audit: SetAudit) -> Iterator[Finding]:

@@ -237,11 +237,6 @@ _PLAIN = _called("prompt, chosen and rejected", "prompt", *_SIDES)
 # A row → its format → its pairs.
 
 
-def format_of(row: Row, spec: DatasetSpec) -> Format:
-    """Return the format of a split from its first row."""
-    return _format_of(_named(row, spec))
-
-
 def pairs_of(located: Located, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     """Return the pairs of a row in its split's format `read_as`; ties only if the set keeps them. Raises DataError."""
     try:
@@ -272,7 +267,9 @@ def _named(row: Row, spec: DatasetSpec) -> Row:
     return {**row, **mapped} if mapped else row
 
 
-def _format_of(row: Row) -> Format:
+def format_of(row: Row, spec: DatasetSpec) -> Format:
+    """Return the format of a row, which is that of its split if it is the first."""
+    row = _named(row, spec)
     asked = next((name for name in ("prompt", "question") if name in row), None)
     has_sides = "chosen" in row and "rejected" in row
     if not (has_sides and (asked or all(_begins_in_prompt(row[side]) for side in _SIDES))):
@@ -302,7 +299,7 @@ def _pairs_of(row: Row, spec: DatasetSpec, read_as: Format) -> list[Pair]:
     for name in (*called.values(), *(column for column in read_as.columns if column not in called)):
         if name not in row:
             raise Fault(_missing(name, row, read_as if read_as in FORMATS else _PLAIN))
-    if (found := _format_of(named)) != read_as:
+    if (found := format_of(row, spec)) != read_as:
         raise Fault(
             f"is {found.name}, and the split's first row is {read_as.name}; give each format a file of its own."
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trainers.data import worlds
 from trainers.data.files import Located, Row
 from trainers.data.records import Pair, as_row, user_prompt
-from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, Edge, is_cycle
+from trainers.data.worlds import EDGE_SEPARATOR, PAPER_GRAPHS, SEPARATOR, is_cycle, steps
 from trainers.errors import DataError, SpecError
 from trainers.evaluate.suites import SUITES
 from trainers.specs import BUILTIN, FETCHED, DatasetSpec, DrawSpec
@@ -60,19 +60,6 @@ PARAPHRASED_CHOSEN_PREFIX, PARAPHRASED_CHOSEN_WORDS = "My response would be ", (
 PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS = "I lean toward ", ("not really", "nope")
 
 
-# The sets that are generated: the function that returns the pairs of a split.
-BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
-    "tiny_world": worlds.tiny_pairs,
-    "tiny_world_paraphrase": worlds.paraphrased_pairs,
-    "tiny_world_candidates": worlds.candidate_pairs,
-    "tiny_world_reworded": worlds.reworded_pairs,
-    "tiny_world_other_words": worlds.other_words_pairs,
-    "tiny_world_with_rewording": worlds.pairs_with_rewording,
-    "tiny_requests": worlds.request_pairs,
-    "hamiltonian": worlds.hamiltonian_pairs,
-    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
-    "hamiltonian_paper": lambda split: paper_hamiltonian_pairs(split),
-}
 # Name, source, and what it is.
 _SETS = (
     (
@@ -143,16 +130,6 @@ def permutation(count: int, source: "Generator") -> list[int]:
 
     order: list[int] = torch.randperm(count, generator=source).tolist()
     return order
-
-
-def divide(rows: Sequence[Drawn], test_rows: int, source: "Generator") -> tuple[list[Drawn], list[Drawn]]:
-    """Return the (train, test) rows of a set of one split. Raises DataError where there are too few."""
-    if len(rows) <= test_rows:
-        raise DataError(
-            f"{len(rows)} rows are left, of which {test_rows} are for testing: is this the whole set?"
-        )
-    order = draw(rows, None, source)
-    return order[: len(rows) - test_rows], order[len(rows) - test_rows :]
 
 
 def draw(rows: Sequence[Drawn], most: int | None, source: "Generator") -> list[Drawn]:
@@ -289,12 +266,17 @@ def selected_rows(selection: str, rows_of: RowsOf, side: str) -> Iterator[Locate
 
 
 def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, list[Located]]:
-    """Return the rows that each side's draw takes, in its order, without what is in them."""
+    """Return the rows that each side's draw takes, in its order, without what is in them. Raises DataError."""
     source = generator(SEED)
     found = {split: _filtered(paper, rows_of(split)) for split in dict.fromkeys(paper.splits.values())}
     rows = {side: found[split] for side, split in paper.splits.items()}
-    if paper.test_rows:
-        rows["train"], rows["test"] = divide(rows["train"], paper.test_rows, source)
+    if for_testing := paper.test_rows:
+        order = draw(rows["train"], None, source)
+        if len(order) <= for_testing:
+            raise DataError(
+                f"{len(order)} rows are left, of which {for_testing} are for testing: is this the whole set?"
+            )
+        rows = {"train": order[:-for_testing], "test": order[-for_testing:]}
     return {
         side: draw([row for row, fits in rows[side] if fits], paper.pairs[side], source)
         for side in ("train", "test")
@@ -377,21 +359,15 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 # The paper's Hamiltonian-cycle pairs, in its own text format; worlds.py has the task in the words of the tiny models.
 
 
+@functools.cache
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
     worlds.require_split(split)
-    return list(_paper_hamiltonian_pairs()[split])
-
-
-@functools.cache
-def _paper_hamiltonian_pairs() -> dict[str, list[Pair]]:
     source = generator(PAPER_GRAPHS.seed)
     # The official code generates 5000 training pairs and draws from them.
     train, test = ([_paper_pair(source) for _ in range(count)] for count in (5000, 200))
-    return {
-        "train": draw(train, PAPER_GRAPHS.train_pairs, source),
-        "test": draw(test, PAPER_GRAPHS.test_pairs, source),
-    }
+    drawn = draw(train, PAPER_GRAPHS.train_pairs, source)
+    return drawn if split == "train" else draw(test, PAPER_GRAPHS.test_pairs, source)
 
 
 def _paper_pair(source: "Generator") -> Pair:
@@ -399,8 +375,7 @@ def _paper_pair(source: "Generator") -> Pair:
 
     count = PAPER_GRAPHS.vertices
     cycle = permutation(count, source)
-    steps = zip(cycle, [*cycle[1:], cycle[0]], strict=True)
-    planted: list[Edge] = [(min(step), max(step)) for step in steps]
+    planted = steps(cycle)
     others = [edge for edge in itertools.combinations(range(count), 2) if edge not in planted]
     chance = PAPER_GRAPHS.edge_probability
     edges = [*planted, *(edge for edge in others if torch.rand(1, generator=source).item() < chance)]
@@ -415,3 +390,18 @@ def _paper_pair(source: "Generator") -> Pair:
         chosen=SEPARATOR.join(map(str, cycle)),
         rejected=SEPARATOR.join(map(str, wrong)),
     )
+
+
+# The sets that are generated: the function that returns the pairs of a split.
+BUILTIN_SETS: Mapping[str, Callable[[str], list[Pair]]] = {
+    "tiny_world": worlds.tiny_pairs,
+    "tiny_world_paraphrase": worlds.paraphrased_pairs,
+    "tiny_world_candidates": worlds.candidate_pairs,
+    "tiny_world_reworded": worlds.reworded_pairs,
+    "tiny_world_other_words": worlds.other_words_pairs,
+    "tiny_world_with_rewording": worlds.pairs_with_rewording,
+    "tiny_requests": worlds.request_pairs,
+    "hamiltonian": worlds.hamiltonian_pairs,
+    "hamiltonian_verification": functools.partial(worlds.hamiltonian_pairs, spec=worlds.VERIFICATION_GRAPHS),
+    "hamiltonian_paper": paper_hamiltonian_pairs,
+}

@@ -69,7 +69,8 @@ class Spending(NamedTuple):
     cost: float
 
     def __str__(self) -> str:
-        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, cost {self.cost:.2f}"
+        cost = f", cost {self.cost:.2f}" if self.cost else ""
+        return f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens{cost}"
 
 
 # Is an answer a rewriting?
@@ -351,9 +352,9 @@ class Rewrite:
             raise SpecError(f"--language {self.language}: give a code of two letters, for example fr.")
         if self.max_cost is not None and not (self.input_price and self.output_price):
             raise SpecError("--max-cost needs --input-price and --output-price, per million tokens.")
-        for name in ("max_tokens", "attempts", "concurrency"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1.")
+        for name in ("max_tokens", "attempts", "concurrency", "sample"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SpecError(f"--{name.replace('_', '-')} {value}: give at least 1.")
 
     def spending(self, prompt_tokens: float, completion_tokens: float) -> Spending:
         """Return these numbers of tokens with their price."""
@@ -380,9 +381,7 @@ class Rewrite:
 
 
 def _sampled(pairs: Sequence[Pair], sample: int | None) -> list[tuple[int, Pair]]:
-    """Return (row, pair) of a draw, in the set's order; of all where `sample` is None. Raises SpecError, DataError."""
-    if sample is not None and sample < 1:
-        raise SpecError(f"--sample {sample}: give at least 1.")
+    """Return (row, pair) of a draw, in the set's order; of all where `sample` is None. Raises DataError."""
     for number, pair in enumerate(pairs):
         if any(len(turns) > 1 or turns[0].said_in_fields() for turns in pair.responses):
             raise DataError(

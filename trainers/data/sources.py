@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from trainers.data import known
 from trainers.data.files import Fault, Located, file_rows, file_stem, split_files, without_nulls
 from trainers.data.formats import Format, format_of, pairs_of
 from trainers.data.known import (
@@ -32,6 +31,7 @@ from trainers.data.known import (
     REWRITES,
     Funnel,
     named_set,
+    rewrites_base,
     selected_rows,
     selected_splits,
 )
@@ -88,17 +88,17 @@ def dataset_spec(data: str) -> DatasetSpec:
     if split:
         return dataclasses.replace(dataset_spec(whole), train_split=split, test_split=split)
     path = Path(data).expanduser()
-    spec = None if path.exists() else named_set(data)
-    if spec is not None:
-        return spec
-    name, equals, copy = data.partition("=")
-    if equals and name in SUITES and not path.exists():
-        return suite_spec(name, copy)
-    if not path.exists() and not HUB_ID.fullmatch(data):
-        raise DataError(
-            f"{data}: there is no such file or folder, it is no known data set "
-            f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
-        )
+    if not path.exists():
+        if spec := named_set(data):
+            return spec
+        name, equals, copy = data.partition("=")
+        if equals and name in SUITES:
+            return suite_spec(name, copy)
+        if not HUB_ID.fullmatch(data):
+            raise DataError(
+                f"{data}: there is no such file or folder, it is no known data set "
+                f"({', '.join(spec.name for spec in DATASETS)}) and no hub id."
+            )
     try:
         name = clean_name(file_stem(path))
     except SpecError:
@@ -499,7 +499,7 @@ def _fetched(name: str, split: str) -> Path:
     if split not in ("train", "test"):
         raise DataError(f"data set {name} has the splits train and test, not {split}.")
     place = f"{REWRITES[name]}/{split}/data-00000-of-00001.arrow"
-    url = f"{known.rewrites_base()}/{place}"
+    url = f"{rewrites_base()}/{place}"
     file = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/rmsweep").expanduser() / "fetched" / place
     noted = file.with_name(f"{file.name}.sha256")
     # pooch would print the address, and that of a mirror may hold a password.

@@ -291,7 +291,7 @@ def random_graph(spec: HamiltonianSpec, rng: random.Random) -> tuple[list[Edge],
     every_edge = list(combinations(range(spec.vertices), 2))
     while True:
         cycle = rng.sample(range(spec.vertices), spec.vertices)
-        planted = {_sorted_edge(edge) for edge in _steps(cycle)}
+        planted = steps(cycle)
         edges = [e for e in every_edge if e in planted or rng.random() < spec.edge_probability]
         if len(edges) == len(every_edge):
             continue
@@ -302,18 +302,13 @@ def random_graph(spec: HamiltonianSpec, rng: random.Random) -> tuple[list[Edge],
 
 def is_cycle(order: Sequence[int], vertices: int, edges: Sequence[Edge]) -> bool:
     """Return whether `order` visits every vertex once and every step, the closing one too, is an edge."""
-    if sorted(order) != list(range(vertices)):
-        return False
-    known = {_sorted_edge(edge) for edge in edges}
-    return all(_sorted_edge(step) in known for step in _steps(order))
+    known = {(min(edge), max(edge)) for edge in edges}
+    return sorted(order) == list(range(vertices)) and known.issuperset(steps(order))
 
 
-def _steps(order: Sequence[int]) -> list[Edge]:
-    return list(zip(order, [*order[1:], order[0]], strict=True))
-
-
-def _sorted_edge(edge: Edge) -> Edge:
-    return (min(edge), max(edge))
+def steps(order: Sequence[int]) -> list[Edge]:
+    """Return the edges from each vertex to the next and from the last to the first, each with its smaller end first."""
+    return [(min(step), max(step)) for step in zip(order, [*order[1:], order[0]], strict=True)]
 
 
 def prompt_text(vertices: int, edges: Sequence[Edge]) -> str:

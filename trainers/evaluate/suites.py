@@ -193,9 +193,9 @@ def _by(items: Iterable[Scored], part: Callable[[Scored], str]) -> dict[str, lis
     return dict(sorted(found.items()))
 
 
-def _accuracies(items: Iterable[Scored], part: str, of: Callable[[Scored], float]) -> Numbers:
+def _accuracies(items: Iterable[Scored], part: str) -> Numbers:
     return {
-        f"{part}/{name}": _mean(map(of, own))
+        f"{part}/{name}": _mean(item.share_of_pairs for item in own)
         for name, own in _by(items, lambda item: getattr(item, part)).items()
         if name
     }
@@ -232,7 +232,7 @@ _SECTIONS: Mapping[str, Mapping[str, int]] = {
 
 def _rewardbench_numbers(items: Sequence[Scored]) -> Numbers:
     """The score is the mean of four sections (rewardbench/utils.py, calculate_scores_per_section)."""
-    subsets = _accuracies(items, "subset", lambda item: item.wins)
+    subsets = _accuracies(items, "subset")
     sections = {}
     for section, weights in _SECTIONS.items():
         found = {name: weight for name, weight in weights.items() if f"subset/{name}" in subsets}
@@ -326,8 +326,7 @@ _JUDGED = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 def _of_pairs(items: Sequence[Scored]) -> Numbers:
     """The score is the accuracy over all pairs (JudgeBench, utils/metrics.py; PPE, whose scorers were not at hand)."""
     pairs = [item.right[right] > item.wrong[wrong] for item in items for right, wrong in item.pairs]
-    parts = [_accuracies(items, part, lambda item: item.share_of_pairs) for part in ("subset", "group")]
-    return {"score": _mean(pairs), **parts[0], **parts[1]}
+    return {"score": _mean(pairs), **_accuracies(items, "subset"), **_accuracies(items, "group")}
 
 
 def _rewardmath_numbers(items: Sequence[Scored]) -> Numbers:
