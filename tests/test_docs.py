@@ -1,7 +1,7 @@
 """README.md and docs/: every link resolves, every command can be parsed, and what a page promises of one is so.
 
 The README's commands are run by test_readme.py, those of docs/cluster.md by tests/cluster, those of docs/data.md by
-tests/trainers/test_data_docs.py and here.
+tests/trainers/test_data_commands.py and here.
 """
 
 import json

@@ -85,7 +85,7 @@ def test_columns_are_mapped_and_a_file_is_divided_by_problem(audit):
     ("arguments", "message"),
     [
         ([], "name at least one set"),
-        (["./nowhere"], "./nowhere: no such file or folder"),
+        (["./nowhere"], "./nowhere: there is no such file or folder"),
         (["empty"], "empty has no test split"),
         (
             ["bad.jsonl"],

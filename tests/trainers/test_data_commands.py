@@ -1,7 +1,8 @@
-"""`python -m trainers.data`: what is printed, what is written, how faults end."""
+"""`python -m trainers.data`: what is printed, what is written, how faults end; the commands of docs/data.md."""
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from trainers.data.sources import read_pairs
 from trainers.specs import DatasetSpec
 
 GOOD = {"prompt": "why?", "chosen": "because", "rejected": "no idea"}
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+COMMANDS = [found[1] for found in re.finditer(r"^    \.venv/bin/python -m trainers\.data (.+)$", PAGE, re.M)]
 
 
 @pytest.fixture
@@ -164,6 +167,7 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["show", "tiny_world:validation"], 'split is "validation"'),
         (["show", "nothing_such"], "no known data set (ultrafeedback,"),
         (["show", "tiny_world", "--from", "a.jsonl"], "is not made of other files"),
         (["show", "persona", "--from", "gone.jsonl"], "there is no such file or folder"),
@@ -198,3 +202,22 @@ def test_wrong_usage_and_input_are_said_in_one_line(say, tmp_path, monkeypatch, 
     assert message in error
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_the_page_has_a_command_of_each_kind():
+    assert {words.split()[0] for words in COMMANDS} == {"list", "show", "prepare", "rewrite"}
+
+
+# Without those that need a network.
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "--endpoint https://" not in words])
+def test_a_command_of_the_page_does_what_it_says(say, words, shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"question": f"q{n}", "best": f"good {n}", "worst": "bad", "problem": n // 2, "unused": None}
+        for n in range(40)
+    ]
+    rows(Path("mine.jsonl"), *lines)
+    Path("agreeableness.jsonl").symlink_to(shared / "data" / "persona" / "agreeableness.jsonl")
+    code, out, _ = say(*shlex.split(words))
+    assert code == 0
+    assert out.strip()

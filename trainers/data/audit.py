@@ -81,17 +81,14 @@ class LengthBaseline:
 
     @property
     def better(self) -> str:
-        """Which of the two rules is above one half."""
         return "longer wins" if self.longer_wins >= 0.5 else "shorter wins"
 
     @property
     def shortcut(self) -> float:
-        """The accuracy of the better rule."""
         return max(self.longer_wins, 1.0 - self.longer_wins)
 
     @property
     def significant(self) -> bool:
-        """Whether one half is outside the interval."""
         return not self.low <= 0.5 <= self.high
 
 
@@ -297,7 +294,6 @@ class Finding(NamedTuple):
 
     @property
     def said(self) -> str:
-        """The finding as a line."""
         return f"data: {self.what}, {self.where}: {self.number}. {self.effect}"
 
 

@@ -547,8 +547,7 @@ def _turn(turn: dict[str, Any], column: str) -> Message:
 
 
 def _fields(turn: dict[str, Any], known: tuple[str, str], column: str) -> str:
-    more = {name: item for name, item in turn.items() if name not in known}
-    more = {name: item for name, item in more.items() if item not in (None, "", [], {})}
+    more = {name: it for name, it in turn.items() if name not in known and it not in (None, "", [], {})}
     return text_of(_json_of(more), column) if more else ""
 
 

@@ -62,11 +62,7 @@ PARAPHRASED_REJECTED_PREFIX, PARAPHRASED_REJECTED_WORDS = "I lean toward ", ("no
 
 # Name, source, and what it is.
 _SETS = (
-    (
-        "ultrafeedback",
-        "HuggingFaceH4/ultrafeedback_binarized",
-        "2000 and 200 pairs, the paper's filters and draw",
-    ),
+    ("ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized", "2000 and 200, the paper's draw"),
     *((name, FETCHED, "its responses rewritten by gpt-4.1-2025-04-14, 200 and 200") for name in REWRITES),
     ("rewardmath", "RewardMATH/RewardMATH_pairwise", "2000 and 200, the test leaks; trains on 1000"),
     ("rewardbench_math", "allenai/reward-bench", "subset math-prm, 34 and 200"),
@@ -197,11 +193,11 @@ class PaperDraw:
     splits: Mapping[str, str]
     test_rows: int | None = None
     pairs: Mapping[str, int | None] = field(default_factory=lambda: {"train": None, "test": 200})
-    drop_translation: bool = False
 
 
 def _ultrafeedback(row: Row) -> Texts | None:
-    if row["score_chosen"] <= row["score_rejected"]:
+    asked = row["prompt"].lower()
+    if row["score_chosen"] <= row["score_rejected"] or "translate" in asked or "translation" in asked:
         return None
     return row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]
 
@@ -221,7 +217,6 @@ PAPER_DRAWS: Mapping[str, PaperDraw] = {
         texts=_ultrafeedback,
         splits={"train": "train_prefs", "test": "test_prefs"},
         pairs={"train": 2000, "test": 200},
-        drop_translation=True,
     ),
     "rewardmath": PaperDraw(
         texts=_rewardmath,
@@ -252,7 +247,11 @@ def selected_splits(selection: str) -> tuple[str, ...]:
 def selected_rows(selection: str, rows_of: RowsOf, side: str) -> Iterator[Located]:
     """Yield the rows of a selection's split, in the order of the draw."""
     if selection == PERSONA:
-        yield from _persona_rows(rows_of(PERSONA_STATEMENTS), side)
+        rows = [item.sound() for item in rows_of(PERSONA_STATEMENTS)]
+        # Those that an agreeable person would make.
+        matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
+        for number, pair in enumerate(persona_pairs([row["question"] for row in matching], side)):
+            yield Located(PERSONA, number, as_row(pair))
         return
     paper = PAPER_DRAWS[selection]
     # Read a second time: the texts of all rows together would take a gigabyte.
@@ -284,15 +283,13 @@ def paper_draw(paper: PaperDraw, rows_of: RowsOf) -> dict[str, list[Located]]:
 
 
 def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> list[tuple[Located, bool]]:
-    """Return the rows of `texts`, and whether each is short enough and, if the draw drops translations, asks for none."""
+    """Return the rows of `texts`, and whether each is short enough."""
     found: list[tuple[Located, bool]] = []
     while group := list(itertools.islice(rows, 256)):
         kept = [(item, texts) for item in group if (texts := paper.texts(item.sound())) is not None]
         short = short_enough([text for _, texts in kept for text in texts])
-        for place, (item, texts) in enumerate(kept):
-            asked = texts[0].lower()
-            translation = paper.drop_translation and ("translate" in asked or "translation" in asked)
-            found.append((item._replace(row={}), all(short[3 * place : 3 * place + 3]) and not translation))
+        for place, (item, _) in enumerate(kept):
+            found.append((item._replace(row={}), all(short[3 * place : 3 * place + 3])))
     return found
 
 
@@ -301,14 +298,6 @@ def _filtered(paper: PaperDraw, rows: Iterator[Located]) -> list[tuple[Located, 
 #     prompt    Is the following statement something you would say? "…"
 #     chosen    A truthful reply is sure        paraphrased    My response would be certainly
 #     rejected  My judgement: no                paraphrased    I lean toward nope
-
-
-def _persona_rows(statements: Iterator[Located], split: str) -> Iterator[Located]:
-    """Yield the pairs of `split`, made of the statements that an agreeable person would make."""
-    rows = [item.sound() for item in statements]
-    matching = [row for row in rows if row["answer_matching_behavior"].strip().lower() == "yes"]
-    for number, pair in enumerate(persona_pairs([row["question"] for row in matching], split)):
-        yield Located(PERSONA, number, as_row(pair))
 
 
 def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
@@ -359,15 +348,19 @@ def persona_pairs(questions: Sequence[str], split: str) -> list[Pair]:
 # The paper's Hamiltonian-cycle pairs, in its own text format; worlds.py has the task in the words of the tiny models.
 
 
-@functools.cache
 def paper_hamiltonian_pairs(split: str) -> list[Pair]:
     """Return the 1000 training or 200 test pairs. Raises SpecError on another split."""
     worlds.require_split(split)
+    train, test = _paper_splits()
+    return train if split == "train" else test
+
+
+@functools.cache
+def _paper_splits() -> tuple[list[Pair], list[Pair]]:
     source = generator(PAPER_GRAPHS.seed)
     # The official code generates 5000 training pairs and draws from them.
     train, test = ([_paper_pair(source) for _ in range(count)] for count in (5000, 200))
-    drawn = draw(train, PAPER_GRAPHS.train_pairs, source)
-    return drawn if split == "train" else draw(test, PAPER_GRAPHS.test_pairs, source)
+    return draw(train, PAPER_GRAPHS.train_pairs, source), draw(test, PAPER_GRAPHS.test_pairs, source)
 
 
 def _paper_pair(source: "Generator") -> Pair:

@@ -82,7 +82,6 @@ class Pair:
 
     @property
     def responses(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-        """The turns of the chosen and of the rejected response."""
         return (
             self.chosen_turns or (Message("assistant", self.chosen),),
             self.rejected_turns or (Message("assistant", self.rejected),),
@@ -123,14 +122,12 @@ class Digest:
         self.rows = self.without_margin = self.without_rewriting = 0
 
     def add(self, pair: Pair) -> None:
-        """Add the next pair."""
         self._digest.update(_COMPACT.encode(_listed(pair)).encode() + b"\n")
         self.rows += 1
         self.without_margin += pair.margin is None
         self.without_rewriting += pair.rewritten is None
 
     def hexdigest(self) -> str:
-        """Return 64 hexadecimal digits."""
         return self._digest.hexdigest()
 
 

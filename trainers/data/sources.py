@@ -350,9 +350,7 @@ def _is_in(spec: DatasetSpec, split: str, located: Located, pair: Pair) -> bool:
     said = json.dumps(group, sort_keys=True, default=str) if spec.group_by else json.dumps(group)
     digest = hashlib.sha256(f"{spec.split_seed}\n{said}".encode()).digest()
     for_test = int.from_bytes(digest[:8], "big") < spec.test_share * 2**64
-    return split == (spec.test_split if for_test else spec.train_split) and (
-        not for_test or split != spec.train_split
-    )
+    return split in (spec.train_split, spec.test_split) and for_test == (split != spec.train_split)
 
 
 def _selected_rows(spec: DatasetSpec, split: str) -> Iterator[Located]:

@@ -335,13 +335,7 @@ def _rewardmath_numbers(items: Sequence[Scored]) -> Numbers:
     return {"score": _mean(item.wins for item in items), "mrr": _mean(1 / rank for rank in ranks)}
 
 
-_PPE = {
-    "mmlu_pro": "MMLU-Pro",
-    "math": "MATH",
-    "gpqa": "GPQA",
-    "ifeval": "IFEval",
-    "mbpp_plus": "MBPP-Plus",
-}
+_PPE = {"mmlu_pro": "MMLU-Pro", "math": "MATH", "gpqa": "GPQA", "ifeval": "IFEval", "mbpp_plus": "MBPP-Plus"}
 
 SUITES: Mapping[str, Suite] = {
     "rewardbench": Suite(
