@@ -74,20 +74,13 @@ def test_case_white_space_and_compatible_characters_make_no_other_text(left: str
     assert TextIndex([left]).repeats_of(TextIndex(["else", right])).exact == (0,)
 
 
-def test_a_text_with_a_word_changed_is_nearly_equal_and_another_one_is_not():
-    known = TextIndex([words_from(0, 60)])
+def test_a_text_with_a_word_changed_is_nearly_equal_and_another_or_a_short_one_is_not():
+    known = TextIndex([words_from(0, 60), "is seven a prime number or not"])
     changed = words_from(0, 60).replace("word30", "other")
-    asked = TextIndex([words_from(500, 60), changed, words_from(0, 60), words_from(30, 60)])
-    found = asked.repeats_of(known)
+    short = "is five a prime number or not"
+    found = TextIndex([words_from(500, 60), changed, words_from(0, 60), short]).repeats_of(known)
     assert (found.exact, found.near) == ((2,), (1,))
-
-
-def test_short_texts_are_nearly_equal_to_nothing():
     assert shingles("one two three four five six seven").size == 0
-    short = TextIndex(["is five a prime number or not"]).repeats_of(
-        TextIndex(["is seven a prime number or not"])
-    )
-    assert (short.exact, short.near) == ((), ())
 
 
 def test_the_order_of_words_counts():
@@ -195,6 +188,8 @@ def test_a_leak_is_a_prompt_or_a_long_response_that_training_has():
     assert (found.prompts_exact, found.chosen_exact, found.rejected_exact) == (1, 2, 2)
     assert [finding.severity for finding in findings] == ["error"]
     assert "2 of 4 pairs" in findings[0].number
+    found, findings = shared_by([pair("question 0", "a", "b")], numbered(30))
+    assert (found.leaked, findings[0].severity) == ((0,), "warn"), "a single one of many"
 
 
 def test_what_training_rejects_and_the_evaluation_prefers_is_found():
@@ -204,14 +199,18 @@ def test_what_training_rejects_and_the_evaluation_prefers_is_found():
     assert findings[0].what == "label flipped"
 
 
-def test_a_single_leak_of_many_is_a_warning():
-    train = [pair("question 0", "a", "b")]
-    found, findings = shared_by(train, numbered(30))
-    assert (found.leaked, findings[0].severity) == ((0,), "warn")
-
-
-def test_a_set_without_faults_has_no_findings():
-    assert audited(numbered(40, chosen="{0} is right", rejected="{0} is wrong")) == {}
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("{0} is right", "{0} is wrong"),
+        # Longer in characters alone, which is no shortcut for a reader of tokens.
+        ("{0} extraordinarily", "{0} no"),
+        # Longer in characters and shorter in words.
+        ("incomprehensibilities {0}", "a b c {0}"),
+    ],
+)
+def test_a_set_without_faults_has_no_findings(chosen: str, rejected: str):
+    assert audited(numbered(40, chosen=chosen, rejected=rejected)) == {}
 
 
 def test_equal_contradicting_and_repeated_pairs_are_counted():
@@ -246,15 +245,6 @@ def test_rows_that_are_no_pair_are_an_error():
 def test_a_length_shortcut_is_judged_by_its_strength_and_the_sets_role(longer: int, role: str, severity: str):
     pairs = [pair(f"q {i}", "one two three" if i < longer else "one", "one two") for i in range(40)]
     assert audited(pairs, role)["length shortcut"].severity == severity
-
-
-def test_length_in_characters_alone_is_no_shortcut_for_a_reader_of_tokens():
-    assert audited(numbered(40, chosen="{0} extraordinarily", rejected="{0} no")) == {}
-
-
-def test_units_that_disagree_are_no_shortcut():
-    """Chosen is the longer one in characters and the shorter one in words."""
-    assert audited(numbered(40, chosen="incomprehensibilities {0}", rejected="a b c {0}")) == {}
 
 
 def test_cut_responses_are_worse_on_one_side():

@@ -8,7 +8,7 @@ suites' own code, in which an exact tie is no success; where that code was read,
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -416,7 +416,21 @@ def suite_numbers(
     found: dict[int, list[tuple[Candidates, float, float]]] = defaultdict(list)
     for place, high, low in zip(places, chosen.tolist(), rejected.tolist(), strict=True):
         found[place.number].append((place, high, low))
-    items = [*_complete(found.values())]
+    items = []
+    for rows in found.values():
+        place = rows[0][0]
+        right = {row[0].chosen: row[1] for row in rows}
+        wrong = {row[0].rejected: row[2] for row in rows}
+        if len(right) == place.right and len(wrong) == place.wrong:
+            one = Scored(
+                name=place.item,
+                subset=place.subset,
+                group=place.group,
+                right=np.array([right[number] for number in range(place.right)]),
+                wrong=np.array([wrong[number] for number in range(place.wrong)]),
+                pairs=[(row[0].chosen, row[0].rejected) for row in rows],
+            )
+            items.append(one)
     suite = SUITES[places[0].suite]
     numbers = (
         {name: value for name, value in suite.numbers(items).items() if math.isfinite(value)} if items else {}
@@ -426,19 +440,3 @@ def suite_numbers(
     # Items after the last one with a scored pair cannot be counted.
     counted = max(place.number for place in places) + 1
     return {**numbers, "items": float(len(items)), "left_out": float(counted - len(items))}
-
-
-def _complete(found: Iterable[Sequence[tuple[Candidates, float, float]]]) -> Iterator[Scored]:
-    for rows in found:
-        place = rows[0][0]
-        right = {row[0].chosen: row[1] for row in rows}
-        wrong = {row[0].rejected: row[2] for row in rows}
-        if len(right) == place.right and len(wrong) == place.wrong:
-            yield Scored(
-                name=place.item,
-                subset=place.subset,
-                group=place.group,
-                right=np.array([right[number] for number in range(place.right)]),
-                wrong=np.array([wrong[number] for number in range(place.wrong)]),
-                pairs=[(row[0].chosen, row[0].rejected) for row in rows],
-            )
