@@ -82,7 +82,7 @@ ASK, YES, NO = Message("user", "why?"), Message("assistant", "yes"), Message("as
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
 CALLED = Message("assistant", "", '{"tool_calls": [{"function": {"name": "look", "arguments": {}}}]}')
 LOOKED, BE = Message("tool", "20 C"), Message("system", "s")
-SUN = Message("user", "The sky is")
+SUN, LATER = Message("user", "The sky is"), Message("user", "and then?")
 
 
 def noted(text: str, number: int) -> Message:
@@ -135,6 +135,10 @@ CONVERSATIONS = {
     "sides that differ before their last turns, without a prompt": (
         row(None, (ASK, YES, ASK, YES), (ASK, NO, ASK, NO)),
         ((ASK,), (YES, ASK, YES), (NO, ASK, NO)),
+    ),
+    "sides that differ in a later question, without a prompt": (
+        row(None, (ASK, YES, ASK, YES), (ASK, YES, LATER, NO)),
+        ((ASK,), (YES, ASK, YES), (YES, LATER, NO)),
     ),
     "a call and what it gave are of the prompt": (
         row("why?", [CALL, *listed(LOOKED, YES)], [CALL, *listed(LOOKED, NO)]),

@@ -109,11 +109,32 @@ def test_answers_that_are_no_rewritings_are_asked_for_anew(rewrite, endpoint, tm
     assert endpoint.requests.total() == 16 + len(UNUSABLE)
 
 
+TRAIN = "The train to Rome leaves at nine, I think."
+
+
 @pytest.mark.parametrize(
-    "said", ["I’m sorry, but that is not possible.", "I can’t help with that request, sorry."]
+    ("said", "why"),
+    [
+        ("I’m sorry, but that is not possible.", "refused"),
+        ("I can’t help with that request, sorry.", "refused"),
+        (TRAIN.replace("I think", "I thinks"), "unchanged"),
+        ("At nine.", "0.19 times as long"),
+        ("Around nine, a train goes to the city of Rome.", None),
+    ],
 )
-def test_a_refusal_may_have_a_typographers_apostrophe(said):
-    assert rewriting.fault("The train to Rome leaves at nine, I think.", said, wanted=None) == "refused"
+def test_what_is_no_rewriting_is_told(said, why):
+    found = rewriting.fault(TRAIN, said, wanted=None)
+    assert found == why or (why and found.startswith(why))
+
+
+def test_a_prompt_may_be_ones_own(rewrite, endpoint, tmp_path):
+    prompt = tmp_path / "own.txt"
+    prompt.write_text("In French, please")
+    words = ("--prompt", prompt, "--language", "fr", "--sample", "1")
+    assert "has no {response}, where the text to rewrite goes" in rewrite(*words)[1]
+    prompt.write_text("In French, please. Text:\n{response}")
+    assert rewrite(*words)[0] == 0
+    assert endpoint.requests.total() == 2
 
 
 def test_what_never_comes_right_is_listed_and_the_rest_is_kept(rewrite, endpoint, tmp_path):

@@ -372,9 +372,7 @@ def overlap_findings(found: Overlap) -> Iterator[Finding]:
 def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding]:
     """Yield what is wrong with `pairs` prepared pairs as a model reads them."""
     if counts.identical:
-        effect = (
-            "The model reads the same twice: a tie of one half in every accuracy, and nothing to train on."
-        )
+        effect = "The model reads the same twice: a tie in every accuracy, and nothing to train on."
         severity: Severity = "error" if counts.identical > _MANY * pairs else "warn"
         number = f"{counts.identical} of {pairs} pairs"
         yield Finding(severity, "chosen = rejected in tokens", where, number, effect)
@@ -382,10 +380,7 @@ def token_findings(where: str, counts: "Counts", pairs: int) -> Iterator[Finding
         effect = "The chat template takes none: the first user turn begins with them, or they are left out (--system)."
         yield Finding("info", "system turns", where, f"{counts.without_system} of {pairs} pairs", effect)
     if counts.many_unknown:
-        effect = (
-            "The tokenizer gives all words that it does not know one id: texts that differ only in them are the same to "
-            "the model."
-        )
+        effect = "Words that the tokenizer lacks have one id: texts that differ only in them read alike."
         number = f"{share(counts.unknown_tokens / counts.tokens)} of {counts.tokens} tokens"
         yield Finding("error", "unknown tokens", where, number, effect)
 
@@ -435,10 +430,7 @@ def _rows(audit: SetAudit) -> Iterator[Finding]:
             "info", "repeated prompts", audit.name, f"{audit.prompts} prompts in {audit.pairs} pairs", effect
         )
     if audit.similarity >= _ALIKE:
-        effect = (
-            "Chosen and rejected differ in a few words, so margins are small and rewards summed over tokens are decided "
-            "by those few."
-        )
+        effect = "Chosen and rejected differ in few words: margins are small, and those few decide them."
         yield Finding("info", "responses alike", audit.name, f"similarity {audit.similarity:.3f}", effect)
 
 
@@ -487,9 +479,7 @@ def _languages_of(audit: SetAudit) -> Iterator[Finding]:
     }
     if len({*main.values()} - {UNKNOWN}) > 1:
         number = ", ".join(f"{column} {code}" for column, code in main.items())
-        effect = (
-            "A reward may judge the switch of language; in a translated set that is the shift that is wanted."
-        )
+        effect = "A reward may judge the switch of language; in a translated set that is what is wanted."
         yield Finding("info", "prompt and response in two languages", audit.name, number, effect)
 
 
