@@ -9,7 +9,6 @@ from tests.loopback import Loopback, Quiet
 from trainers.data.known import REWRITES, REWRITES_VARIABLE, named_set
 from trainers.data.sources import CACHE_VARIABLE, read_pairs
 from trainers.errors import DataError
-from trainers.specs import DatasetSpec
 
 
 class Server(Loopback):
@@ -60,7 +59,6 @@ def get(server, tmp_path, monkeypatch):
     monkeypatch.setenv(REWRITES_VARIABLE, f"{server.url}/mirror/")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     spec = named_set("ultrafeedback_spanish")
-    assert isinstance(spec, DatasetSpec)
     return lambda: read_pairs(spec, "test")
 
 

@@ -190,10 +190,6 @@ def of_sections(rows, judge, subset) -> dict[str, float]:
     return {"score": sum(sections.values()) / 4, **sections}
 
 
-def own_rewardbench(rows, judge) -> dict[str, float]:
-    return of_sections(rows, judge, "subset")
-
-
 def own_m_rewardbench(rows, judge) -> dict[str, float]:
     each = {
         language: of_sections([row for row in rows if row["language"] == language], judge, "source")["score"]
@@ -312,7 +308,7 @@ def own_ppe_correctness(rows, judge) -> dict[str, float]:
 
 
 OWN = {
-    "rewardbench": own_rewardbench,
+    "rewardbench": lambda rows, judge: of_sections(rows, judge, "subset"),
     "rewardbench2": own_rewardbench2,
     "rm_bench": own_rm_bench,
     "judgebench": own_judgebench,
