@@ -707,8 +707,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, message):
 def test_rows_are_kept_by_column_and_nothing_left_says_what_was_read(read_rows):
     rows = {**GOOD, "subset": "hep-cpp"}, {**GOOD, "chosen": 3, "subset": "math-prm"}
     assert len(read_rows(*rows, keep=(("subset", "hep*"),))) == 1
-    with pytest.raises(DataError, match=r"holds no pairs\. 2 rows were read, 0 of them bad"):
+    with pytest.raises(DataError, match=r"holds no pairs\. 2 rows were read, 0 of them bad\."):
         read_rows(*rows, keep=(("subset", "c"),))
+    with pytest.raises(DataError, match=r"1 rows were read, 0 of them bad, none in this split with a test"):
+        read_rows(rows[0], split="test", test_share=1e-9)
     with pytest.raises(
         DataError, match=r"2 rows were read, 1 of them bad\. The first: .*row 1: column 'chosen'"
     ):

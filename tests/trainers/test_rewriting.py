@@ -123,8 +123,7 @@ TRAIN = "The train to Rome leaves at nine, I think."
     ],
 )
 def test_what_is_no_rewriting_is_told(said, why):
-    found = rewriting.fault(TRAIN, said, wanted=None)
-    assert found == why or (why and found.startswith(why))
+    assert str(rewriting.fault(TRAIN, said, wanted=None)).startswith(str(why))
 
 
 def test_a_prompt_may_be_ones_own(rewrite, endpoint, tmp_path):

@@ -124,8 +124,6 @@ def test_pretraining_writes_the_same_folder_twice_and_leaves_the_random_state(
     assert len(tokenizer) == loaded.config.vocab_size
 
 
-# Hamiltonian cycles: what is chosen is a cycle of its graph, what is rejected is not.
-
 SMALLEST = HamiltonianSpec(vertices=4, edge_probability=0.9, train_pairs=40, test_pairs=20, seed=0)
 SPECS = {"laptop": worlds.LAPTOP_GRAPHS, "paper": worlds.PAPER_GRAPHS, "smallest": SMALLEST}
 

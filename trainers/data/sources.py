@@ -291,7 +291,8 @@ def _own_pairs(spec: DatasetSpec, split: str, left_out: list[str] | None, funnel
                 funnel.append(step)
     if not found:
         ties = f", {unranked} without a preference" if unranked else ""
-        why = f" {rows} rows were read, {len(faults)} of them bad{ties}." if rows else ""
+        share = f", none in this split with a test share of {spec.test_share:g}" if read else ""
+        why = f" {rows} rows were read, {len(faults)} of them bad{ties}{share}." if rows else ""
         first = f" The first: {faults[0]}" if faults else ""
         raise DataError(f"data set {spec.name}, split {split}: {spec.source} holds no pairs.{why}{first}")
 
