@@ -35,7 +35,7 @@ def axes_of(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
 
 
 def _is_number(value: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", value) is not None
+    return re.fullmatch(r"-?\d+(\.\d+)?(e[+-]\d+)?", value) is not None
 
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:

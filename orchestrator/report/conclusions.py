@@ -17,7 +17,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import interval, number_of, reward_title, sentence
+from orchestrator.report.tables import interval, number_of, reward_title, sentence, span
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
@@ -112,11 +112,9 @@ def _size(counted: Sequence[TrialResult]) -> str:
         return "no trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
     seeds = len({result.record.seed for result in counted})
-    pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
-    few = pairs[0]
-    span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
-    text = f"this rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
-    text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
+    pairs = [len(item.scores.index) for result in counted for item in result.final]
+    text = f"this rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span(pairs, 'test pair')} a set, "
+    text += f"which alone leave ± {half_width(min(pairs)):.2f} on a single accuracy of 0.75"
     if seeds == 1:
         text += ", and one seed says nothing about others"
     elif seeds < 5:

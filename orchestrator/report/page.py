@@ -49,7 +49,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace
 
 # Raised by hand when the same results would give other pages.
-VERSION = 12
+VERSION = 13
 NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
@@ -421,7 +421,7 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
         cost += paid or 0.0
         line: dict[str, Value] = {"stage": stage, "device": device, "artifacts": len(found)}
         rows.append({**line, "hours": hours, "device_hours": device_hours, "cost": paid})
-    note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
+    note = "Wall-clock time of finished trainings and evaluations, and that times the devices of each; failed tries are not in it."
     if price is not None:
         note += f" At $ {price:g} per GPU-hour, $ {cost:,.2f} in all; hours on a CPU cost nothing here."
     return Table(

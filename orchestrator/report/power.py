@@ -95,7 +95,8 @@ def power_table(analysis: Analysis) -> Table:
         name="power",
         title="What this design can tell apart",
         note="Half-width of the 95 % interval, and the difference that a sweep of this design detects with 80 % power. Beside them the standard "
-        "deviations of the difference over models, over seeds, and over test pairs. How many seeds and pairs it takes: docs/design.md.",
+        "deviations of the difference over models, over seeds of a model, and over draws of as many test pairs. How many seeds and "
+        "pairs it takes: docs/design.md.",
         columns="train_set category difference over half_width detectable models seeds pairs",
         titles={"half_width": "± half", "detectable": "detected with 80 % power"}
         | {name: f"SD, {name}" for name in ("models", "seeds", "pairs")},

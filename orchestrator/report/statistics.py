@@ -78,19 +78,19 @@ def jackknifed(value: float, without_P: Floats) -> Floats:
     return (value + (pairs - 1) * (value - without_P)) / pairs
 
 
-def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-    """Return the distinct units of pairs, [U], and what each adds, [U], corrected for their numbers of pairs."""
-    units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
-    even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
-    return units_U, np.bincount(at_P, added_P) + even_U
+def by_unit(added_P: Floats, units_P: NDArray[np.int64], units_U: NDArray[np.int64]) -> Floats:
+    """Return what each of the sorted units adds, [U], corrected for their numbers of pairs: a unit may have several, or none."""
+    at_P = np.searchsorted(units_U, units_P)
+    counts_U, added_U = (np.bincount(at_P, values, len(units_U)) for values in (None, added_P))
+    return added_U + added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
 
 
 def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
-    """Return the absolute margin of all pairs but one, for each pair, [P]."""
+    """Return the absolute margin of all pairs but one, for each of two pairs or more, [P]."""
     centre = np.mean(np.concatenate([chosen_P, rejected_P]))
     above_P, below_P = chosen_P - centre, rejected_P - centre
     gap_P, sum_P, square_P = np.abs(above_P - below_P), above_P + below_P, above_P**2 + below_P**2
-    left = max(1, len(chosen_P) - 1)
+    left = len(chosen_P) - 1
     first_P, second_P = sum_P.sum() - sum_P, square_P.sum() - square_P
     spread_P = np.sqrt(np.maximum(0.0, (second_P - first_P**2 / (2 * left)) / (2 * left - 1)))
     flat_P = spread_P <= 1e-12 * max(1.0, float(gap_P.max()))

@@ -155,6 +155,7 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
                     "train_set": item.train_set,
                     "evaluation_set": item.dataset,
                     "category": item.category,
+                    "pairs_of": analysis.groups[item.dataset],
                     "index": index,
                     "gap": float(gap_P[at]),
                     "margin_gap": float(margin_gap_P[at]),
@@ -197,9 +198,8 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
         terms = {name: group[name].to_numpy(float) for name in FEATURES if group[name].notna().all()}
         _, *sets = group["evaluation_set"].unique()
         terms |= {f"set {name}": (group["evaluation_set"] == name).to_numpy(float) for name in sets}
-        # The rewritings of a pair are no other pairs; other sets hold pairs of their own.
-        unit = ["evaluation_set", "index"] if place[-1] == "domain shift" else ["index"]
-        units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
+        # The rewritings of a pair are no other pairs.
+        units_P = group.groupby(["pairs_of", "index"]).ngroup().to_numpy().astype(np.int64)
         for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
             if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
                 rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})

@@ -326,7 +326,7 @@ def ensemble_table(results: Sequence[TrialResult]) -> Table:
     rows: list[dict[str, Value]] = []
     for trials in by_seeds([item for item in on_common_pairs(results) if item.learned]):
         sets = [{item.dataset: item for item in trial.final} for trial in trials]
-        for name in sets[0]:
+        for name in dict.fromkeys(itertools.chain(*sets)):
             scores = [of_seed[name].scores for of_seed in sets if name in of_seed]
             if len(scores) < 2:
                 continue

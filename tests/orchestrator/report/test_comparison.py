@@ -6,13 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.report.comparison import (
-    Analysis,
-    Scope,
-    pair_groups,
-)
+from orchestrator.report.comparison import CONTROLS, Analysis, Scope, added_by_pairs, pair_groups
 from orchestrator.report.conclusions import conclusions
-from orchestrator.report.results import TrialResult, sweep_results
+from orchestrator.report.results import TrialResult, _metrics, _on, sweep_results
 from orchestrator.report.summary import by_category, by_set, statistics_tables
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
@@ -93,10 +89,51 @@ def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
 
 def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store: Store):
     declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=4)
-    assert pair_groups(sweep_results(declared, store)) == {
+    results = sweep_results(declared, store)
+    assert pair_groups(results) == {
         **{name: "ultrafeedback" for name, category in ULTRAFEEDBACK if category != "domain shift"},
         **{name: name for name, category in ULTRAFEEDBACK if category == "domain shift"},
     }
+    # The same rows under two names are no more pairs than under one.
+    alike = [dataclasses.replace(item, dataset_digest="rows") for item in results[0].record.evaluations]
+    again = dataclasses.replace(
+        results[0], record=dataclasses.replace(results[0].record, evaluations=tuple(alike))
+    )
+    assert {*pair_groups([again]).values()} == {"ultrafeedback", "rows"}
+
+
+def first_pairs(result: TrialResult, dataset: str, count: int) -> TrialResult:
+    """The trial with only so many pairs of a set."""
+    kept = [_on(item, np.arange(count)) if item.dataset == dataset else item for item in result.evaluations]
+    return dataclasses.replace(result, evaluations=tuple(kept))
+
+
+def test_a_rewriting_of_some_of_the_pairs_adds_what_its_pairs_vary(store: Store):
+    sets = (("a", "token-level shift"), ("bc", "token-level shift"))
+    declared = simulated_sweep(
+        store, models=("llama-64",), rewards=("ex_rm",), seeds=(0,), sets=sets, strengths=EVEN
+    )
+    (result,) = sweep_results(declared, store)
+    analysis = analysis_of([first_pairs(result, "bc", 30)])
+    found = analysis.mean(scope(analysis, "token-level shift"), "llama-64", "ex_rm", "accuracy")
+    whole, part = (1.0 * (item.scores.chosen > 0) for item in analysis.results[0].evaluations)
+    influence = (whole - whole.mean()) / 120 / 2
+    influence[:30] += (part - part.mean()) / 30 / 2
+    assert found.spread.variance == pytest.approx(120 / 119 * (influence**2).sum())
+    assert found.over == "30 to 120 pairs of one training of this model"
+    # Where all pairs agree, the smaller set says how rare an exception is.
+    sure = [with_accuracy(item, 1.0) for item in analysis.results]
+    low = analysis_of(sure).mean(found.scope, "llama-64", "ex_rm", "accuracy").estimate.low
+    assert low == pytest.approx(0.025 ** (1 / 30))
+
+
+def test_of_one_pair_every_metric_is_what_it_adds(store: Store):
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=1, sets=ULTRAFEEDBACK[:1])
+    (item,) = sweep_results(declared, store)[0].evaluations
+    scores = dataclasses.replace(item.scores, longer=np.zeros(1))
+    item = dataclasses.replace(item, scores=scores, metrics=_metrics(scores, np.array([False])))
+    for metric in ("accuracy", "loss", "abs_margin", *CONTROLS):
+        assert added_by_pairs(item, metric) == pytest.approx([item.metrics[metric]])
 
 
 def with_accuracy(result: TrialResult, right: float) -> TrialResult:

@@ -16,6 +16,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
+from orchestrator.report.studies import by_features
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
@@ -179,6 +180,28 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     assert alone.coefficients["length"].high - alone.coefficients["length"].value == pytest.approx(
         1.966 * homoscedastic, rel=0.15
     )
+
+
+def test_a_pair_and_its_rewriting_are_one_unit_of_a_regression_in_every_category():
+    """A rewriting that is ranked as its original leaves the interval as it is, unless it is taken for another pair."""
+    labels = {"baseline": "a", "other": "b", "train_set": "t", "category": "domain shift"}
+    random = np.random.default_rng(6)
+    pairs = [
+        {"index": at, "gap": gap, "margin_gap": gap, "length_difference": gap + noise}
+        | dict.fromkeys(("overlap_with_training", "similarity", "leaked"))
+        for at, (gap, noise) in enumerate(random.normal(size=(60, 2)))
+    ]
+
+    def width(*sets: tuple[str, str]) -> float:
+        rows = [
+            {**labels, **pair, "evaluation_set": name, "pairs_of": of} for name, of in sets for pair in pairs
+        ]
+        found = by_features(rows)[0]["fitted"].coefficients["length_difference"]
+        return found.high - found.low
+
+    alone = width(("one", "one"))
+    assert width(("one", "one"), ("rewritten", "one")) == pytest.approx(alone)
+    assert width(("one", "one"), ("other", "other")) == pytest.approx(alone / np.sqrt(2), rel=0.02)
 
 
 def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_counts(tmp_path):
