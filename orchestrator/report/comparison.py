@@ -20,6 +20,7 @@ from orchestrator.report.results import EvaluationResult, TrialResult
 from orchestrator.report.statistics import Calibration, Estimate, Floats, WinRate
 from orchestrator.report.tables import number_of, reward_title, span
 from orchestrator.store.records import CATEGORIES, Category
+from trainers.data.known import named_set
 from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
@@ -58,15 +59,17 @@ def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> flo
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Return for each evaluation set whose pairs it holds: those of the training set that it rewrites, or its own rows (a digest)."""
+    """Return for each evaluation set whose pairs it holds: a training set's, those of the known set that it rewrites, or its own."""
     groups: dict[str, str] = {}
     for result in results:
         for item in result.record.evaluations:
             if item.category in _OF_TRAINING_SET:
                 groups.setdefault(item.dataset, result.record.train_set)
-    # Two names may stand for the same rows.
-    own = {item.dataset: item.dataset_digest for result in results for item in result.record.evaluations}
-    return own | groups
+    # Two names may stand for the same rows, and a known set and its rewritings may all be of another domain.
+    rows = {item.dataset: item.dataset_digest for result in results for item in result.record.evaluations}
+    originals = {name: known.rewriting_of or name for name in rows if (known := named_set(name))}
+    own = ((name, originals.get(name, name)) for name in rows)
+    return {name: rows.get(original, original) for name, original in own} | groups
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:

@@ -94,6 +94,15 @@ def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store
         **{name: "ultrafeedback" for name, category in ULTRAFEEDBACK if category != "domain shift"},
         **{name: name for name, category in ULTRAFEEDBACK if category == "domain shift"},
     }
+    elsewhere = simulated_sweep(
+        store,
+        name="else",
+        models=("llama-64",),
+        seeds=(0,),
+        pairs=4,
+        sets=[(name, "domain shift") for name, _ in ULTRAFEEDBACK[:4]],
+    )
+    assert {*pair_groups(sweep_results(elsewhere, store)).values()} == {"ultrafeedback"}
     # The same rows under two names are no more pairs than under one.
     alike = [dataclasses.replace(item, dataset_digest="rows") for item in results[0].record.evaluations]
     again = dataclasses.replace(
