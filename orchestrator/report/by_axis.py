@@ -114,7 +114,7 @@ def reward_without(record: TrialRecord, *axes: str) -> str:
 
 
 def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:
-    mean = here.mean_of_models(scope, kind, "accuracy")
+    mean = here.mean(scope, kind, "accuracy")
     if mean is None:
         return {"over": "no trial that counts"}
     gap = here.difference(scope, "accuracy", baseline=baseline, other=kind) if kind != baseline else None

@@ -284,14 +284,10 @@ class Analysis:
     def single_sets(self) -> Iterator[Scope]:
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
-    def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
-        """Return the mean over the seeds of one model; None where none counts."""
-        return self._known(scope, metric, (model,), (reward,))
-
-    def mean_of_models(
+    def mean(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
-        """Return the mean over the complete models, or over `models`; None where there is none."""
+        """Return the mean over seeds, then over the complete models, or over `models`; None where no trial counts."""
         asked = self.complete_models(scope) if models is None else models
         return self._known(scope, metric, tuple(asked), (reward,))
 
@@ -308,8 +304,6 @@ class Analysis:
 
         None where there are none.
         """
-        if not self.others:
-            return None
         asked = tuple(self.models if models is None else models)
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
@@ -388,19 +382,15 @@ class Analysis:
         whole = {model for model, _ in counts} - lacking
         return [model for model in self.models if model in whole]
 
-    def compared(self, scope: Scope, other: str) -> list[TrialResult]:
-        return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
-
-    def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
+    def win_rate(self, scope: Scope, other: str) -> WinRate:
         """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
-        if not self.others:
-            return statistics.win_rate([])
-        gaps = [
-            _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
-            for name in scope.sets
-            for first, second in self.cells_of(scope.alone(name), (self.baseline, other or self.others[0]))
-        ]
-        return statistics.win_rate(gaps)
+        return statistics.win_rate(
+            [
+                _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
+                for name in scope.sets
+                for first, second in self.cells_of(scope.alone(name), (self.baseline, other))
+            ]
+        )
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
@@ -456,19 +446,6 @@ class SetOutcomes:
     margin: Mapping[str, Floats]
     longer: Floats
     leaked: NDArray[np.bool_] | None
-    cells: int
-
-    @property
-    def gap(self) -> Floats:
-        """The first type's share ranked right minus the second's."""
-        first, second, *_ = self.right.values()
-        return first - second
-
-    @property
-    def margin_gap(self) -> Floats:
-        """The first type's scaled margin minus the second's."""
-        first, second, *_ = self.margin.values()
-        return first - second
 
 
 def set_outcomes(analysis: Analysis, kinds: Sequence[str]) -> list[SetOutcomes]:
@@ -518,7 +495,6 @@ def _outcomes(
         margin={kind: mean(side, _margin) for kind, side in zip(kinds, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
         leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
-        cells=sum(map(len, by_model)),
     )
 
 

@@ -102,7 +102,8 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
             f"corrected for {len(known)} comparisons (Holm), {left} of {number_of(len(apart), 'lead')} "
             f"{'stands' if left == 1 else 'stand'} at 5 %"
         )
-    parts.append(_size([result for scope, other in known for result in analysis.compared(scope, other)]))
+    cells = (cell for scope, other in known for cell in analysis.cells_of(scope, (analysis.baseline, other)))
+    parts.append(_size([result for cell in cells for result in cell]))
     return sentence("; ".join(parts))
 
 
@@ -162,7 +163,7 @@ def _chance(analysis: Analysis) -> Iterator[str]:
         for scope in analysis.categories()
         for model in analysis.models
         for kind in analysis.rewards
-        if (mean := analysis.mean(scope, model, kind, "accuracy")) is not None and mean.at_chance
+        if (mean := analysis.mean(scope, kind, "accuracy", [model])) is not None and mean.at_chance
     ]
     if found:
         shown = [*found[:3], f"{len(found) - 3} more"] if len(found) > 4 else found

@@ -118,7 +118,8 @@ def write_full_report(
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    brief = [item for item in page.tables if _is_brief(item.name)]
+    asked = ("accuracy_by_category", "differences", "power", "scaling", "suites")
+    brief = [item for item in page.tables if item.name in asked or item.name.startswith("by_")]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
     replace(folder / SUMMARY, _summary(page, brief))
     write_page(folder, page, HTML)
@@ -145,12 +146,6 @@ def write_full_report(
     replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
     store.share(folder / NOTE)
     return written
-
-
-def _is_brief(name: str) -> bool:
-    return name in ("accuracy_by_category", "differences", "power", "scaling", "suites") or name.startswith(
-        "by_"
-    )
 
 
 def _summary(page: Page, brief: Sequence[Table]) -> str:

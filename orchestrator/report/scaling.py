@@ -187,7 +187,7 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
             if baseline:
                 mean = here.difference(scope, "accuracy", [model], baseline=baseline, other=kind)
             else:
-                mean = here.mean_of_models(scope, kind, "accuracy", [model])
+                mean = here.mean(scope, kind, "accuracy", [model])
             if mean:
                 found.append((size, group, mean.value))
         if found:

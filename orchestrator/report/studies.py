@@ -147,7 +147,9 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
         for item in set_outcomes(analysis, (analysis.baseline, other)):
             place = item.train_set, item.dataset
             known = features[place] = features.get(place) or pair_features(item, store)
-            gap_P, margin_gap_P = item.gap, item.margin_gap
+            gap_P, margin_gap_P = (
+                of_kind[analysis.baseline] - of_kind[other] for of_kind in (item.right, item.margin)
+            )
             pairs += [
                 {
                     "baseline": analysis.baseline,

@@ -70,7 +70,7 @@ def _lines(
 
 
 def _means(analysis: Analysis, scope: Scope, metric: str, models: list[str] | None) -> dict[str, Mean]:
-    found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
+    found = {kind: analysis.mean(scope, kind, metric, models) for kind in analysis.rewards}
     return {kind: mean for kind, mean in found.items() if mean}
 
 
@@ -227,10 +227,7 @@ def by_set(analysis: Analysis) -> Table:
     for scope in analysis.single_sets():
         for label, models, means in _lines(analysis, scope, "accuracy"):
             for kind, accuracy in means.items():
-                found = {
-                    name: analysis.mean_of_models(scope, kind, name, models)
-                    for name in (*METRIC_TITLES, *plain)
-                }
+                found = {name: analysis.mean(scope, kind, name, models) for name in (*METRIC_TITLES, *plain)}
                 rows.append(
                     {
                         "train_set": scope.train_set,

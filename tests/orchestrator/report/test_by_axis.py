@@ -67,7 +67,7 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
     whole = Analysis(results)
     (scope,) = [item for item in whole.categories() if item.category == "domain shift"]
     assert (
-        rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_epochs=2_lr=1e-05", "accuracy").estimate
+        rows[4]["accuracy"] == whole.mean(scope, "im_rm_epochs=2_lr=1e-05", "accuracy", ["llama-64"]).estimate
     )
     assert rows[4]["difference"].value == pytest.approx(rows[1]["accuracy"].value - rows[4]["accuracy"].value)
     assert "difference" not in rows[1] or rows[1]["difference"] is None

@@ -208,9 +208,12 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
     store = Store(tmp_path / "store")
     # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
     declared = simulated_sweep(store, pairs=50, unlearned=1)
-    found = {item.dataset: item for item in set_outcomes(Analysis(sweep_results(declared, store)), KINDS)}
-    assert found["rewardmath"].cells == 5
-    assert len(found["rewardmath"].gap) == 50
+    analysis = Analysis(sweep_results(declared, store))
+    found = {item.dataset: item.right for item in set_outcomes(analysis, KINDS)}["rewardmath"]
+    partnered = set_outcomes(Analysis(analysis.results[:-2]), KINDS)[-1].right
+    for kind in KINDS:
+        assert len(found[kind]) == 50
+        assert (found[kind] == partnered[kind]).all()
     advice = preference(Analysis(sweep_results(declared, store)))
     assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
     assert "under domain shift: prefer IM-RM" in advice
@@ -219,11 +222,13 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
 def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
     whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
     part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
-    found = set_outcomes(
-        Analysis([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]), KINDS
+    part = [dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]
+    found, of_all, of_one = (
+        {item.dataset: item.right["im_rm"].tolist() for item in set_outcomes(Analysis(results), KINDS)}
+        for results in (part, whole, whole[2:])
     )
-    cells = {item.dataset: item.cells for item in found}
-    assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
+    assert found["rewardbench_math"] == of_one["rewardbench_math"]
+    assert found["ultrafeedback"] == of_all["ultrafeedback"] != of_one["ultrafeedback"]
 
 
 def test_leaks_are_known_where_every_training_knows_them(store: Store):

@@ -255,7 +255,7 @@ def test_other_scores_under_the_same_keys_have_an_interval_of_their_own(store: S
     found = write_comparison(ours, store, *other_sweep(str(elsewhere.sweep_dir("demo")), store))
     alone = Analysis(sweep_results(theirs, elsewhere))
     for scope in alone.categories():
-        there = alone.mean(scope, "llama-64", "ex_rm", "accuracy").estimate
+        there = alone.mean(scope, "ex_rm", "accuracy", ["llama-64"]).estimate
         (row,) = [
             row
             for row in found.table.rows
