@@ -90,10 +90,12 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
+        cells, ahead, ties, behind = (
+            sum(getattr(item, name) for item in won) for name in ("cells", "ahead", "ties", "behind")
+        )
         parts.append(
-            f"{reward_title(analysis.baseline)} is ahead of {reward_title(other)} in {sum(item.ahead for item in won)} of "
-            f"{sum(item.cells for item in won)} cells of model, seed and set, tied within a point in "
-            f"{sum(item.ties for item in won)} and behind in {sum(item.behind for item in won)}"
+            f"of {number_of(cells, 'cell')} of model, seed and set, {reward_title(analysis.baseline)} is ahead of "
+            f"{reward_title(other)} in {ahead}, tied within a point in {ties} and behind in {behind}"
         )
     apart = [place for place, item in known.items() if item.estimate.excludes_zero]
     if apart and len(known) > 1:

@@ -163,6 +163,10 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
         p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
     if error == 0:
         exact = _exact(abs(value), pairs)
+        if floor and value:
+            # By a sign test; too few pairs that agree leave either sign.
+            p = min(1.0, 0.5 ** (pairs - 1))
+            exact = (exact[0] if p < 1 - LEVEL else 2 * exact[0] - 1, exact[1])
         if value < 0:
             exact = (-exact[1], -exact[0])
         elif floor and value == 0:

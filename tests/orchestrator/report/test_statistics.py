@@ -113,6 +113,13 @@ def test_an_interval_of_unanimous_pairs_is_the_exact_one(value: float, floor: in
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.5])
+def test_a_few_pairs_that_agree_are_no_lead(value: float):
+    found = [bounded_interval(value, one_training(np.full(n, value)), n, floor=-1) for n in range(1, 9)]
+    assert [item.p for item in found] == [0.5 ** (n - 1) for n in range(1, 9)]
+    assert [item.excludes_zero for item in found] == [item.p < 0.05 for item in found]
+
+
 def test_one_pair_against_all_others_leaves_no_narrower_interval_than_none():
     values = np.ones(200)
     values[0] = 0.0
