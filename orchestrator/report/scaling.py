@@ -212,6 +212,8 @@ def scaling_table(analysis: Analysis) -> Table:
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
             row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
+        elif len(item.values) < len(set(item.groups)) + 2:
+            row["said"] = "too few points to tell by"
         else:
             row["said"] = "no scatter about the line to tell by"
         rows.append(row)

@@ -109,18 +109,26 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     """
     mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
     pair_degrees = max(1, len(groups_U) - len(np.unique(groups_U)))
-    pairs, trainings = of_pairs(mean_U1, groups_U), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    pairs = of_pairs(mean_U1, groups_U)
+    trainings, *within = of_trainings(strata, groups_U)
     if not trainings:
         return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
-    each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
-    deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
-    between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
-    both = each * sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
+    each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2
+    between, both = (each * variance for variance in within)
     # A difference of mean squares may come out too small: the whole is no less than either part.
     variance = max(between + pairs - both, between, pairs)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
     degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
+
+
+def of_trainings(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> tuple[int, float, float]:
+    """Return how many trainings differ freely within strata, the variance of one, and its part that also varies over pairs."""
+    trainings = sum(values_UK.shape[1] - 1 for values_UK in strata)
+    deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
+    within = sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
+    both = sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
+    return trainings, within / max(1, trainings), both / max(1, trainings)
 
 
 def of_pairs(values_UK: Floats, groups_U: NDArray[np.int64]) -> float:

@@ -10,6 +10,7 @@ from orchestrator.report.comparison import Analysis
 from orchestrator.report.house_style import rendered
 from orchestrator.report.results import sweep_results
 from orchestrator.report.scaling import draw_scaling, mixed_line, scaled, scaling_table
+from orchestrator.spec import catalog
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.simulated import simulated_sweep
 
@@ -112,6 +113,18 @@ def test_a_range_that_is_too_short_says_so_and_is_not_drawn(store: Store):
     (row,) = scaling_table(analysis).rows
     assert row["said"] == "too short to say anything: 2 sizes over a factor of 1.7; it takes 3 and 4"
     assert draw_scaling(analysis) is None
+
+
+def test_three_models_of_two_families_are_too_few(store: Store):
+    found = simulated_sweep(
+        store, models=("llama-3.2-1b", "llama-3.1-8b", "gemma-2-2b"), seeds=(0,), sets=SETS
+    )
+    trials = [
+        replace(trial, parameters={"model_source": catalog.MODELS[trial.model].source})
+        for trial in found.trials
+    ]
+    analysis = Analysis(sweep_results(replace(found, trials=tuple(trials)), store))
+    assert {row["said"] for row in scaling_table(analysis).rows} == {"too few points to tell by"}
 
 
 def test_one_size_of_each_family_is_no_scaling(store: Store):
