@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import draw_lines, legend
 from orchestrator.report.results import TrialResult
-from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.report.tables import Table, Value, number_of, reward_title
 from orchestrator.spec.axes import in_a_name, shown
 from orchestrator.store.records import TrialRecord
 
@@ -151,8 +151,7 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
             incomplete = f"; not complete at {', '.join(without)}" if without else ""
             yield (
                 f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
-                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed"
-                f"{incomplete})."
+                f"({max(means.values()):.3f}; mean over {number_of(len(every), 'training')}{incomplete})."
             )
 
 

@@ -181,7 +181,7 @@ def known_baseline(declaration: Declaration, folder: Path, asked: str | None) ->
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
-    """Write the page as `html`, its tables and its figures into `folder`, and remove the figures of an earlier page."""
+    """Write the page as `html`, its tables and its figures into `folder`, and remove those of an earlier page."""
     files: dict[Path, bytes] = {folder / html: _template().render(page=page, paper=PAPER_LINK).encode()}
     for table in (*page.tables, *(table for section in page.sections for table in section.tables)):
         files[folder / "tables" / f"{table.name}.csv"] = table.csv().encode()
@@ -191,7 +191,7 @@ def write_page(folder: Path, page: Page, html: str) -> None:
         files[folder / "figures" / f"{figure.name}.svg"] = figure.svg
     for file, content in files.items():
         replace(file, content)
-    for file in (folder / "figures").glob("*.*"):
+    for file in (*folder.glob("figures/*.*"), *folder.glob("tables/*.*")):
         if file not in files:
             file.unlink()
 

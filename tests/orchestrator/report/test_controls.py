@@ -101,12 +101,6 @@ def test_a_lead_of_quality_survives_matched_lengths(longer):
     assert "at matched lengths EX-RM leads (+0." in preference(analysis)
 
 
-def test_unanimous_pairs_leave_an_interval_of_some_width():
-    found = controls_of(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
-    assert (found["plain"].value, found["plain"].low) == (-1.0, -1.0)
-    assert found["plain"].high == pytest.approx(-(0.025 ** (1 / 40)))
-
-
 def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
     analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
     found = controls_of(analysis)
@@ -243,10 +237,6 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
     assert {
         item.leaked for item in set_outcomes(Analysis([*known[:-1], told(results[-1], None)]), KINDS)
     } == {None}
-
-
-def test_nothing_is_advised_without_both_types():
-    assert preference(Analysis([])).startswith("Nothing can be advised")
 
 
 def test_overlap_is_dices_with_the_nearest_training_pair_side_by_side():

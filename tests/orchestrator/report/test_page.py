@@ -166,6 +166,8 @@ def test_a_report_is_written_again_when_the_rows_that_it_reads_come_back(store: 
     declared = simulated_sweep(store, **SMALL)
     pairs = write_full_report(declared, store).folder / "pairs.parquet"
     digest = declared.trials[0].evaluations[0].dataset_digest
+    stale = pairs.parent / "tables" / "by_lr.csv"
+    stale.touch()
     assert set(parquet.read_table(pairs)["prompt"].to_pylist()) == {None}
     with store.write("dataset", digest) as attempt:
         write_pairs(
@@ -173,6 +175,7 @@ def test_a_report_is_written_again_when_the_rows_that_it_reads_come_back(store: 
             attempt.directory / "pairs.jsonl",
         )
     write_full_report(declared, store)
+    assert not stale.exists()
     assert "user: why 0" in parquet.read_table(pairs)["prompt"].to_pylist()
 
 

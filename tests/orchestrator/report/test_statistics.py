@@ -167,10 +167,6 @@ def test_p_is_uniform_where_nothing_differs():
         assert np.mean(found <= level) == pytest.approx(level, abs=0.08)
 
 
-def test_p_is_small_where_something_does():
-    assert permutation_p(np.random.default_rng(0).normal(1.0, 1.0, size=60)) < 0.002
-
-
 def test_within_one_point_is_a_tie():
     found = win_rate([0.02, 0.01, 0.76 - 0.75, -0.01, 0.0, -0.011])
     assert (found.ahead, found.ties, found.behind, found.cells) == (1, 4, 1, 6)
