@@ -327,7 +327,7 @@ class Analysis:
     def control(
         self, scope: Scope, metric: str, models: Sequence[str] | None = None, *, other: str | None = None
     ) -> Mean | None:
-        """Return the difference in one of CONTROLS; None unless all trials of the plain difference have that metric."""
+        """Return the difference in a metric; None unless all trials of the difference in accuracy have it."""
         found, plain = (self.difference(scope, name, models, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 

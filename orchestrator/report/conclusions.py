@@ -204,24 +204,22 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
 
 def _uncompared(analysis: Analysis) -> str:
     """Say why nothing can be compared, and what to try."""
-    if not analysis.others and any(result.learned and result.final for result in analysis.results):
-        return f"There is nothing to compare, as the sweep holds one reward type, {reward_title(analysis.baseline)}."
-    return f"Nothing can be concluded yet: {_why_nothing(analysis)}."
-
-
-def _why_nothing(analysis: Analysis) -> str:
     trained = [result for result in analysis.results if result.trained]
-    if any(result.learned and result.final for result in trained):
-        return "no model has every reward type trained, learned and evaluated on all sets of a category"
-    if not trained:
-        return "no trial has been trained; run the sweep"
-    if any(result.learned for result in trained):
-        return "no trial that fits its training pairs is evaluated; run the sweep again"
-    said = [result.record.parameters for result in trained]
-    known = [one for one in said if "epochs" in one and "lr" in one]
-    tried = dict.fromkeys(f"{number_of(one['epochs'], 'epoch')} at lr {one['lr']}" for one in known)
-    after = f" after {_listed([*tried], 'or')}" if tried else ""
-    return f"no training fits its own pairs{after}: try a higher --lr, more --epochs, or more pairs"
+    learned = [result for result in trained if result.learned]
+    scored = any(result.final for result in learned)
+    if scored and not analysis.others:
+        return f"There is nothing to compare, as the sweep holds one reward type, {reward_title(analysis.baseline)}."
+    if scored:
+        why = "no model has every reward type trained, learned and evaluated on all sets of a category"
+    elif learned:
+        why = "no trial that fits its training pairs is evaluated; run the sweep again"
+    elif not trained:
+        why = "no trial has been trained; run the sweep"
+    else:
+        said = (result.record.parameters for result in trained)
+        tried = dict.fromkeys(f"{number_of(one['epochs'], 'epoch')} at lr {one['lr']}" for one in said)
+        why = f"no training fits its own pairs after {_listed([*tried], 'or')}: try a higher --lr, more --epochs, or more pairs"
+    return f"Nothing can be concluded yet: {why}."
 
 
 def preference(analysis: Analysis) -> str:

@@ -70,14 +70,18 @@ def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[st
 
 def power_table(analysis: Analysis) -> Table:
     """Return the half-width of each difference, the difference that the design detects, and the variances behind it."""
-    rows: list[dict[str, Value]] = []
-    for (scope, other), found in asked(analysis).items():
-        row: dict[str, Value] = {"train_set": scope.train_set, "category": scope.category}
-        row |= {"difference": analysis.title(other), "over": found.over}
-        row |= {"half_width": half_width(found), "detectable": detectable(found)}
-        for name, variance in components(*found.columns).items():
-            row[name] = None if variance is None else variance**0.5
-        rows.append(row)
+    rows: list[dict[str, Value]] = [
+        {
+            "train_set": scope.train_set,
+            "category": scope.category,
+            "difference": analysis.title(other),
+            "over": found.over,
+            "half_width": half_width(found),
+            "detectable": detectable(found),
+            **{name: part and part**0.5 for name, part in components(*found.columns).items()},
+        }
+        for (scope, other), found in asked(analysis).items()
+    ]
     return Table(
         name="power",
         title="What this design can tell apart",

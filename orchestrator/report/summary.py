@@ -163,12 +163,7 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
-        found = {"accuracy": analysis.difference(scope, "accuracy", models, other=other)}
-        for metric in beside:
-            if metric in CONTROLS:
-                found[metric] = analysis.control(scope, metric, models, other=other)
-            else:
-                found[metric] = analysis.difference(scope, metric, models, other=other)
+        found = {name: analysis.control(scope, name, models, other=other) for name in ("accuracy", *beside)}
         if plain := found["accuracy"]:
             rows.append(
                 {
