@@ -9,7 +9,6 @@ from orchestrator.report.statistics import (
     by_decile,
     calibration,
     crossed,
-    half_width,
     holm,
     jackknifed,
     margin_without_each,
@@ -21,10 +20,6 @@ from orchestrator.report.statistics import (
 from trainers.evaluate import metrics
 
 RANDOM = np.random.default_rng(7)
-
-
-def test_two_hundred_pairs_leave_six_points():
-    assert half_width(200) == pytest.approx(0.060, abs=5e-4)
 
 
 def one_training(values):

@@ -99,15 +99,6 @@ def test_a_cell_is_the_mean_of_its_sets_and_then_of_the_seeds_that_learned(store
     assert (alone["ex_rm"].value, alone["ex_rm"].std, alone.get("ex_rm_minus_im_rm")) == (0.8, None, None)
 
 
-def test_a_type_that_did_not_learn_has_no_difference(store: Store):
-    explicit, implicit = record(), record(reward="im_rm")
-    commit_trial(store, explicit, 9, 9)
-    commit_trial(store, implicit, 5, 4, accuracy=0.5)
-    row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
-    assert (row.get("im_rm"), row["ex_rm_minus_im_rm"]) == (None, None)
-    assert row["remarks"] == "IM-RM: 1 not learned (0.400)"
-
-
 def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: Store):
     plan = {
         ("llama-64", "ex_rm"): (10, 1.0),
