@@ -8,28 +8,15 @@ import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from math import comb, log
 from typing import Any
 
 import numpy as np
 
 from orchestrator.report.house_style import GREY, draw_lines, legend
 from orchestrator.report.results import ScoredTrials, results_of
-from orchestrator.report.statistics import (
-    Estimate,
-    Floats,
-    Prompt,
-    PromptRewards,
-    best_of,
-    best_of_n_kl,
-    by_response,
-    candidates,
-    holm,
-    over_seeds,
-    rank_correlation,
-    share_within,
-    spreads,
-)
+from orchestrator.report.statistics import Estimate, Floats, holm, over_seeds, rank_correlation
 from orchestrator.report.studies import Rows, learned_cells, titled, write_analysis
 from orchestrator.report.tables import Table, interval, reward_title
 from orchestrator.spec.datasets import pairs_of
@@ -37,7 +24,7 @@ from orchestrator.spec.declaration import trial_record
 from orchestrator.spec.stages import AnalyseStage, AnalysisInputs, PrepareStage, SampleStage, TrialPlan
 from orchestrator.store.artifacts import Attempt, Store
 from orchestrator.store.records import CATEGORIES, TrialRecord
-from trainers.data.records import Pair
+from trainers.data.records import Message, Pair
 from trainers.data.verifiers import USUAL, VERIFIERS
 from trainers.errors import DataError, SpecError, nearest
 from trainers.evaluate.sampling import Answers, read_answers
@@ -146,6 +133,77 @@ def _require_known(verifier: str, sample: SampleStage, store: Store) -> None:
             f"--verifier {verifier} does not know {len(unknown)} prompts of {sample.prompts.name}, the first of them "
             f"{unknown[0][:80]!r}; give the verifier of these prompts ({', '.join(VERIFIERS)}), or --gold with a reward model."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptRewards:
+    """The distinct responses to one prompt; `quality` is the share of a response's pairs in which it is chosen."""
+
+    reward: Floats
+    quality: Floats
+
+
+Prompt = tuple[Message, ...]
+
+
+def by_response(pairs: Sequence[Pair], scores: PairScores) -> dict[Prompt, dict[str, tuple[float, float]]]:
+    """Return by prompt and response its mean reward and how often it is chosen; `pairs` are the rows of the split."""
+    prompts: dict[Prompt, dict[str, list[tuple[float, float]]]] = {}
+    for row, chosen, rejected in zip(scores.index.tolist(), scores.chosen, scores.rejected, strict=True):
+        pair = pairs[row]
+        said = prompts.setdefault(pair.prompt, {})
+        said.setdefault(pair.chosen, []).append((chosen, 1.0))
+        said.setdefault(pair.rejected, []).append((rejected, 0.0))
+    # One text is scored once per pair, equal up to rounding.
+    return {
+        prompt: {text: tuple(np.mean(found, axis=0).tolist()) for text, found in said.items()}
+        for prompt, said in prompts.items()
+    }
+
+
+def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[PromptRewards]:
+    """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
+    both = [np.array([*said.values()]).T for said in by_response(pairs, scores).values()]
+    return [PromptRewards(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
+
+
+def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
+    """Return the expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
+
+    Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
+    the t is equally likely to be picked. The estimator of Nakano et al. (2021) and Gao et al. (2023, arXiv 2210.10760), with ties.
+    """
+    _, group_C, count_G = np.unique(reward_C, return_inverse=True, return_counts=True)
+    share_G = np.diff(_share_among(len(reward_C), n)[np.cumsum([0, *count_G])])
+    return float(share_G @ (np.bincount(group_C, quality_C) / count_G))
+
+
+@cache
+def _share_among(candidates: int, n: int) -> Floats:
+    """Return by m = 0, 1, … the share of draws of n candidates that lie entirely among m of them."""
+    return np.array([comb(m, n) / comb(candidates, n) for m in range(candidates + 1)])
+
+
+def best_of_n_kl(n: int) -> float:
+    """Return log n − (n − 1)/n in nats, an upper bound on the KL divergence of best of n from the policy.
+
+    The two differ if answers repeat or their rewards tie (Beirami et al. 2024, arXiv 2401.01879).
+    """
+    return log(n) - (n - 1) / n
+
+
+def share_within(found: Sequence[PromptRewards]) -> float:
+    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 if rewards do not vary."""
+    everything = np.concatenate([item.reward for item in found])
+    total = float(everything.var() * len(everything))
+    within = sum(float(item.reward.var() * len(item.reward)) for item in found)
+    return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
+
+
+def spreads(found: Sequence[PromptRewards]) -> Floats:
+    """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
+    spread = float(np.concatenate([item.reward for item in found]).std())
+    return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])
 
 
 @dataclass(frozen=True, kw_only=True)

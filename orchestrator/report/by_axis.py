@@ -13,7 +13,7 @@ import numpy as np
 from orchestrator.report.comparison import Analysis, Scope
 from orchestrator.report.house_style import draw_lines, legend
 from orchestrator.report.results import TrialResult
-from orchestrator.report.tables import Table, Value, reward_title
+from orchestrator.report.tables import Table, Value, number_of, reward_title
 from orchestrator.spec.axes import in_a_name, shown
 from orchestrator.store.records import TrialRecord
 
@@ -35,7 +35,7 @@ def axes_of(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
 
 
 def _is_number(value: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+(e[+-]\d+)?", value) is not None
+    return re.fullmatch(r"-?\d+(\.\d+)?(e[+-]\d+)?", value) is not None
 
 
 def axis_tables(analysis: Analysis) -> Iterator[Table]:
@@ -114,7 +114,7 @@ def reward_without(record: TrialRecord, *axes: str) -> str:
 
 
 def _numbers(here: Analysis, scope: Scope, kind: str, baseline: str) -> dict[str, Value]:
-    mean = here.mean_of_models(scope, kind, "accuracy")
+    mean = here.mean(scope, kind, "accuracy")
     if mean is None:
         return {"over": "no trial that counts"}
     gap = here.difference(scope, "accuracy", baseline=baseline, other=kind) if kind != baseline else None
@@ -151,8 +151,7 @@ def _best(axis: str, at: Mapping[str, Analysis]) -> Iterator[str]:
             incomplete = f"; not complete at {', '.join(without)}" if without else ""
             yield (
                 f"Best by held-out pairs, trained on {train_set}: {reward_title(kind)} at {axis} {' or '.join(best)} "
-                f"({max(means.values()):.3f}; mean over {len(every)} of model and seed"
-                f"{incomplete})."
+                f"({max(means.values()):.3f}; mean over {number_of(len(every), 'training')}{incomplete})."
             )
 
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from orchestrator.report import statistics
 from orchestrator.report.results import EvaluationResult, TrialResult
 from orchestrator.report.statistics import Calibration, Estimate, Floats, WinRate
-from orchestrator.report.tables import number_of, reward_title
+from orchestrator.report.tables import number_of, reward_title, span
 from orchestrator.store.records import CATEGORIES, Category
+from trainers.data.known import named_set
 from trainers.errors import SpecError
 from trainers.evaluate.metrics import chance_bound, length_controlled
 from trainers.evaluate.scores import PairScores
@@ -58,13 +59,17 @@ def over_sets(trial: TrialResult, scope: Scope, metric: str = "accuracy") -> flo
 
 
 def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
-    """Return for each evaluation set the set whose pairs it holds: itself, or the training set whose pairs it rewrites."""
+    """Return for each evaluation set whose pairs it holds: a training set's, those of the known set that it rewrites, or its own."""
     groups: dict[str, str] = {}
     for result in results:
         for item in result.record.evaluations:
             if item.category in _OF_TRAINING_SET:
                 groups.setdefault(item.dataset, result.record.train_set)
-    return {item.dataset: item.dataset for result in results for item in result.record.evaluations} | groups
+    # Two names may stand for the same rows, and a known set and its rewritings may all be of another domain.
+    rows = {item.dataset: item.dataset_digest for result in results for item in result.record.evaluations}
+    originals = {name: known.rewriting_of or name for name in rows if (known := named_set(name))}
+    own = ((name, originals.get(name, name)) for name in rows)
+    return {name: rows.get(original, original) for name, original in own} | groups
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
@@ -77,6 +82,8 @@ def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
     }
     if metric in means:
         return means[metric] / pairs
+    if pairs == 1:
+        return np.array([value])
     if metric == LEAK_FREE and item.leaked is not None:
         unseen_P = ~item.leaked
         return value / pairs + unseen_P * (right_P - value) / unseen_P.sum()
@@ -150,19 +157,16 @@ class Mean:
         return float(np.std(self.values[0], ddof=1)) if shown else None
 
     @cached_property
-    def pairs(self) -> int:
-        """The pairs of the largest set."""
-        return max(len(item.scores.index) for item in self._evaluations)
-
-    @cached_property
-    def prompts(self) -> int:
-        """The prompts of the set that has most; of a set that is no suite each pair counts as one."""
-        return max(len(np.unique(item.scores.units)) for item in self._evaluations)
+    def sizes(self) -> list[tuple[int, int]]:
+        """The pairs and the prompts of each set; of a set that is no suite each pair counts as a prompt."""
+        first = next(iter(next(iter(self.cells.values())).values()))[0]
+        scores = [item.scores for item in _items(first, self.scope)]
+        return [(len(item.index), len(np.unique(item.units))) for item in scores]
 
     @property
-    def _evaluations(self) -> Iterator[EvaluationResult]:
-        trials = (trial for seeds in self.cells.values() for cell in seeds.values() for trial in cell)
-        return (item for trial in trials for item in _items(trial, self.scope))
+    def pairs(self) -> int:
+        """The pairs of the smallest set."""
+        return min(pairs for pairs, _ in self.sizes)
 
     @property
     def at_chance(self) -> bool:
@@ -180,12 +184,11 @@ class Mean:
     @property
     def over(self) -> str:
         """Say what the interval covers: `6 models, 3 seeds, 200 pairs`."""
-        models, seeds, pairs = (
-            number_of(number, noun)
-            for number, noun in ((len(self.cells), "model"), (self.seeds, "seed"), (self.pairs, "pair"))
-        )
-        if self.prompts < self.pairs:
-            pairs += f" of {number_of(self.prompts, 'prompt')}"
+        models, seeds = number_of(len(self.cells), "model"), span([*map(len, self.cells.values())], "seed")
+        of_pairs, of_prompts = zip(*self.sizes, strict=True)
+        pairs = span(of_pairs, "pair")
+        if of_prompts != of_pairs:
+            pairs += f" of {span(of_prompts, 'prompt')}"
         if self.over_models:
             return f"{models}, {seeds}, {pairs}"
         own = "this model" if len(self.cells) == 1 else f"these {models}"
@@ -199,18 +202,16 @@ class Mean:
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
         for name in self.scope.sets:
-            indices = [_item(trial, name).scores.units for cell in cells for trial in cell]
-            group = self.groups.get(name, name)
-            units[group] = np.unique(np.concatenate([*indices, units.get(group, indices[0])]))
-        starts = dict(zip(units, np.cumsum([0, *map(len, units.values())]), strict=False))
-        columns = np.zeros((sum(map(len, units.values())), len(cells)))
+            group, own = self.groups[name], _item(cells[0][0], name).scores.units
+            units[group] = np.union1d(own, units.get(group, own))
+        ends = np.cumsum([len(found) for found in units.values()])
+        columns = np.zeros((ends[-1], len(cells)))
+        blocks = dict(zip(units, np.split(columns, ends[:-1]), strict=True))
         for number, cell in enumerate(cells):
-            for sign, trial in zip(self.signs, cell, strict=True):
-                for name in self.scope.sets:
-                    item, group = _item(trial, name), self.groups.get(name, name)
-                    own, added = statistics.by_unit(self.added(item, self.metric), item.scores.units)
-                    at = starts[group] + np.searchsorted(units[group], own)
-                    columns[at, number] += sign * added / len(self.scope.sets)
+            for (sign, trial), name in itertools.product(zip(self.signs, cell, strict=True), self.scope.sets):
+                item, group = _item(trial, name), self.groups[name]
+                added = statistics.by_unit(self.added(item, self.metric), item.scores.units, units[group])
+                blocks[group][:, number] += sign * added / len(self.scope.sets)
         by_model = np.split(columns, np.cumsum([len(seeds) for seeds in self.cells.values()])[:-1], axis=1)
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
@@ -227,7 +228,8 @@ class Mean:
         """The value with its interval and p, and with the spread over seeds of one model."""
         if self.metric.startswith("accuracy"):
             floor = 1 - len(self.signs)
-            found = statistics.bounded_interval(self.value, self.spread, self.prompts, floor=floor)
+            prompts = min(prompts for _, prompts in self.sizes)
+            found = statistics.bounded_interval(self.value, self.spread, prompts, floor=floor)
         else:
             found = statistics.unbounded_interval(self.value, self.spread)
         told = len(self.signs) > 1 and self.spread.trainings > 0
@@ -282,14 +284,10 @@ class Analysis:
     def single_sets(self) -> Iterator[Scope]:
         return (scope.alone(name) for scope in self.categories() for name in scope.sets)
 
-    def mean(self, scope: Scope, model: str, reward: str, metric: str) -> Mean | None:
-        """Return the mean over the seeds of one model; None where none counts."""
-        return self._known(scope, metric, (model,), (reward,))
-
-    def mean_of_models(
+    def mean(
         self, scope: Scope, reward: str, metric: str, models: Sequence[str] | None = None
     ) -> Mean | None:
-        """Return the mean over the complete models, or over `models`; None where there is none."""
+        """Return the mean over seeds, then over the complete models, or over `models`; None where no trial counts."""
         asked = self.complete_models(scope) if models is None else models
         return self._known(scope, metric, tuple(asked), (reward,))
 
@@ -306,8 +304,6 @@ class Analysis:
 
         None where there are none.
         """
-        if not self.others:
-            return None
         asked = tuple(self.models if models is None else models)
         return self._known(scope, metric, asked, (baseline or self.baseline, other or self.others[0]))
 
@@ -331,7 +327,7 @@ class Analysis:
     def control(
         self, scope: Scope, metric: str, models: Sequence[str] | None = None, *, other: str | None = None
     ) -> Mean | None:
-        """Return the difference in one of CONTROLS; None unless all trials of the plain difference have that metric."""
+        """Return the difference in a metric; None unless all trials of the difference in accuracy have it."""
         found, plain = (self.difference(scope, name, models, other=other) for name in (metric, "accuracy"))
         return found if found and plain and found.runs == plain.runs else None
 
@@ -386,19 +382,15 @@ class Analysis:
         whole = {model for model, _ in counts} - lacking
         return [model for model in self.models if model in whole]
 
-    def compared(self, scope: Scope, other: str) -> list[TrialResult]:
-        return [item for cell in self.cells_of(scope, (self.baseline, other)) for item in cell]
-
-    def win_rate(self, scope: Scope, other: str | None = None) -> WinRate:
+    def win_rate(self, scope: Scope, other: str) -> WinRate:
         """Count the cells of model, seed and set in which the baseline's accuracy is higher than the other's."""
-        if not self.others:
-            return statistics.win_rate([])
-        gaps = [
-            _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
-            for name in scope.sets
-            for first, second in self.cells_of(scope.alone(name), (self.baseline, other or self.others[0]))
-        ]
-        return statistics.win_rate(gaps)
+        return statistics.win_rate(
+            [
+                _metric(first, name, "accuracy") - _metric(second, name, "accuracy")
+                for name in scope.sets
+                for first, second in self.cells_of(scope.alone(name), (self.baseline, other))
+            ]
+        )
 
     def margins(self, scope: Scope, reward: str, *, scaled: bool) -> Floats:
         """Return the margins of every pair of every trial that counts; where `scaled`, over the spread of the rewards."""
@@ -454,19 +446,6 @@ class SetOutcomes:
     margin: Mapping[str, Floats]
     longer: Floats
     leaked: NDArray[np.bool_] | None
-    cells: int
-
-    @property
-    def gap(self) -> Floats:
-        """The first type's share ranked right minus the second's."""
-        first, second, *_ = self.right.values()
-        return first - second
-
-    @property
-    def margin_gap(self) -> Floats:
-        """The first type's scaled margin minus the second's."""
-        first, second, *_ = self.margin.values()
-        return first - second
 
 
 def set_outcomes(analysis: Analysis, kinds: Sequence[str]) -> list[SetOutcomes]:
@@ -516,7 +495,6 @@ def _outcomes(
         margin={kind: mean(side, _margin) for kind, side in zip(kinds, sides, strict=True)},
         longer=mean(sides[0], lambda scores: scores.longer.astype(np.float64)),
         leaked=np.isin(index, leaked[0]) if len(leaked) == len(every) else None,
-        cells=sum(map(len, by_model)),
     )
 
 

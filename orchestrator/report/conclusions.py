@@ -17,7 +17,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.results import TrialResult
 from orchestrator.report.statistics import Estimate, half_width
-from orchestrator.report.tables import interval, number_of, reward_title, sentence
+from orchestrator.report.tables import interval, number_of, reward_title, sentence, span
 from trainers.data.audit import Audit
 
 PREFERENCE = "When to prefer which"
@@ -90,10 +90,12 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
     parts = []
     for other in dict.fromkeys(kind for _, kind in told):
         won = [analysis.win_rate(scope, other) for scope, kind in told if kind == other]
+        cells, ahead, ties, behind = (
+            sum(getattr(item, name) for item in won) for name in ("cells", "ahead", "ties", "behind")
+        )
         parts.append(
-            f"{reward_title(analysis.baseline)} is ahead of {reward_title(other)} in {sum(item.ahead for item in won)} of "
-            f"{sum(item.cells for item in won)} cells of model, seed and set, tied within a point in "
-            f"{sum(item.ties for item in won)} and behind in {sum(item.behind for item in won)}"
+            f"of {number_of(cells, 'cell')} of model, seed and set, {reward_title(analysis.baseline)} is ahead of "
+            f"{reward_title(other)} in {ahead}, tied within a point in {ties} and behind in {behind}"
         )
     apart = [place for place, item in known.items() if item.estimate.excludes_zero]
     if apart and len(known) > 1:
@@ -102,7 +104,8 @@ def _support(analysis: Analysis, told: Known, known: Known) -> str:
             f"corrected for {len(known)} comparisons (Holm), {left} of {number_of(len(apart), 'lead')} "
             f"{'stands' if left == 1 else 'stand'} at 5 %"
         )
-    parts.append(_size([result for scope, other in known for result in analysis.compared(scope, other)]))
+    cells = (cell for scope, other in known for cell in analysis.cells_of(scope, (analysis.baseline, other)))
+    parts.append(_size([result for cell in cells for result in cell]))
     return sentence("; ".join(parts))
 
 
@@ -112,11 +115,9 @@ def _size(counted: Sequence[TrialResult]) -> str:
         return "no trial has been trained, learned and evaluated yet"
     models = len({result.record.model for result in counted})
     seeds = len({result.record.seed for result in counted})
-    pairs = sorted({len(item.scores.index) for result in counted for item in result.final})
-    few = pairs[0]
-    span = str(few) if len(pairs) == 1 else f"{few} to {pairs[-1]}"
-    text = f"this rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span} test pairs a set, "
-    text += f"which alone leave ± {half_width(few):.2f} on a single accuracy of 0.75"
+    pairs = [len(item.scores.index) for result in counted for item in result.final]
+    text = f"this rests on {number_of(models, 'model')}, {number_of(seeds, 'seed')} and {span(pairs, 'test pair')} a set, "
+    text += f"which alone leave ± {half_width(min(pairs)):.2f} on a single accuracy of 0.75"
     if seeds == 1:
         text += ", and one seed says nothing about others"
     elif seeds < 5:
@@ -164,7 +165,7 @@ def _chance(analysis: Analysis) -> Iterator[str]:
         for scope in analysis.categories()
         for model in analysis.models
         for kind in analysis.rewards
-        if (mean := analysis.mean(scope, model, kind, "accuracy")) is not None and mean.at_chance
+        if (mean := analysis.mean(scope, kind, "accuracy", [model])) is not None and mean.at_chance
     ]
     if found:
         shown = [*found[:3], f"{len(found) - 3} more"] if len(found) > 4 else found
@@ -203,24 +204,22 @@ def _controls(analysis: Analysis, known: Known) -> Iterator[str]:
 
 def _uncompared(analysis: Analysis) -> str:
     """Say why nothing can be compared, and what to try."""
-    if not analysis.others and any(result.learned and result.final for result in analysis.results):
-        return f"There is nothing to compare, as the sweep holds one reward type, {reward_title(analysis.baseline)}."
-    return f"Nothing can be concluded yet: {_why_nothing(analysis)}."
-
-
-def _why_nothing(analysis: Analysis) -> str:
     trained = [result for result in analysis.results if result.trained]
-    if any(result.learned and result.final for result in trained):
-        return "no model has every reward type trained, learned and evaluated on all sets of a category"
-    if not trained:
-        return "no trial has been trained; run the sweep"
-    if any(result.learned for result in trained):
-        return "no trial that fits its training pairs is evaluated; run the sweep again"
-    said = [result.record.parameters for result in trained]
-    known = [one for one in said if "epochs" in one and "lr" in one]
-    tried = dict.fromkeys(f"{number_of(one['epochs'], 'epoch')} at lr {one['lr']}" for one in known)
-    after = f" after {_listed([*tried], 'or')}" if tried else ""
-    return f"no training fits its own pairs{after}: try a higher --lr, more --epochs, or more pairs"
+    learned = [result for result in trained if result.learned]
+    scored = any(result.final for result in learned)
+    if scored and not analysis.others:
+        return f"There is nothing to compare, as the sweep holds one reward type, {reward_title(analysis.baseline)}."
+    if scored:
+        why = "no model has every reward type trained, learned and evaluated on all sets of a category"
+    elif learned:
+        why = "no trial that fits its training pairs is evaluated; run the sweep again"
+    elif not trained:
+        why = "no trial has been trained; run the sweep"
+    else:
+        said = (result.record.parameters for result in trained)
+        tried = dict.fromkeys(f"{number_of(one['epochs'], 'epoch')} at lr {one['lr']}" for one in said)
+        why = f"no training fits its own pairs after {_listed([*tried], 'or')}: try a higher --lr, more --epochs, or more pairs"
+    return f"Nothing can be concluded yet: {why}."
 
 
 def preference(analysis: Analysis) -> str:

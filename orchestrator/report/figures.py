@@ -88,11 +88,7 @@ def _beside(number: int, of: int, width: float) -> float:
 def accuracy_bars(analysis: Analysis, scopes: Iterable[Scope]) -> "Figure | None":
     """Bars by category or set and reward type, mean over models; each model as a dot, the paper's means as diamonds."""
     scopes, rewards = list(scopes), analysis.rewards
-    found = {
-        (scope, kind): analysis.mean_of_models(scope, kind, "accuracy")
-        for scope in scopes
-        for kind in rewards
-    }
+    found = {(scope, kind): analysis.mean(scope, kind, "accuracy") for scope in scopes for kind in rewards}
     by_set: dict[str, list[Scope]] = {}
     for scope in scopes:
         if any(found[scope, kind] for kind in rewards):
@@ -228,7 +224,7 @@ def _by_model(
 def _accuracy_by_model(analysis: Analysis) -> "Figure | None":
 
     def ask(scope: Scope, model: str, kind: str) -> Mean | None:
-        return analysis.mean(scope, model, kind, "accuracy")
+        return analysis.mean(scope, kind, "accuracy", [model])
 
     def finish(axis: "Axes") -> None:
         axis.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")

@@ -130,13 +130,8 @@ def panels(count: int, columns: int, width: float, height: float, **more: Any) -
 
 
 def whiskers(values: Sequence[Estimate]) -> Floats:
-    """Return the lengths of error bars, [2, n]; 0 on the side where an estimate lies outside its interval."""
-    return np.array(
-        [
-            [max(0.0, item.value - item.low) for item in values],
-            [max(0.0, item.high - item.value) for item in values],
-        ]
-    )
+    """Return the lengths of error bars, [2, n]."""
+    return np.array([[item.value - item.low, item.high - item.value] for item in values]).T
 
 
 def draw_lines(

@@ -49,7 +49,7 @@ from trainers.errors import SpecError
 from trainers.storage import replace
 
 # Raised by hand when the same results would give other pages.
-VERSION = 12
+VERSION = 13
 NOTE = "report.json"
 HTML = "report.html"
 SUMMARY = "summary.md"
@@ -118,7 +118,8 @@ def write_full_report(
     analysis = Analysis(on_common_pairs(results), baseline)
     audit, pairs = audit_sweep(declaration, store), pair_rows(analysis, store)
     page = _page(declaration.sweep, results, analysis, audit, store, bar, pairs, price)
-    brief = [item for item in page.tables if _is_brief(item.name)]
+    asked = ("accuracy_by_category", "differences", "power", "scaling", "suites")
+    brief = [item for item in page.tables if item.name in asked or item.name.startswith("by_")]
     brief.sort(key=lambda item: item.name != "accuracy_by_category")
     replace(folder / SUMMARY, _summary(page, brief))
     write_page(folder, page, HTML)
@@ -145,12 +146,6 @@ def write_full_report(
     replace(folder / NOTE, json.dumps(note, indent=1, ensure_ascii=False))
     store.share(folder / NOTE)
     return written
-
-
-def _is_brief(name: str) -> bool:
-    return name in ("accuracy_by_category", "differences", "power", "scaling", "suites") or name.startswith(
-        "by_"
-    )
 
 
 def _summary(page: Page, brief: Sequence[Table]) -> str:
@@ -186,7 +181,7 @@ def known_baseline(declaration: Declaration, folder: Path, asked: str | None) ->
 
 
 def write_page(folder: Path, page: Page, html: str) -> None:
-    """Write the page as `html`, its tables and its figures into `folder`, and remove the figures of an earlier page."""
+    """Write the page as `html`, its tables and its figures into `folder`, and remove those of an earlier page."""
     files: dict[Path, bytes] = {folder / html: _template().render(page=page, paper=PAPER_LINK).encode()}
     for table in (*page.tables, *(table for section in page.sections for table in section.tables)):
         files[folder / "tables" / f"{table.name}.csv"] = table.csv().encode()
@@ -196,7 +191,7 @@ def write_page(folder: Path, page: Page, html: str) -> None:
         files[folder / "figures" / f"{figure.name}.svg"] = figure.svg
     for file, content in files.items():
         replace(file, content)
-    for file in (folder / "figures").glob("*.*"):
+    for file in (*folder.glob("figures/*.*"), *folder.glob("tables/*.*")):
         if file not in files:
             file.unlink()
 
@@ -421,7 +416,7 @@ def _time_table(results: Sequence[TrialResult], store: Store, price: float | Non
         cost += paid or 0.0
         line: dict[str, Value] = {"stage": stage, "device": device, "artifacts": len(found)}
         rows.append({**line, "hours": hours, "device_hours": device_hours, "cost": paid})
-    note = "Wall-clock time of the stages that committed, and that times the devices of each; failed tries are not in it."
+    note = "Wall-clock time of finished trainings and evaluations, and that times the devices of each; failed tries are not in it."
     if price is not None:
         note += f" At $ {price:g} per GPU-hour, $ {cost:,.2f} in all; hours on a CPU cost nothing here."
     return Table(

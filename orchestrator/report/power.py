@@ -52,50 +52,42 @@ def components(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> dict[st
     Each of `strata`, [U, S], holds what each pair adds in the trainings of a model. A variance is None if it needs a second
     model, or a second seed. Together they make up the variance of `statistics.crossed`.
     """
-    trainings = sum(values_US.shape[1] - 1 for values_US in strata)
     each = sum(1 / values_US.shape[1] for values_US in strata) / len(strata)
-    seeds = both_seeds = None
-    if trainings:
-        deviations = [values_US - values_US.mean(axis=1, keepdims=True) for values_US in strata]
-        within = sum(float((left_US.sum(axis=0) ** 2).sum()) for left_US in deviations) / trainings
-        both_seeds = sum(statistics.of_pairs(left_US, groups_U) for left_US in deviations) / trainings
-        seeds = max(0.0, within - both_seeds)
+    trainings, within, both_seeds = statistics.of_trainings(strata, groups_U)
+    seeds = max(0.0, within - both_seeds)
     means_UM = np.stack([values_US.mean(axis=1) for values_US in strata], axis=1)
-    mean_U1 = means_UM.mean(axis=1, keepdims=True)
-    models, both_models = None, 0.0
-    if len(strata) > 1:
-        left_UM, others = means_UM - mean_U1, len(strata) - 1
-        between, both = (
-            float((left_UM.sum(axis=0) ** 2).sum()) / others,
-            statistics.of_pairs(left_UM, groups_U) / others,
-        )
-        models = max(0.0, between - both - (seeds or 0.0) * each)
-        both_models = max(0.0, both - (both_seeds or 0.0) * each)
-    pairs = statistics.of_pairs(mean_U1, groups_U) - (both_models + (both_seeds or 0.0) * each) / len(strata)
+    others, between, both = statistics.of_trainings([means_UM], groups_U)
+    both_models = max(0.0, both - both_seeds * each)
+    pairs = statistics.of_pairs(means_UM.mean(axis=1, keepdims=True), groups_U)
     return {
-        "models": models,
-        "seeds": seeds,
-        "pairs": max(0.0, pairs),
+        "models": max(0.0, between - both - seeds * each) if others else None,
+        "seeds": seeds if trainings else None,
+        "pairs": max(0.0, pairs - (both_models + both_seeds * each) / len(strata)),
         "pairs_models": both_models,
-        "pairs_seeds": both_seeds,
+        "pairs_seeds": both_seeds if trainings else None,
     }
 
 
 def power_table(analysis: Analysis) -> Table:
     """Return the half-width of each difference, the difference that the design detects, and the variances behind it."""
-    rows: list[dict[str, Value]] = []
-    for (scope, other), found in asked(analysis).items():
-        row: dict[str, Value] = {"train_set": scope.train_set, "category": scope.category}
-        row |= {"difference": analysis.title(other), "over": found.over}
-        row |= {"half_width": half_width(found), "detectable": detectable(found)}
-        for name, variance in components(*found.columns).items():
-            row[name] = None if variance is None else variance**0.5
-        rows.append(row)
+    rows: list[dict[str, Value]] = [
+        {
+            "train_set": scope.train_set,
+            "category": scope.category,
+            "difference": analysis.title(other),
+            "over": found.over,
+            "half_width": half_width(found),
+            "detectable": detectable(found),
+            **{name: part and part**0.5 for name, part in components(*found.columns).items()},
+        }
+        for (scope, other), found in asked(analysis).items()
+    ]
     return Table(
         name="power",
         title="What this design can tell apart",
         note="Half-width of the 95 % interval, and the difference that a sweep of this design detects with 80 % power. Beside them the standard "
-        "deviations of the difference over models, over seeds, and over test pairs. How many seeds and pairs it takes: docs/design.md.",
+        "deviations of the difference over models, over seeds of a model, and over draws of as many test pairs. How many seeds and "
+        "pairs it takes: docs/design.md.",
         columns="train_set category difference over half_width detectable models seeds pairs",
         titles={"half_width": "± half", "detectable": "detected with 80 % power"}
         | {name: f"SD, {name}" for name in ("models", "seeds", "pairs")},

@@ -366,17 +366,13 @@ def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
     common: dict[tuple[str, str, str], NDArray[np.int64]] = {}
     for item, place in (found for items in placed for found in items):
         common[place] = np.intersect1d(common.get(place, item.scores.index), item.scores.index)
+    nothing = {(train_set, dataset) for (train_set, dataset, _), rows in common.items() if not len(rows)}
     shared = []
     for result, items in zip(results, placed, strict=True):
-        if all(len(common[place]) == len(item.scores.index) for item, place in items):
-            shared.append(result)
-            continue
-        nothing = {item.dataset for item, place in items if not len(common[place])}
-        wanted = tuple(item for item in result.record.evaluations if item.dataset not in nothing)
+        record = result.record
+        wanted = tuple(one for one in record.evaluations if (record.train_set, one.dataset) not in nothing)
         evaluations = tuple(_on(item, common[place]) for item, place in items if len(common[place]))
-        shared.append(
-            replace(result, record=replace(result.record, evaluations=wanted), evaluations=evaluations)
-        )
+        shared.append(replace(result, record=replace(record, evaluations=wanted), evaluations=evaluations))
     return shared
 
 

@@ -187,7 +187,7 @@ def _of(analysis: Analysis, over: str, points: Sequence[Point]) -> Iterator[Size
             if baseline:
                 mean = here.difference(scope, "accuracy", [model], baseline=baseline, other=kind)
             else:
-                mean = here.mean_of_models(scope, kind, "accuracy", [model])
+                mean = here.mean(scope, kind, "accuracy", [model])
             if mean:
                 found.append((size, group, mean.value))
         if found:
@@ -212,6 +212,8 @@ def scaling_table(analysis: Analysis) -> Table:
             ends = [float(np.log2(end(item.sizes))) for end in (min, max)]
             rise = line.rise()
             row |= {"rise": rise, "p": rise.p, "smallest": line.at(ends[0]), "largest": line.at(ends[1])}
+        elif len(item.values) < len(set(item.groups)) + 2:
+            row["said"] = "too few points to tell by"
         else:
             row["said"] = "no scatter about the line to tell by"
         rows.append(row)

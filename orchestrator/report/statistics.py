@@ -1,20 +1,15 @@
-"""Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration, best of n.
+"""Statistics of per-pair rewards: intervals over models, seeds and pairs, permutation tests, win-rates, calibration.
 
 Pure numpy; scipy is imported on use. docs/report.md explains each number.
-Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds, C candidates of a prompt.
+Shapes: P pairs of one set, U units (different pairs or prompts), K trainings, S seeds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from math import comb, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from trainers.data.records import Message, Pair
-from trainers.evaluate.scores import PairScores
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +17,6 @@ LEVEL = 0.95
 PERMUTATIONS = 1999
 TIE = 0.01
 BINS = 10
-_NORMAL_95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +51,8 @@ class WinRate:
 
     @property
     def share(self) -> float:
-        """Return the share of cells in which the first is ahead; 0 without cells."""
-        return self.ahead / self.cells if self.cells else 0.0
+        """Return the share of cells in which the first is ahead."""
+        return self.ahead / self.cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +72,19 @@ def jackknifed(value: float, without_P: Floats) -> Floats:
     return (value + (pairs - 1) * (value - without_P)) / pairs
 
 
-def by_unit(added_P: Floats, units_P: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
-    """Return the distinct units of pairs, [U], and what each adds, [U], corrected for their numbers of pairs."""
-    units_U, at_P, counts_U = np.unique(units_P, return_inverse=True, return_counts=True)
-    even_U = added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
-    return units_U, np.bincount(at_P, added_P) + even_U
+def by_unit(added_P: Floats, units_P: NDArray[np.int64], units_U: NDArray[np.int64]) -> Floats:
+    """Return what each of the sorted units adds, [U], corrected for their numbers of pairs: a unit may have several, or none."""
+    at_P = np.searchsorted(units_U, units_P)
+    counts_U, added_U = (np.bincount(at_P, values, len(units_U)) for values in (None, added_P))
+    return added_U + added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
 
 
 def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
-    """Return the absolute margin of all pairs but one, for each pair, [P]."""
+    """Return the absolute margin of all pairs but one, for each of two pairs or more, [P]."""
     centre = np.mean(np.concatenate([chosen_P, rejected_P]))
     above_P, below_P = chosen_P - centre, rejected_P - centre
     gap_P, sum_P, square_P = np.abs(above_P - below_P), above_P + below_P, above_P**2 + below_P**2
-    left = max(1, len(chosen_P) - 1)
+    left = len(chosen_P) - 1
     first_P, second_P = sum_P.sum() - sum_P, square_P.sum() - square_P
     spread_P = np.sqrt(np.maximum(0.0, (second_P - first_P**2 / (2 * left)) / (2 * left - 1)))
     flat_P = spread_P <= 1e-12 * max(1.0, float(gap_P.max()))
@@ -115,18 +109,26 @@ def crossed(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> Spread:
     """
     mean_U1 = np.mean([values_UK.mean(axis=1, keepdims=True) for values_UK in strata], axis=0)
     pair_degrees = max(1, len(groups_U) - len(np.unique(groups_U)))
-    pairs, trainings = of_pairs(mean_U1, groups_U), sum(values_UK.shape[1] - 1 for values_UK in strata)
+    pairs = of_pairs(mean_U1, groups_U)
+    trainings, *within = of_trainings(strata, groups_U)
     if not trainings:
         return Spread(variance=_sound(pairs), degrees=pair_degrees, trainings=0)
-    each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2 / trainings
-    deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
-    between = each * sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
-    both = each * sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
+    each = sum(1 / values_UK.shape[1] for values_UK in strata) / len(strata) ** 2
+    between, both = (each * variance for variance in within)
     # A difference of mean squares may come out too small: the whole is no less than either part.
     variance = max(between + pairs - both, between, pairs)
     weighed = between**2 / trainings + pairs**2 / pair_degrees + both**2 / (trainings * pair_degrees)
     degrees = max(variance**2 / weighed if weighed else 0.0, min(trainings, pair_degrees))
     return Spread(variance=_sound(variance), degrees=degrees, trainings=trainings)
+
+
+def of_trainings(strata: Sequence[Floats], groups_U: NDArray[np.int64]) -> tuple[int, float, float]:
+    """Return how many trainings differ freely within strata, the variance of one, and its part that also varies over pairs."""
+    trainings = sum(values_UK.shape[1] - 1 for values_UK in strata)
+    deviations = [values_UK - values_UK.mean(axis=1, keepdims=True) for values_UK in strata]
+    within = sum(float((left_UK.sum(axis=0) ** 2).sum()) for left_UK in deviations)
+    both = sum(of_pairs(left_UK, groups_U) for left_UK in deviations)
+    return trainings, within / max(1, trainings), both / max(1, trainings)
 
 
 def of_pairs(values_UK: Floats, groups_U: NDArray[np.int64]) -> float:
@@ -169,6 +171,10 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
         p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
     if error == 0:
         exact = _exact(abs(value), pairs)
+        if floor and value:
+            # By a sign test; too few pairs that agree leave either sign.
+            p = min(1.0, 0.5 ** (pairs - 1))
+            exact = (exact[0] if p < 1 - LEVEL else 2 * exact[0] - 1, exact[1])
         if value < 0:
             exact = (-exact[1], -exact[0])
         elif floor and value == 0:
@@ -284,9 +290,9 @@ def calibration(margins_P: Floats) -> Calibration:
     )
 
 
-def half_width(pairs: int, accuracy: float = 0.75) -> float:
-    """Return half of the 95 % interval of an accuracy on so many pairs, by the normal approximation: 0.06 at 200 pairs."""
-    return _NORMAL_95 * float(np.sqrt(accuracy * (1.0 - accuracy) / pairs))
+def half_width(pairs: int) -> float:
+    """Return half of the 95 % interval of an accuracy of 0.75 on so many pairs, by the normal approximation: 0.06 at 200 pairs."""
+    return 1.96 * float(np.sqrt(0.75 * 0.25 / pairs))
 
 
 def right(chosen_P: Floats, rejected_P: Floats) -> Floats:
@@ -319,74 +325,3 @@ def by_decile(values_P: Floats, right_P: Floats) -> list[dict[str, Any]]:
         for number in np.unique(tenth_P)
         for here_P in [tenth_P == number]
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptRewards:
-    """The distinct responses to one prompt; `quality` is the share of a response's pairs in which it is chosen."""
-
-    reward: Floats
-    quality: Floats
-
-
-Prompt = tuple[Message, ...]
-
-
-def by_response(pairs: Sequence[Pair], scores: PairScores) -> dict[Prompt, dict[str, tuple[float, float]]]:
-    """Return by prompt and response its mean reward and how often it is chosen; `pairs` are the rows of the split."""
-    prompts: dict[Prompt, dict[str, list[tuple[float, float]]]] = {}
-    for row, chosen, rejected in zip(scores.index.tolist(), scores.chosen, scores.rejected, strict=True):
-        pair = pairs[row]
-        said = prompts.setdefault(pair.prompt, {})
-        said.setdefault(pair.chosen, []).append((chosen, 1.0))
-        said.setdefault(pair.rejected, []).append((rejected, 0.0))
-    # One text is scored once per pair, equal up to rounding.
-    return {
-        prompt: {text: tuple(np.mean(found, axis=0).tolist()) for text, found in said.items()}
-        for prompt, said in prompts.items()
-    }
-
-
-def candidates(pairs: Sequence[Pair], scores: PairScores) -> list[PromptRewards]:
-    """Return the candidates of each prompt, in the order of the scores; `pairs` are the rows of the split."""
-    both = [np.array([*said.values()]).T for said in by_response(pairs, scores).values()]
-    return [PromptRewards(reward=reward_C, quality=quality_C) for reward_C, quality_C in both]
-
-
-def best_of(reward_C: Floats, quality_C: Floats, n: int) -> float:
-    """Return the expected quality of the best by reward of n candidates drawn without replacement, 1 ≤ n ≤ C.
-
-    Of C(C, n) draws, C(m + t, n) − C(m, n) have their best among t candidates of equal reward above m others; each of
-    the t is equally likely to be picked. The estimator of Nakano et al. (2021) and Gao et al. (2023, arXiv 2210.10760), with ties.
-    """
-    _, group_C, count_G = np.unique(reward_C, return_inverse=True, return_counts=True)
-    share_G = np.diff(_share_among(len(reward_C), n)[np.cumsum([0, *count_G])])
-    return float(share_G @ (np.bincount(group_C, quality_C) / count_G))
-
-
-@cache
-def _share_among(candidates: int, n: int) -> Floats:
-    """Return by m = 0, 1, … the share of draws of n candidates that lie entirely among m of them."""
-    return np.array([comb(m, n) / comb(candidates, n) for m in range(candidates + 1)])
-
-
-def best_of_n_kl(n: int) -> float:
-    """Return log n − (n − 1)/n in nats, an upper bound on the KL divergence of best of n from the policy.
-
-    The two differ if answers repeat or their rewards tie (Beirami et al. 2024, arXiv 2401.01879).
-    """
-    return log(n) - (n - 1) / n
-
-
-def share_within(found: Sequence[PromptRewards]) -> float:
-    """Return the share of the variance of all candidates' rewards that lies within prompts; 0 if rewards do not vary."""
-    everything = np.concatenate([item.reward for item in found])
-    total = float(everything.var() * len(everything))
-    within = sum(float(item.reward.var() * len(item.reward)) for item in found)
-    return within / total if total > 1e-24 * max(1.0, float(everything.mean()) ** 2) else 0.0
-
-
-def spreads(found: Sequence[PromptRewards]) -> Floats:
-    """Return for each prompt the standard deviation of its candidates' rewards, divided by that of all candidates."""
-    spread = float(np.concatenate([item.reward for item in found]).std())
-    return np.array([item.reward.std() / spread if spread > 0 else 0.0 for item in found])

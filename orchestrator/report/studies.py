@@ -147,7 +147,9 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
         for item in set_outcomes(analysis, (analysis.baseline, other)):
             place = item.train_set, item.dataset
             known = features[place] = features.get(place) or pair_features(item, store)
-            gap_P, margin_gap_P = item.gap, item.margin_gap
+            gap_P, margin_gap_P = (
+                of_kind[analysis.baseline] - of_kind[other] for of_kind in (item.right, item.margin)
+            )
             pairs += [
                 {
                     "baseline": analysis.baseline,
@@ -155,6 +157,7 @@ def feature_rows(analysis: Analysis, store: Store) -> tuple[list[dict[str, Any]]
                     "train_set": item.train_set,
                     "evaluation_set": item.dataset,
                     "category": item.category,
+                    "pairs_of": analysis.groups[item.dataset],
                     "index": index,
                     "gap": float(gap_P[at]),
                     "margin_gap": float(margin_gap_P[at]),
@@ -197,9 +200,8 @@ def by_features(pairs: Rows) -> list[dict[str, Any]]:
         terms = {name: group[name].to_numpy(float) for name in FEATURES if group[name].notna().all()}
         _, *sets = group["evaluation_set"].unique()
         terms |= {f"set {name}": (group["evaluation_set"] == name).to_numpy(float) for name in sets}
-        # The rewritings of a pair are no other pairs; other sets hold pairs of their own.
-        unit = ["evaluation_set", "index"] if place[-1] == "domain shift" else ["index"]
-        units_P = group.groupby(unit).ngroup().to_numpy().astype(np.int64)
+        # The rewritings of a pair are no other pairs.
+        units_P = group.groupby(["pairs_of", "index"]).ngroup().to_numpy().astype(np.int64)
         for outcome, name in (("accuracy", "gap"), ("margin", "margin_gap")):
             if (fitted := regression(group[name].to_numpy(), terms, units_P)) is not None:
                 rows.append({**dict(zip(labels, place, strict=True)), "outcome": outcome, "fitted": fitted})

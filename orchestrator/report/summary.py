@@ -70,7 +70,7 @@ def _lines(
 
 
 def _means(analysis: Analysis, scope: Scope, metric: str, models: list[str] | None) -> dict[str, Mean]:
-    found = {kind: analysis.mean_of_models(scope, kind, metric, models) for kind in analysis.rewards}
+    found = {kind: analysis.mean(scope, kind, metric, models) for kind in analysis.rewards}
     return {kind: mean for kind, mean in found.items() if mean}
 
 
@@ -163,12 +163,7 @@ def differences(analysis: Analysis, beside: Collection[str] = ("loss", "abs_marg
     rows: list[dict[str, Value]] = []
     choices: list[list[str] | None] = [*([model] for model in analysis.models), None]
     for scope, other, models in itertools.product(analysis.categories(), analysis.others, choices):
-        found = {"accuracy": analysis.difference(scope, "accuracy", models, other=other)}
-        for metric in beside:
-            if metric in CONTROLS:
-                found[metric] = analysis.control(scope, metric, models, other=other)
-            else:
-                found[metric] = analysis.difference(scope, metric, models, other=other)
+        found = {name: analysis.control(scope, name, models, other=other) for name in ("accuracy", *beside)}
         if plain := found["accuracy"]:
             rows.append(
                 {
@@ -227,10 +222,7 @@ def by_set(analysis: Analysis) -> Table:
     for scope in analysis.single_sets():
         for label, models, means in _lines(analysis, scope, "accuracy"):
             for kind, accuracy in means.items():
-                found = {
-                    name: analysis.mean_of_models(scope, kind, name, models)
-                    for name in (*METRIC_TITLES, *plain)
-                }
+                found = {name: analysis.mean(scope, kind, name, models) for name in (*METRIC_TITLES, *plain)}
                 rows.append(
                     {
                         "train_set": scope.train_set,
@@ -326,7 +318,7 @@ def ensemble_table(results: Sequence[TrialResult]) -> Table:
     rows: list[dict[str, Value]] = []
     for trials in by_seeds([item for item in on_common_pairs(results) if item.learned]):
         sets = [{item.dataset: item for item in trial.final} for trial in trials]
-        for name in sets[0]:
+        for name in dict.fromkeys(itertools.chain(*sets)):
             scores = [of_seed[name].scores for of_seed in sets if name in of_seed]
             if len(scores) < 2:
                 continue

@@ -64,6 +64,12 @@ def number_of(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else f'{noun}s'}"
 
 
+def span(numbers: Sequence[int], noun: str) -> str:
+    """Write `200 pairs`, or `60 to 200 pairs` if the numbers differ."""
+    least, most = min(numbers), max(numbers)
+    return number_of(most, noun) if least == most else f"{least} to {number_of(most, noun)}"
+
+
 def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 

@@ -116,22 +116,6 @@ def test_the_index_of_a_score_names_the_row_that_leaks(store: Store, splits: dic
     assert (found["accuracy_leak_free"], found["n_leak_free"]) == (1.0, 2.0)
 
 
-def test_trials_parquet_has_the_columns(store: Store, splits: dict[str, Split]):
-    trial, bare = trial_on(splits), record(seed=1)
-    commit_length_reward(store, trial)
-    commit_trial(store, bare, 9)
-    write_report(declaration(trial, bare), store)
-    table = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
-    columns = ("accuracy", "accuracy_length_controlled", "accuracy_leak_free", "n_leak_free")
-    assert [tuple(row[name] for name in columns) for row in table] == [
-        (0.75, 0.5, pytest.approx(20 / 30), 30.0),
-        (0.25, 0.25, 0.0, 30.0),
-        # Chosen is shorter in all of these, and the rows are not in the store.
-        (0.9, None, None, None),
-        (None, None, None, None),
-    ]
-
-
 def test_the_report_has_the_audit_and_all_accuracies(store: Store, splits: dict[str, Split]):
     trial = trial_on(splits)
     commit_length_reward(store, trial)
@@ -148,6 +132,9 @@ def test_the_report_has_the_audit_and_all_accuracies(store: Store, splits: dict[
     columns = ("accuracy_length_controlled", "accuracy_leak_free", "n_leak_free", "longer_wins")
     (row,) = [item for item in rows if item["evaluation_set"] == "seen"]
     assert [row[name] for name in columns] == [0.5, pytest.approx(20 / 30), 30, 0.25]
+    own = parquet.read_table(store.sweep_dir("demo") / "trials.parquet").to_pylist()
+    assert [own[0][name] for name in columns] == [row[name] for name in columns]
+    assert [own[1][name] for name in columns] == [0.25, 0.0, 30, 0.5]
     # The same is told before a run.
     lines = audit_errors(declaration(trial), store)
     assert [line.partition(":")[0] for line in lines] == ["data"] * 2

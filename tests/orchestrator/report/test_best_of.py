@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.report.best_of_n import BestOfCurve
-from orchestrator.report.statistics import PromptRewards, best_of, candidates, share_within
+from orchestrator.report.best_of_n import BestOfCurve, PromptRewards, best_of, candidates, share_within
 from trainers.data.records import Pair, user_prompt
 from trainers.evaluate.scores import PairScores
 

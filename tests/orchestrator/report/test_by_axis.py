@@ -67,7 +67,7 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
     whole = Analysis(results)
     (scope,) = [item for item in whole.categories() if item.category == "domain shift"]
     assert (
-        rows[4]["accuracy"] == whole.mean(scope, "llama-64", "im_rm_epochs=2_lr=1e-05", "accuracy").estimate
+        rows[4]["accuracy"] == whole.mean(scope, "im_rm_epochs=2_lr=1e-05", "accuracy", ["llama-64"]).estimate
     )
     assert rows[4]["difference"].value == pytest.approx(rows[1]["accuracy"].value - rows[4]["accuracy"].value)
     assert "difference" not in rows[1] or rows[1]["difference"] is None
@@ -75,14 +75,14 @@ def test_an_axis_has_a_row_for_each_value_and_the_best_by_held_out_pairs(store: 
     held_out = dict(zip(KINDS, (None, 0.5, 0.75, 0.7), strict=True))
     results = [replace(item, validation_accuracy=held_out[item.record.reward]) for item in results]
     (table,) = axis_tables(Analysis(results))
-    best = "Best by held-out pairs, trained on ultrafeedback: IM-RM epochs=2 at lr 0.0001 (0.750; mean over 1 of model and seed)."
+    best = "Best by held-out pairs, trained on ultrafeedback: IM-RM epochs=2 at lr 0.0001 (0.750; mean over 1 training)."
     assert best in table.note
     diverged = [
         replace(item, validation_accuracy=item.validation_accuracy if item.evaluations else None)
         for item in results
     ]
     (table,) = axis_tables(Analysis(diverged))
-    assert best.replace("seed).", "seed; not complete at 2e-06).") in table.note
+    assert best.replace("training).", "training; not complete at 2e-06).") in table.note
     assert [row.get("held_out") for row in table.rows][3:6] == [None, 0.5, 0.75]
     assert rendered("by_lr", "", "", lambda: draw_axis(table)) is not None
     words = replace(table, rows=[{**row, "lr": "cosine"} for row in table.rows])

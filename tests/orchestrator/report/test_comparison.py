@@ -6,13 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from orchestrator.report.comparison import (
-    Analysis,
-    Scope,
-    pair_groups,
-)
+from orchestrator.report.comparison import CONTROLS, Analysis, Scope, added_by_pairs, pair_groups
 from orchestrator.report.conclusions import conclusions
-from orchestrator.report.results import TrialResult, sweep_results
+from orchestrator.report.results import TrialResult, _metrics, _on, sweep_results
 from orchestrator.report.summary import by_category, by_set, statistics_tables
 from orchestrator.report.tables import Table
 from orchestrator.store.artifacts import Store
@@ -22,14 +18,10 @@ from trainers.evaluate.metrics import summary
 EVEN = dict.fromkeys(STRENGTHS, 0.5)
 
 
-def analysis_of(results: list[TrialResult]) -> Analysis:
-    return Analysis(results)
-
-
 @pytest.fixture
 def simulated(store: Store) -> Callable[..., Analysis]:
     """The analysis of a simulated sweep."""
-    return lambda **described: analysis_of(list(sweep_results(simulated_sweep(store, **described), store)))
+    return lambda **described: Analysis(list(sweep_results(simulated_sweep(store, **described), store)))
 
 
 def scope(analysis: Analysis, category: str) -> Scope:
@@ -43,7 +35,7 @@ def test_a_mean_is_over_sets_then_seeds_with_the_standard_deviation_of_the_seeds
         np.mean([item.metrics["accuracy"] for item in trial.evaluations if item.category == "domain shift"])
         for (trial,) in analysis.cells(here, "llama-64", ["ex_rm"]).values()
     ]
-    found = analysis.mean(here, "llama-64", "ex_rm", "accuracy")
+    found = analysis.mean(here, "ex_rm", "accuracy", ["llama-64"])
     assert found.estimate.value == pytest.approx(np.mean(by_seed))
     assert found.estimate.std == pytest.approx(np.std(by_seed, ddof=1))
     assert found.estimate.low < found.estimate.value < found.estimate.high
@@ -57,7 +49,7 @@ def width(mean) -> float:
 def test_differences_are_paired_so_that_hard_pairs_cancel(simulated):
     analysis = simulated(models=("llama-64",), seeds=(0,), pairs=400, strengths=EVEN)
     here = scope(analysis, "in-distribution")
-    apart = [width(analysis.mean(here, "llama-64", kind, "loss")) for kind in ("ex_rm", "im_rm")]
+    apart = [width(analysis.mean(here, kind, "loss", ["llama-64"])) for kind in ("ex_rm", "im_rm")]
     # Of the variance of a pair, 0.36 of 1.0 is the pair's own.
     assert width(analysis.difference(here, "loss")) == pytest.approx(
         np.hypot(*apart) * np.sqrt(0.64), rel=0.12
@@ -79,12 +71,12 @@ def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
             for item in result.evaluations
         )
         copied.append(dataclasses.replace(result, evaluations=evaluations))
-    analysis = analysis_of(copied)
+    analysis = Analysis(copied)
     whole = scope(analysis, "token-level shift")
     alone = next(item for item in analysis.single_sets() if item.dataset == "a")
     for item in (whole, alone):
         assert len(item.sets) == (3 if item is whole else 1)
-    three, one = (analysis.mean(item, "llama-64", "ex_rm", "accuracy").estimate for item in (whole, alone))
+    three, one = (analysis.mean(item, "ex_rm", "accuracy", ["llama-64"]).estimate for item in (whole, alone))
     assert (three.low, three.high) == pytest.approx((one.low, one.high))
     three_p, one_p = (analysis.difference(item, "accuracy").p_pairs for item in (whole, alone))
     assert one_p > 0.02
@@ -93,10 +85,60 @@ def test_rewritings_of_a_pair_are_drawn_with_it(store: Store):
 
 def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store: Store):
     declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=4)
-    assert pair_groups(sweep_results(declared, store)) == {
+    results = sweep_results(declared, store)
+    assert pair_groups(results) == {
         **{name: "ultrafeedback" for name, category in ULTRAFEEDBACK if category != "domain shift"},
         **{name: name for name, category in ULTRAFEEDBACK if category == "domain shift"},
     }
+    elsewhere = simulated_sweep(
+        store,
+        name="else",
+        models=("llama-64",),
+        seeds=(0,),
+        pairs=4,
+        sets=[(name, "domain shift") for name, _ in ULTRAFEEDBACK[:4]],
+    )
+    assert {*pair_groups(sweep_results(elsewhere, store)).values()} == {"ultrafeedback"}
+    # The same rows under two names are no more pairs than under one.
+    alike = [dataclasses.replace(item, dataset_digest="rows") for item in results[0].record.evaluations]
+    again = dataclasses.replace(
+        results[0], record=dataclasses.replace(results[0].record, evaluations=tuple(alike))
+    )
+    assert {*pair_groups([again]).values()} == {"ultrafeedback", "rows"}
+
+
+def first_pairs(result: TrialResult, dataset: str, count: int) -> TrialResult:
+    """The trial with only so many pairs of a set."""
+    kept = [_on(item, np.arange(count)) if item.dataset == dataset else item for item in result.evaluations]
+    return dataclasses.replace(result, evaluations=tuple(kept))
+
+
+def test_a_rewriting_of_some_of_the_pairs_adds_what_its_pairs_vary(store: Store):
+    sets = (("a", "token-level shift"), ("bc", "token-level shift"))
+    declared = simulated_sweep(
+        store, models=("llama-64",), rewards=("ex_rm",), seeds=(0,), sets=sets, strengths=EVEN
+    )
+    (result,) = sweep_results(declared, store)
+    analysis = Analysis([first_pairs(result, "bc", 30)])
+    found = analysis.mean(scope(analysis, "token-level shift"), "ex_rm", "accuracy", ["llama-64"])
+    whole, part = (1.0 * (item.scores.chosen > 0) for item in analysis.results[0].evaluations)
+    influence = (whole - whole.mean()) / 120 / 2
+    influence[:30] += (part - part.mean()) / 30 / 2
+    assert found.spread.variance == pytest.approx(120 / 119 * (influence**2).sum())
+    assert found.over == "30 to 120 pairs of one training of this model"
+    # Where all pairs agree, the smaller set says how rare an exception is.
+    sure = [with_accuracy(item, 1.0) for item in analysis.results]
+    low = Analysis(sure).mean(found.scope, "ex_rm", "accuracy", ["llama-64"]).estimate.low
+    assert low == pytest.approx(0.025 ** (1 / 30))
+
+
+def test_of_one_pair_every_metric_is_what_it_adds(store: Store):
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=1, sets=ULTRAFEEDBACK[:1])
+    (item,) = sweep_results(declared, store)[0].evaluations
+    scores = dataclasses.replace(item.scores, longer=np.zeros(1))
+    item = dataclasses.replace(item, scores=scores, metrics=_metrics(scores, np.array([False])))
+    for metric in ("accuracy", "loss", "abs_margin", *CONTROLS):
+        assert added_by_pairs(item, metric) == pytest.approx([item.metrics[metric]])
 
 
 def with_accuracy(result: TrialResult, right: float) -> TrialResult:
@@ -122,7 +164,7 @@ def test_models_that_disagree_leave_a_wide_interval(store: Store):
         with_accuracy(item, 0.5 + gaps[item.record.model] / 2 * (1 if item.record.reward == "ex_rm" else -1))
         for item in sweep_results(declared, store)
     ]
-    analysis = analysis_of(results)
+    analysis = Analysis(results)
     found = analysis.difference(scope(analysis, "in-distribution"), "accuracy")
     assert found.by_model == pytest.approx(list(gaps.values()), abs=0.011)
     half = 2.571 * np.std(found.by_model, ddof=1) / np.sqrt(6)
@@ -194,7 +236,7 @@ def test_a_cell_that_learned_by_heart_is_marked(store: Store):
         with_accuracy(item, 0.47) if item.record.name.startswith("llama-64 · im_rm") else item
         for item in sweep_results(declared, store)
     ]
-    analysis = analysis_of(results)
+    analysis = Analysis(results)
     assert (
         "llama-64 as IM-RM on ultrafeedback (0.470) fits its training pairs but is at chance"
         in conclusions(analysis)[2]
@@ -207,46 +249,10 @@ def test_a_cell_that_learned_by_heart_is_marked(store: Store):
     assert row["remarks"] == "IM-RM: at chance"
 
 
-def test_seeds_that_only_one_type_has_enter_no_difference(store: Store):
-    declared = simulated_sweep(store, models=("llama-64",), pairs=40, missing=1)
-    analysis = analysis_of(list(sweep_results(declared, store)))
-    here = scope(analysis, "domain shift")
-    trials = {kind: analysis.cells(here, "llama-64", [kind]) for kind in ("ex_rm", "im_rm")}
-    assert set(trials["ex_rm"]) == {0, 1, 2}
-    assert analysis.mean(here, "llama-64", "im_rm", "accuracy").seeds == 2
-    found = analysis.difference(here, "accuracy")
-    assert found.runs == 2
-    assert "rests on 1 model, 2 seeds and" in conclusions(analysis)[1]
-    explicit, implicit = (
-        np.mean(
-            [
-                item.metrics["accuracy"]
-                for seed in (0, 1)
-                for item in trials[kind][seed][0].evaluations
-                if item.category == "domain shift"
-            ]
-        )
-        for kind in ("ex_rm", "im_rm")
-    )
-    assert found.estimate.value == pytest.approx(explicit - implicit)
-
-
 def test_what_did_not_learn_enters_nothing(simulated):
-    analysis = simulated(models=("llama-64",), seeds=(0, 1), pairs=40, unlearned=2)
-    here = scope(analysis, "domain shift")
-    assert analysis.mean(here, "llama-64", "ex_rm", "accuracy").seeds == 1
-    assert analysis.win_rate(here).cells == 3
-    assert (
-        "2 trials (EX-RM and IM-RM) did not learn their training pairs and enter no mean"
-        in conclusions(analysis)[2]
-    )
-
-
-def test_the_mean_over_models_leaves_out_a_model_that_lacks_a_type(simulated):
-    analysis = simulated(seeds=(0,), pairs=40, missing=1)
-    here = scope(analysis, "in-distribution")
-    assert analysis.complete_models(here) == ["llama-64"]
-    assert analysis.mean_of_models(here, "ex_rm", "accuracy").models == ("llama-64",)
+    said = conclusions(simulated(models=("llama-64",), seeds=(0, 1), pairs=40, unlearned=2))
+    assert "rests on 1 model, 1 seed and" in said[1]
+    assert "2 trials (EX-RM and IM-RM) did not learn their training pairs and enter no mean" in said[2]
 
 
 def test_a_type_that_no_model_has_keeps_the_others_from_no_mean(store: Store):
@@ -258,21 +264,21 @@ def test_a_type_that_no_model_has_keeps_the_others_from_no_mean(store: Store):
         else item
         for item in found
     ]
-    analysis = analysis_of(bare)
-    assert analysis.mean_of_models(scope(analysis, "in-distribution"), "ex_rm", "accuracy").models == (
+    analysis = Analysis(bare)
+    assert analysis.mean(scope(analysis, "in-distribution"), "ex_rm", "accuracy").models == (
         "llama-64",
         "qwen2-64",
     )
     # One type of each model alone.
     crossed = [found[0], bare[1], dataclasses.replace(bare[1], record=found[2].record), found[3]]
-    assert "no model has every reward type" in conclusions(analysis_of(crossed))[0]
+    assert "no model has every reward type" in conclusions(Analysis(crossed))[0]
 
 
 def test_win_rates_count_cells(simulated):
     analysis = simulated(pairs=80)
-    found = analysis.win_rate(scope(analysis, "token-level shift"))
+    found = analysis.win_rate(scope(analysis, "token-level shift"), "im_rm")
     assert (found.cells, found.ahead) == (2 * 3 * 3, 18)
-    assert analysis.win_rate(scope(analysis, "domain shift")).behind == 18
+    assert analysis.win_rate(scope(analysis, "domain shift"), "im_rm").behind == 18
 
 
 def test_the_conclusion_turns_with_the_numbers(simulated):
@@ -349,10 +355,10 @@ def with_side_metrics(results: list[TrialResult], explicit: float, implicit: flo
 
 def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(store: Store):
     results = list(sweep_results(simulated_sweep(store, models=("llama-64",), pairs=60), store))
-    without, plain = analysis_of(results), conclusions(analysis_of(results))
+    without, plain = Analysis(results), conclusions(Analysis(results))
     assert "length-controlled accuracy was not measured; leak-free accuracy was not measured" in plain[2]
     assert {row["accuracy_leak_free"] for row in by_set(without).records()} == {None}
-    controlled = analysis_of(with_side_metrics(results, 0.5, 0.5))
+    controlled = Analysis(with_side_metrics(results, 0.5, 0.5))
     assert {row["accuracy_length_controlled"] for row in by_set(controlled).records()} == {0.5}
     said = conclusions(controlled)[2]
     assert "length-controlled, EX-RM − IM-RM is +0.000 in-distribution where it was +0." in said
@@ -364,7 +370,7 @@ def test_length_controlled_and_leak_free_accuracy_stand_beside_the_plain_one(sto
     alone = [item for item in alone if (item.record.seed, item.record.reward) != (2, "im_rm")]
     assert (
         "length-controlled, EX-RM − IM-RM is +0.200 under token-level shift"
-        in conclusions(analysis_of(alone))[2]
+        in conclusions(Analysis(alone))[2]
     )
 
 
@@ -410,44 +416,27 @@ def test_pairs_that_share_a_prompt_of_a_suite_are_one_unit(store: Store):
             result, evaluations=(dataclasses.replace(item, scores=scores, metrics=metrics),)
         )
 
-    fourfold = analysis_of([repeated(result, np.full(50, 4)) for result in once])
+    fourfold = Analysis([repeated(result, np.full(50, 4)) for result in once])
     here = scope(fourfold, "domain shift")
     for kinds in ("ex_rm", "im_rm"):
         alone, four = (
-            analysis.mean(here, "llama-64", kinds, "accuracy") for analysis in (analysis_of(once), fourfold)
+            analysis.mean(here, kinds, "accuracy", ["llama-64"]) for analysis in (Analysis(once), fourfold)
         )
         assert (four.estimate.low, four.estimate.high) == pytest.approx(
             (alone.estimate.low, alone.estimate.high)
         )
     assert four.over == "200 pairs of 50 prompts of one training of this model"
-    gaps = [analysis.difference(here, "accuracy") for analysis in (analysis_of(once), fourfold)]
+    gaps = [analysis.difference(here, "accuracy") for analysis in (Analysis(once), fourfold)]
     assert gaps[1].p_pairs == pytest.approx(gaps[0].p_pairs)
     right = dataclasses.replace(once[0].evaluations[0].scores, chosen=np.ones(50), rejected=np.zeros(50))
     sure = dataclasses.replace(
         once[0], evaluations=(dataclasses.replace(once[0].evaluations[0], scores=right),)
     )
-    uneven = analysis_of([repeated(sure, np.arange(50) % 5 + 1)]).mean(here, "llama-64", "ex_rm", "accuracy")
+    uneven = Analysis([repeated(sure, np.arange(50) % 5 + 1)]).mean(here, "ex_rm", "accuracy", ["llama-64"])
     assert uneven.estimate.low == pytest.approx(0.929, abs=1e-3)
 
 
-def test_of_many_types_the_best_three_are_told(store: Store):
-    kinds = {"ex_rm": 0.2, "a": 0.4, "b": 0.9, "c": 1.5, "d": 2.0}
-    declared = simulated_sweep(
-        store,
-        models=("llama-64",),
-        rewards=(*kinds,),
-        seeds=(0,),
-        sets=ULTRAFEEDBACK[:1],
-        pairs=60,
-        strengths={(kind, "in-distribution"): strength for kind, strength in kinds.items()},
-    )
-    answer, support, _ = conclusions(Analysis(sweep_results(declared, store)))
-    assert [kind for kind in "abcd" if f"EX-RM − {kind}" in answer] == ["b", "c", "d"]
-    assert "the table of differences has 1 more" in answer
-    assert "corrected for 4 comparisons" in support
-
-
-def test_a_type_that_lacks_a_category_is_told_by_the_mean_of_the_others(store: Store):
+def test_the_best_three_types_are_told_by_their_means_over_the_categories_that_they_have(store: Store):
     kinds = {"ex_rm": 0.2, "a": 0.8, "b": 0.9, "c": 1.0, "d": 1.7}
     sets = (("one", "in-distribution"), ("two", "domain shift"))
     declared = simulated_sweep(
@@ -461,5 +450,7 @@ def test_a_type_that_lacks_a_category_is_told_by_the_mean_of_the_others(store: S
     )
     results = sweep_results(declared, store)
     results[-1] = dataclasses.replace(results[-1], evaluations=results[-1].evaluations[:1])
-    answer, *_ = conclusions(Analysis(results))
+    answer, support, _ = conclusions(Analysis(results))
     assert [kind for kind in "abcd" if f"EX-RM − {kind}" in answer] == ["b", "c", "d"]
+    assert "the table of differences has 1 more" in answer
+    assert "corrected for 7 comparisons" in support

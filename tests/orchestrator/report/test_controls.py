@@ -16,6 +16,7 @@ from orchestrator.report.comparison import (
 )
 from orchestrator.report.conclusions import conclusions, preference
 from orchestrator.report.results import EvaluationResult, TrialResult, sweep_results
+from orchestrator.report.studies import by_features
 from orchestrator.report.summary import differences
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import EvaluationRecord
@@ -100,12 +101,6 @@ def test_a_lead_of_quality_survives_matched_lengths(longer):
     assert "at matched lengths EX-RM leads (+0." in preference(analysis)
 
 
-def test_unanimous_pairs_leave_an_interval_of_some_width():
-    found = controls_of(analysis_of(np.zeros(40), np.ones(40), np.zeros(40)))
-    assert (found["plain"].value, found["plain"].low) == (-1.0, -1.0)
-    assert found["plain"].high == pytest.approx(-(0.025 ** (1 / 40)))
-
-
 def test_what_length_and_preference_cannot_tell_apart_is_said_and_not_guessed():
     analysis = analysis_of(np.ones(PAIRS), np.zeros(PAIRS), np.full(PAIRS, 3))
     found = controls_of(analysis)
@@ -181,13 +176,38 @@ def test_regression_finds_the_feature_that_matters_and_leaves_out_what_says_noth
     )
 
 
+def test_a_pair_and_its_rewriting_are_one_unit_of_a_regression_in_every_category():
+    """A rewriting that is ranked as its original leaves the interval as it is, unless it is taken for another pair."""
+    labels = {"baseline": "a", "other": "b", "train_set": "t", "category": "domain shift"}
+    random = np.random.default_rng(6)
+    pairs = [
+        {"index": at, "gap": gap, "margin_gap": gap, "length_difference": gap + noise}
+        | dict.fromkeys(("overlap_with_training", "similarity", "leaked"))
+        for at, (gap, noise) in enumerate(random.normal(size=(60, 2)))
+    ]
+
+    def width(*sets: tuple[str, str]) -> float:
+        rows = [
+            {**labels, **pair, "evaluation_set": name, "pairs_of": of} for name, of in sets for pair in pairs
+        ]
+        found = by_features(rows)[0]["fitted"].coefficients["length_difference"]
+        return found.high - found.low
+
+    alone = width(("one", "one"))
+    assert width(("one", "one"), ("rewritten", "one")) == pytest.approx(alone)
+    assert width(("one", "one"), ("other", "other")) == pytest.approx(alone / np.sqrt(2), rel=0.02)
+
+
 def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_counts(tmp_path):
     store = Store(tmp_path / "store")
     # The last trial, of seed 2, is an im_rm that has not learned: that cell has no partner.
     declared = simulated_sweep(store, pairs=50, unlearned=1)
-    found = {item.dataset: item for item in set_outcomes(Analysis(sweep_results(declared, store)), KINDS)}
-    assert found["rewardmath"].cells == 5
-    assert len(found["rewardmath"].gap) == 50
+    analysis = Analysis(sweep_results(declared, store))
+    found = {item.dataset: item.right for item in set_outcomes(analysis, KINDS)}["rewardmath"]
+    partnered = set_outcomes(Analysis(analysis.results[:-2]), KINDS)[-1].right
+    for kind in KINDS:
+        assert len(found[kind]) == 50
+        assert (found[kind] == partnered[kind]).all()
     advice = preference(Analysis(sweep_results(declared, store)))
     assert "Trained on ultrafeedback, in-distribution: prefer EX-RM" in advice
     assert "under domain shift: prefer IM-RM" in advice
@@ -196,11 +216,13 @@ def test_seeds_and_models_add_no_pairs_and_only_what_learned_with_both_types_cou
 def test_the_sets_of_a_category_are_averaged_over_the_same_cells(store: Store):
     whole = list(sweep_results(simulated_sweep(store, pairs=20, seeds=(0,)), store))
     part = [item for item in whole[0].evaluations if item.dataset != "rewardmath"]
-    found = set_outcomes(
-        Analysis([dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]), KINDS
+    part = [dataclasses.replace(whole[0], evaluations=tuple(part)), *whole[1:]]
+    found, of_all, of_one = (
+        {item.dataset: item.right["im_rm"].tolist() for item in set_outcomes(Analysis(results), KINDS)}
+        for results in (part, whole, whole[2:])
     )
-    cells = {item.dataset: item.cells for item in found}
-    assert (cells["rewardbench_math"], cells["rewardmath"], cells["ultrafeedback"]) == (1, 1, 2)
+    assert found["rewardbench_math"] == of_one["rewardbench_math"]
+    assert found["ultrafeedback"] == of_all["ultrafeedback"] != of_one["ultrafeedback"]
 
 
 def test_leaks_are_known_where_every_training_knows_them(store: Store):
@@ -215,10 +237,6 @@ def test_leaks_are_known_where_every_training_knows_them(store: Store):
     assert {
         item.leaked for item in set_outcomes(Analysis([*known[:-1], told(results[-1], None)]), KINDS)
     } == {None}
-
-
-def test_nothing_is_advised_without_both_types():
-    assert preference(Analysis([])).startswith("Nothing can be advised")
 
 
 def test_overlap_is_dices_with_the_nearest_training_pair_side_by_side():

@@ -10,6 +10,7 @@ from orchestrator.report.comparison import Analysis
 from orchestrator.report.house_style import rendered
 from orchestrator.report.results import sweep_results
 from orchestrator.report.scaling import draw_scaling, mixed_line, scaled, scaling_table
+from orchestrator.spec import catalog
 from orchestrator.store.artifacts import Store
 from tests.orchestrator.simulated import simulated_sweep
 
@@ -104,14 +105,24 @@ def test_accuracies_and_differences_are_fitted_over_training_set_sizes_and_drawn
     assert b"train-pairs" in figure.svg
 
 
-def test_a_range_that_is_too_short_says_so_and_is_not_drawn(store: Store):
-    """The built-in models of a family differ by a factor of 1.7."""
-    found = simulated_sweep(store, models=("llama-48", "llama-64"), seeds=(0,), sets=SETS)
-    trials = [replace(trial, parameters={"model_source": f"builtin:{trial.model}"}) for trial in found.trials]
-    analysis = Analysis(sweep_results(replace(found, trials=tuple(trials)), store))
-    (row,) = scaling_table(analysis).rows
-    assert row["said"] == "too short to say anything: 2 sizes over a factor of 1.7; it takes 3 and 4"
-    assert draw_scaling(analysis) is None
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        # The built-in models of a family differ by a factor of 1.7.
+        (
+            ("llama-48", "llama-64"),
+            "too short to say anything: 2 sizes over a factor of 1.7; it takes 3 and 4",
+        ),
+        (("llama-3.2-1b", "llama-3.1-8b", "gemma-2-2b"), "too few points to tell by"),
+    ],
+)
+def test_too_few_sizes_say_so_and_a_range_that_is_too_short_is_not_drawn(store: Store, models, said: str):
+    found = simulated_sweep(store, models=models, seeds=(0,), sets=SETS)
+    sources = {model: {"model_source": catalog.MODELS[model].source} for model in models}
+    trials = tuple(replace(trial, parameters=sources[trial.model]) for trial in found.trials)
+    analysis = Analysis(sweep_results(replace(found, trials=trials), store))
+    assert {row["said"] for row in scaling_table(analysis).rows} == {said}
+    assert (draw_scaling(analysis) is None) == said.startswith("too short")
 
 
 def test_one_size_of_each_family_is_no_scaling(store: Store):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from orchestrator.report.comparison import Analysis
 from orchestrator.report.results import sweep_results, trial_states, with_scores
-from orchestrator.report.summary import accuracy_table, by_category
+from orchestrator.report.summary import accuracy_table, by_category, ensemble_table
 from orchestrator.report.tables import Value
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import Declaration, read_declaration, write_declaration
@@ -99,15 +99,6 @@ def test_a_cell_is_the_mean_of_its_sets_and_then_of_the_seeds_that_learned(store
     assert (alone["ex_rm"].value, alone["ex_rm"].std, alone.get("ex_rm_minus_im_rm")) == (0.8, None, None)
 
 
-def test_a_type_that_did_not_learn_has_no_difference(store: Store):
-    explicit, implicit = record(), record(reward="im_rm")
-    commit_trial(store, explicit, 9, 9)
-    commit_trial(store, implicit, 5, 4, accuracy=0.5)
-    row = rows_of(store, declaration(explicit, implicit))["domain shift", "llama-64"]
-    assert (row.get("im_rm"), row["ex_rm_minus_im_rm"]) == (None, None)
-    assert row["remarks"] == "IM-RM: 1 not learned (0.400)"
-
-
 def test_the_mean_over_models_takes_only_models_where_both_types_learned(store: Store):
     plan = {
         ("llama-64", "ex_rm"): (10, 1.0),
@@ -190,6 +181,14 @@ def test_a_difference_is_over_the_seeds_that_both_types_have(store: Store):
     assert (alone["ex_rm_minus_im_rm"].value, alone["im_rm"].value) == pytest.approx((0.2, 0.8))
     assert alone["remarks"] == "IM-RM: 1 missing; EX-RM − IM-RM: over 1 seed"
     assert (mean["ex_rm_minus_im_rm"].value, mean["ex_rm"].value) == pytest.approx((0.25, 0.8))
+
+
+def test_an_ensemble_of_the_seeds_that_have_a_set_does_not_need_the_first_seed(store: Store):
+    trials = [record(seed=seed) for seed in range(3)]
+    for trial, rights in zip(trials, ((9,), (9, 8), (9, 8)), strict=True):
+        commit_trial(store, trial, *rights)
+    rows = ensemble_table(sweep_results(declaration(*trials), store)).rows
+    assert [(row["evaluation_set"], row["seeds"]) for row in rows] == [("hamiltonian", 2), ("tiny_world", 3)]
 
 
 def test_a_report_says_what_is_missing(store: Store):
