@@ -1,14 +1,11 @@
 """What a model's folder may not do, where a secret may not go, and who may not listen."""
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,7 @@ from orchestrator.spec.selection import parse_model
 from orchestrator.store.artifacts import Store
 from tests.conftest import save_tiny_llama
 from tests.faults.lives import lived
-from tests.faults.watching import LOOPBACK, leaks, listening
-from tests.processes import processes
+from tests.faults.watching import leaks
 from trainers.data.records import Message
 from trainers.errors import DataError, SpecError, StorageError
 from trainers.pairs.templates import load_tokenizer, render
@@ -297,26 +293,6 @@ def test_no_secret_is_written_by_a_defect_or_a_refusal(tmp_path: Path, error: st
     if code == 1:
         assert f"RuntimeError: {MASK}" in (tmp_path / "rmsweep-error.log").read_text()
     require_no_secret(done, tmp_path)
-
-
-# --- servers ---------------------------------------------------------------------------------------------------
-
-
-def test_the_ui_listens_on_loopback(tmp_path: Path):
-    mark = f"{MARK}={tmp_path}"
-    (tmp_path / "store").mkdir()
-    with started(tmp_path, "ui", "--port", "0", **CANARIES) as running:
-        try:
-            deadline = time.monotonic() + 120
-            while not (found := listening(mark)) and time.monotonic() < deadline:
-                time.sleep(0.5)
-            assert found
-            assert {address for address, _, _ in found} <= set(LOOPBACK)
-        finally:
-            for pid in processes(mark):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            running.communicate(timeout=60)
 
 
 # --- paths -----------------------------------------------------------------------------------------------------

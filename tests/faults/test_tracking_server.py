@@ -288,6 +288,7 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     wait_for(lambda: not writers(), "a request to a hanging server does not end")
     assert not case.file.exists()
     proxy.behave("none")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     assert next_command(uri, case) == ""
     assert_complete(server, case)
     assert_shown(uri, case)

@@ -83,7 +83,7 @@ class Watched:
                 gcs = [port for _, port, command in self.sockets if "gcs_server" in command]
                 if gcs and not self.refusals:
                     self.refusals.append(unauthenticated(f"127.0.0.1:{gcs[0]}", self.storage))
-                time.sleep(0.5)
+                time.sleep(1.0)
             reader.join()
         return running.returncode
 
