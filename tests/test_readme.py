@@ -19,11 +19,13 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli import run as commands
+from orchestrator.report import page
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import declared_sweeps, read_declaration
 from sweeps.full_grid import full_grid
 from tests.cluster import documented
 from tests.cluster.machine import free_port
+from tests.faults.watching import LOOPBACK, listening
 from tests.trainers import command_line
 from trainers.evaluate import __main__ as scoring
 from trainers.train import __main__ as training
@@ -77,17 +79,13 @@ def small(tiny_model):
 
 @pytest.fixture(scope="module")
 def storage(small, tmp_path_factory):
-    """Where the README's own command has run, as a process."""
+    """Where the README's own command has run."""
     folder = tmp_path_factory.mktemp("readme")
-    done = subprocess.run(
-        [*grid_command("run"), *small],
-        cwd=ROOT,
-        env={**os.environ, "RMSWEEP_STORAGE": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RMSWEEP_STORAGE", str(folder))
+        # Those of `report` below are drawn.
+        patch.setattr(page, "every_figure", lambda *_: ())
+        assert ended([*grid_command("run")[2:], *small]) == 0
     return folder
 
 
@@ -136,7 +134,7 @@ def test_ui(storage):
     server = subprocess.Popen(
         [*grid_command("ui"), "--port", str(port)],
         cwd=ROOT,
-        env={**os.environ, "RMSWEEP_STORAGE": str(storage)},
+        env={**os.environ, "RMSWEEP_STORAGE": str(storage), "README_TEST": str(storage)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -153,6 +151,9 @@ def test_ui(storage):
             assert server.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.5)
+        found = listening(f"README_TEST={storage}")
+        assert found
+        assert {address for address, _, _ in found} <= set(LOOPBACK)
         # A process that is told to end by its supervisor takes its server along.
         server.terminate()
         assert server.wait(timeout=60) == 130

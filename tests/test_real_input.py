@@ -3,21 +3,17 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
+from tests.faults.lives import lived
 from trainers.data.sources import read_pairs
 from trainers.evaluate.scores import read_pair_scores
 from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import tokenize_pairs
 from trainers.specs import DatasetSpec, DrawSpec
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 # Rows of the shortest pairs: a test on one core cannot wait for 500 tokens a response.
 SHORT = {
@@ -45,14 +41,11 @@ def short(shared, tmp_path_factory):
 def swept(smollm2, smollm2_storage, short, tmp_path_factory):
     storage = tmp_path_factory.mktemp("real")
     shutil.copytree(smollm2_storage, storage, copy_function=os.link, dirs_exist_ok=True)
-    command = [sys.executable, str(ROOT / "sweeps" / "full_grid.py"), "run", "--models", f"smollm2={smollm2}"]
-    command += ["--train-sets", str(short / "ultrafeedback"), "--eval-sets", str(short / "rewardbench_math")]
-    command += [str(short / "ultrafeedback_paraphrase"), "--storage", str(storage), "--backend", "inline"]
-    command += ["--max-train-pairs", "2", "--effective-batch", "2", "--max-eval-pairs", "2", "--epochs", "1"]
-    wide = {**os.environ, "COLUMNS": "160"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False, env=wide)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return storage, done.stdout
+    words = ["run", "--backend", "inline", "--models", f"smollm2={smollm2}"]
+    words += ["--train-sets", str(short / "ultrafeedback"), "--eval-sets", str(short / "rewardbench_math")]
+    words += [str(short / "ultrafeedback_paraphrase"), "--max-train-pairs", "2", "--effective-batch", "2"]
+    words += ["--max-eval-pairs", "2", "--epochs", "1"]
+    return storage, lived(storage, words, within_s=1200)
 
 
 def artifacts(storage: Path, stage: str) -> list[Path]:

@@ -6,6 +6,7 @@ Screenshots of what was seen are left in $RMSWEEP_SCREENSHOTS, or in the test's 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 @pytest.fixture(scope="module")
-def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Store:
     """Two hundred simulated trials with their report and their view."""
     store = Store(tmp_path_factory.mktemp("sweep") / "store")
     declared = simulated_sweep(
@@ -68,6 +69,7 @@ def store(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) ->
     )
     declared = replace(declared, trials=declared.trials[:TRIALS])
     write_declaration(declared, store)
+    shutil.copy(empty_database, store.root / "mlflow.db")
     sync(default_uri(store), store, declared, write_full_report(declared, store))
     return store
 

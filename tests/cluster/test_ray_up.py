@@ -28,7 +28,7 @@ from tests.processes import command_line, named, processes
 
 pytestmark = pytest.mark.alone
 
-SMALL = " --profile laptop --models llama-64 --only train=tiny_world reward=ex_rm --eval-sets tiny_world --epochs 1"
+SMALL = "--profile laptop --only train=tiny_world reward=ex_rm --eval-sets tiny_world --epochs 1"
 # A variable that rmsweep sets for its workers, too.
 JOB_ENVIRONMENT = shlex.quote(json.dumps({"env_vars": {"OMP_NUM_THREADS": "1"}}))
 
@@ -92,6 +92,12 @@ def laptop(tmp_path_factory) -> Iterator[Laptop]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             remove_notes_of_ray(config)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_model) -> str:
+    """The flags of one trial of a model that needs no pretraining."""
+    return f" {SMALL} --models small={tiny_model}"
 
 
 def refuse_beside_another_ray() -> None:
@@ -173,12 +179,12 @@ def test_the_head_has_the_hubs_token_and_nobody_else_can_read_it(laptop):
     assert token.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_bare_command_plans_on_the_head(laptop):
-    said = laptop.run(documented("plan", **{"plan'": f"plan{SMALL}'"}))
+def test_the_bare_command_plans_on_the_head(laptop, small):
+    said = laptop.run(documented("plan", **{"plan'": f"plan{small}'"}))
     assert "full_grid: 1 trials" in said
 
 
-def test_a_submitted_sweep_runs_and_status_and_report_show_it(laptop):
+def test_a_submitted_sweep_runs_and_status_and_report_show_it(laptop, small):
     with tunnel(laptop, "tunnel", laptop.ports["dashboard"], "ray dashboard cluster.yaml") as address:
         without_token = laptop.start(f"RAY_AUTH_MODE=disabled ray job list --address {address}")
         refusal, _ = without_token.communicate(timeout=120)
@@ -188,7 +194,7 @@ def test_a_submitted_sweep_runs_and_status_and_report_show_it(laptop):
             "http://127.0.0.1:8265": address,
             "--working-dir": f"--runtime-env-json {JOB_ENVIRONMENT} --working-dir",
         }
-        said = laptop.run(documented("submit", **places) + SMALL)
+        said = laptop.run(documented("submit", **places) + small)
     assert "1/1 complete" in said
     assert "succeeded" in said
     assert "complete" in laptop.run(documented("status"))
@@ -196,8 +202,8 @@ def test_a_submitted_sweep_runs_and_status_and_report_show_it(laptop):
     assert (laptop.storage / "sweeps" / "full_grid" / "report" / "summary.md").is_file()
 
 
-def test_the_bare_command_on_the_head_finds_the_sweep_complete(laptop):
-    command = documented("run on the head", **{"--tmux ": "", "full_grid.py'": f"full_grid.py{SMALL}'"})
+def test_the_bare_command_on_the_head_finds_the_sweep_complete(laptop, small):
+    command = documented("run on the head", **{"--tmux ": "", "full_grid.py'": f"full_grid.py{small}'"})
     assert "nothing to run" in " ".join(laptop.run(command).split())
 
 

@@ -1,17 +1,11 @@
 """What a model's folder may not do, where a secret may not go, and who may not listen."""
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
-import signal
-import stat
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +16,7 @@ from orchestrator.spec.selection import parse_model
 from orchestrator.store.artifacts import Store
 from tests.conftest import save_tiny_llama
 from tests.faults.lives import lived
-from tests.faults.watching import LOOPBACK, leaks, listening
-from tests.processes import command_line, processes
+from tests.faults.watching import leaks
 from trainers.data.records import Message
 from trainers.errors import DataError, SpecError, StorageError
 from trainers.pairs.templates import load_tokenizer, render
@@ -300,100 +293,6 @@ def test_no_secret_is_written_by_a_defect_or_a_refusal(tmp_path: Path, error: st
     if code == 1:
         assert f"RuntimeError: {MASK}" in (tmp_path / "rmsweep-error.log").read_text()
     require_no_secret(done, tmp_path)
-
-
-# --- servers ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def short_folder():
-    """Ray's sockets need a path of fewer than 108 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('LET IN', len(ray.nodes()))"
-
-
-@pytest.mark.ray
-def test_a_ray_of_ours_listens_on_loopback_asks_for_its_token_and_logs_no_secret(
-    tiny_model: Path, tmp_path: Path, short_folder: Path
-):
-    mark = f"{MARK}={tmp_path}"
-    # The laptop profile lays the model of this name on two processes.
-    flags = ("--models", f"gemma2-64={tiny_model}", *SMALL)
-    sockets: set[tuple[str, str, str]] = set()
-    refusals: list[str] = []
-    with started(tmp_path, "run", *flags, RAY_TMPDIR=str(short_folder), **CANARIES) as running:
-        said: list[str] = []
-        reader = threading.Thread(target=lambda: said.append(running.stdout.read()))
-        reader.start()
-        while running.poll() is None:
-            sockets |= listening(mark)
-            gcs = [port for _, port, command in sockets if "gcs_server" in command]
-            if gcs and not refusals:
-                refusals.append(unauthenticated(f"127.0.0.1:{gcs[0]}", tmp_path))
-            time.sleep(0.5)
-        reader.join()
-    done = subprocess.CompletedProcess([], running.returncode, said[0], "")
-    assert done.returncode == 0, done.stdout
-    assert len({command for _, _, command in sockets}) >= 4, "Ray's servers were seen"
-    assert [found for found in sockets if found[0] not in LOOPBACK] == []
-    assert "LET IN" not in refusals[0], "a client without the token"
-    assert "Unauthenticated" in refusals[0], refusals[0]
-    token = tmp_path / "home" / ".ray" / "auth_token"
-    assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
-    (manifest,) = (tmp_path / "store" / "artifacts" / "train").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["info"]["placement"]["world_size"] == 2, "a gang was watched"
-    assert (short_folder / "ray").is_dir()
-    require_no_secret(done, tmp_path, short_folder)
-    assert [
-        leak
-        for leak in leaks([token.read_text().strip()], tmp_path, short_folder)
-        if "auth_token" not in leak
-    ] == []
-    # Ray's own processes end after the command's.
-    deadline = time.monotonic() + 300
-    while (left := processes(mark)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert [command_line(pid) for pid in left] == []
-
-
-def unauthenticated(address: str, folder: Path) -> str:
-    """What a client without a token is told."""
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, address],
-        # The last lets a client keep to 127.0.0.1, as Ray's own processes there do.
-        env={
-            **os.environ,
-            "RAY_AUTH_MODE": "disabled",
-            "HOME": str(folder),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.stdout + done.stderr
-
-
-def test_the_ui_listens_on_loopback(tmp_path: Path):
-    mark = f"{MARK}={tmp_path}"
-    (tmp_path / "store").mkdir()
-    with started(tmp_path, "ui", "--port", "0", **CANARIES) as running:
-        try:
-            deadline = time.monotonic() + 120
-            while not (found := listening(mark)) and time.monotonic() < deadline:
-                time.sleep(0.5)
-            assert found
-            assert {address for address, _, _ in found} <= set(LOOPBACK)
-        finally:
-            for pid in processes(mark):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            running.communicate(timeout=60)
 
 
 # --- paths -----------------------------------------------------------------------------------------------------

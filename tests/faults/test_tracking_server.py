@@ -117,8 +117,9 @@ def wait_for(condition: Callable[[], object], otherwise: str, seconds: float = 6
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a request that is not answered end, after more than DRIVER_S."""
+    """Have a request that is not answered end, after more than DRIVER_S, and MLflow's client not ask again by itself."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 def told(tracker: Tracker) -> bool:
@@ -196,8 +197,6 @@ def test_the_view_is_whole_in_the_end_whatever_the_server_did(
 ):
     if trouble.fault in ("hang", "late"):
         impatient(monkeypatch)
-    if trouble.fault == "late":
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     if "experiments" in trouble.only:
         for module in ("orchestrator.tracking.view", "tests.faults.tracking_server"):
             monkeypatch.setattr(f"{module}.EXPERIMENT", "another experiment")
@@ -233,7 +232,6 @@ def test_a_run_that_is_re_opened_after_its_end_by_a_late_request_is_ended_again(
 ):
     """The first trial fails with its last scores missing, and is done again."""
     impatient(monkeypatch)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     first, second = case.declared.trials
     scores = case.store.root / "artifacts" / "evaluate" / first.evaluations[-1].key
     scores.rename(scores.with_name("elsewhere"))
@@ -290,6 +288,7 @@ def test_a_hanging_server_holds_up_no_command_and_the_next_one_catches_up(
     wait_for(lambda: not writers(), "a request to a hanging server does not end")
     assert not case.file.exists()
     proxy.behave("none")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     assert next_command(uri, case) == ""
     assert_complete(server, case)
     assert_shown(uri, case)

@@ -1,5 +1,6 @@
-"""The same command on a running cluster: it is joined, a gang spans its nodes, and it is left running."""
+"""The command on a running cluster: it is joined, a gang spans its nodes, a cell that cannot work is a named hole, and it is left running."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from tests.ray import cluster_host
+from tests.ray.test_failures import status
 from tests.ray.test_full_grid import grid, manifests, said
 
 pytestmark = pytest.mark.ray
@@ -15,7 +17,8 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.fixture
-def address():
+def host():
+    """A process that has a cluster and prints its address."""
     with subprocess.Popen(
         [sys.executable, cluster_host.__file__],
         stdin=subprocess.PIPE,
@@ -24,42 +27,36 @@ def address():
         text=True,
         env={**os.environ, **ENVIRONMENT},
     ) as host:
-        yield host.stdout.readline().strip()
+        yield host
         # Leaving the block closes its standard input, which ends it.
 
 
-def test_a_gang_spans_the_nodes_of_a_running_cluster(tiny_model, tmp_path, address):
-    # The laptop profile lays the model of this name on two processes.
-    cells = (
-        "--profile",
-        "laptop",
-        "--models",
-        f"gemma2-64={tiny_model}",
-        "--only",
-        "reward=ex_rm",
-        "train=tiny_world",
+def test_a_gang_spans_the_nodes_of_a_running_cluster_and_a_failed_cell_takes_it_not_down(
+    tiny_model, tmp_path, host
+):
+    address = host.stdout.readline().strip()
+    # Longer than any limit: this set prepares to nothing, which only its stage can find out.
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"prompt": "yes " * 3000, "chosen": "yes", "rejected": "no"})
     )
-    flags = (*cells, "--epochs", "1", "--eval-sets", "tiny_world", "--max-train-pairs", "8")
+    # The laptop profile lays the model of this name on two processes.
+    cells = ("--profile", "laptop", "--models", f"gemma2-64={tiny_model}", "--rewards", "ex_rm")
+    sets = ("--train-sets", "tiny_world", str(tmp_path / "long.jsonl"), "--eval-sets", "tiny_world")
+    flags = (*cells, *sets, "--epochs", "1", "--max-train-pairs", "8")
     done = grid(tmp_path, "run", *flags, RAY_ADDRESS=address, **ENVIRONMENT)
-    assert done.returncode == 0, said(done)
+    assert done.returncode == 3, said(done)
     (info,) = [manifest["info"] for manifest in manifests(tmp_path, "train").values()]
     assert info["placement"]["world_size"] == 2
     assert info["placement"]["zero_stage"] == 3
+    assert "complete: gemma2-64 · ex_rm · tiny_world · s0" in said(done)
+    cause = "data set long, split train, all 1 pairs are over the limit"
+    assert said(done).count(f"failed: gemma2-64 · ex_rm · long · s0: {cause}") == 1
+    assert "missing: gemma2-64 · ex_rm · long · s0: it failed, see above" in said(done)
+    assert "Traceback" not in said(done)
+    rows = status(tmp_path)
+    assert [row["state"] for row in rows] == ["complete", "failed"]
+    assert "over the limit" in rows[1]["cause"]
     # It is left running.
-    assert cpus_of_nodes(address) == "[1, 1]", address
-
-
-def cpus_of_nodes(address: str) -> str:
-    script = (
-        "import ray, sys; from orchestrator.run.ray import cluster; ray.init(sys.argv[1], log_to_driver=False); "
-        "print([node.cpus for node in cluster.capacity()])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, address],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    return done.stdout.strip()
+    host.stdin.write("\n")
+    host.stdin.flush()
+    assert host.stdout.readline().strip() == "[1, 1]", address

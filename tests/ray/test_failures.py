@@ -1,4 +1,4 @@
-"""A cell that cannot work is a named hole; SIGTERM leaves a checkpoint, and nothing running."""
+"""SIGTERM leaves a checkpoint, and nothing running."""
 
 import contextlib
 import io
@@ -11,11 +11,10 @@ import pytest
 
 from orchestrator.cli.main import Grid, main
 from sweeps.full_grid import full_grid
-from tests.ray.test_full_grid import grid, marked_processes, said, start_grid
+from tests.ray.test_full_grid import marked_processes, start_grid
 
 pytestmark = pytest.mark.ray
 
-TURN = {"prompt": "why", "chosen": "yes", "rejected": "no"}
 LONG = ("--profile", "laptop", "--only", "train=tiny_world", "--epochs", "100000")
 
 
@@ -36,34 +35,6 @@ def status(storage: Path) -> list[dict]:
 
 def attempts_at_training(storage: Path) -> list[Path]:
     return list((storage / "artifacts" / "train").glob("*/*"))
-
-
-def test_a_failed_cell_takes_no_other_down(tiny_model, tmp_path):
-    (tmp_path / "train.jsonl").write_text(json.dumps(TURN))
-    # Longer than any limit: this set prepares to nothing, which only its stage can find out.
-    (tmp_path / "long.jsonl").write_text(json.dumps({**TURN, "prompt": "yes " * 3000}))
-    (tmp_path / "test.jsonl").write_text(json.dumps({**TURN, "prompt": "no"}))
-    sets = ("--train-sets", str(tmp_path / "train.jsonl"), str(tmp_path / "long.jsonl"), "--eval-sets")
-    flags = (
-        "--models",
-        f"tiny={tiny_model}",
-        "--rewards",
-        "ex_rm",
-        *sets,
-        str(tmp_path / "test.jsonl"),
-        "--epochs",
-        "1",
-    )
-    done = grid(tmp_path, "run", *flags)
-    assert done.returncode == 3, said(done)
-    assert "complete: tiny · ex_rm · train · s0" in said(done)
-    cause = "data set long, split train, all 1 pairs are over the limit"
-    assert said(done).count(f"failed: tiny · ex_rm · long · s0: {cause}") == 1
-    assert "missing: tiny · ex_rm · long · s0: it failed, see above" in said(done)
-    assert "Traceback" not in said(done)
-    rows = status(tmp_path)
-    assert [row["state"] for row in rows] == ["complete", "failed"]
-    assert "over the limit" in rows[1]["cause"]
 
 
 def test_an_interrupted_sweep_leaves_checkpoints_and_no_process(tiny_model, tmp_path):

@@ -3,15 +3,22 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 from tests.faults.lives import lived
+from tests.faults.test_security import CANARIES, require_no_secret
+from tests.faults.watching import LOOPBACK, leaks, listening
 from tests.processes import command_line, processes
 
 pytestmark = pytest.mark.ray
@@ -54,12 +61,71 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A command that holds secrets, its home, and what is seen of its Ray from outside while it runs."""
+
+    storage: Path
+    home: Path
+    ray: Path
+    sockets: set[tuple[str, str, str]] = field(default_factory=set)
+    refusals: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def run(self, *arguments: str) -> int:
+        """Start the command and watch it to its end; return its exit code."""
+        more = {"HOME": str(self.home), "RAY_TMPDIR": str(self.ray), **CANARIES}
+        with start_grid(self.storage, "run", *arguments, **more) as running:
+            reader = threading.Thread(target=lambda: self.said.append(running.stdout.read()))
+            reader.start()
+            while running.poll() is None:
+                self.sockets.update(listening(f"{MARK}={self.storage}"))
+                gcs = [port for _, port, command in self.sockets if "gcs_server" in command]
+                if gcs and not self.refusals:
+                    self.refusals.append(unauthenticated(f"127.0.0.1:{gcs[0]}", self.storage))
+                time.sleep(1.0)
+            reader.join()
+        return running.returncode
+
+
+CLIENT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('LET IN', len(ray.nodes()))"
+
+
+def unauthenticated(address: str, folder: Path) -> str:
+    """What a client without a token is told."""
+    # The last lets a client keep to 127.0.0.1, as Ray's own processes there do.
+    without = {
+        "RAY_AUTH_MODE": "disabled",
+        "HOME": str(folder),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, address],
+        env={**os.environ, **without},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    storage = tmp_path_factory.mktemp("store")
-    done = grid(storage, "run", *CELLS, *SETS)
-    assert done.returncode == 0, said(done)
-    return storage, done
+def watched(tmp_path_factory):
+    # Tests below fork from it; it imports while Ray starts.
+    forkserver.ensure_running()
+    # Ray's sockets need a path of fewer than 108 bytes.
+    ray = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    watched = Watched(tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("home"), ray)
+    code = watched.run(*CELLS, *SETS)
+    assert code == 0, watched.said
+    yield watched
+    shutil.rmtree(ray, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def swept(watched):
+    return watched.storage, subprocess.CompletedProcess([], 0, watched.said[0], "")
 
 
 def test_four_cells_are_trained_and_evaluated_and_shared_stages_run_once(swept):
@@ -81,6 +147,20 @@ def test_chatter_goes_to_a_log(swept):
     # What it says of Ray itself is that it starts it.
     assert "ray" not in done.stdout.replace("starting Ray", "").lower()
     assert (storage / "sweeps" / "full_grid" / "logs" / "driver.log").is_file()
+
+
+def test_its_ray_listens_on_loopback_asks_for_its_token_and_logs_no_secret(watched, swept):
+    _, done = swept
+    assert len({command for _, _, command in watched.sockets}) >= 4, "Ray's servers were seen"
+    assert [found for found in watched.sockets if found[0] not in LOOPBACK] == []
+    assert "LET IN" not in watched.refusals[0], "a client without the token"
+    assert "Unauthenticated" in watched.refusals[0], watched.refusals[0]
+    token = watched.home / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
+    assert (watched.ray / "ray").is_dir()
+    roots = (watched.storage, watched.home, watched.ray)
+    require_no_secret(done, *roots)
+    assert [leak for leak in leaks([token.read_text().strip()], *roots) if "auth_token" not in leak] == []
 
 
 def test_manifests_say_how_each_cell_was_trained(swept):

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-COMES_AFTER_S = 5.0
+COMES_AFTER_S = 2.0
 SLEEPING = sleeping(0.002, {"tiny": ARCHITECTURES["meta-llama/Llama-3.2-1B-Instruct"]})
 
 
@@ -111,12 +111,12 @@ def test_a_training_starts_on_the_node_that_comes_after_its_grant(head, tmp_path
 
 def test_what_does_not_come_in_time_is_done_without(head, tmp_path, monkeypatch):
     """The node of the test before is up: the training planned for four GPUs goes on what is there, and says so."""
-    monkeypatch.setenv("RMSWEEP_NODE_WAIT_S", "3")
+    monkeypatch.setenv("RMSWEEP_NODE_WAIT_S", "1")
     events = []
     info = run(tmp_path, on_gpus(4), (Node(id="huge 0", cpus=8, gpus=4),), events.append)
     said = [event.text for event in events if type(event) is Notice]
-    assert "waits for a node of type huge, 3 s at most" in said[0]
-    assert "no node of type huge came within 3 s" in said[1]
+    assert "waits for a node of type huge, 1 s at most" in said[0]
+    assert "no node of type huge came within 1 s" in said[1]
     (replanned,) = [event.text for event in events if isinstance(event, Replanned)]
     assert "planned for 4 GPUs" in replanned
     assert "effective batch as before" in replanned

@@ -59,7 +59,10 @@ def trained(environment, tiny_model, tmp_path_factory):
     words += ["--beta", "0.1", "--forward-tokens", "1"]
 
     def train(out):
-        run(environment, *words, "--out", out / "alone")
+        # In this process, which has paid for the imports.
+        optim = OptimSpec(effective_batch=4, epochs=2, lr=1e-3)
+        here = {"model": str(tiny_model), "reward": "im_rm", "beta": 0.1, "data": "tiny_world"}
+        training.run(training.Train(**here, optim=optim, max_pairs=10, forward_tokens=1, out=out / "alone"))
         gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
         launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
