@@ -76,8 +76,9 @@ class DeclaredSweep:
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
         for grid in commands.rounds(session, _whole_grid, again=retry):
-            written = commands.carry_out(session, commands.ready(session, grid, again=retry))
-        commands.evict_weights(session, written.results)
+            work = commands.ready(session, grid, again=retry)
+            written = commands.carry_out(session, work)
+        commands.evict_weights(session, commands.asked(session, work, written.results))
         results = SweepResults(session)
         session.say(repr(results))
         return results
@@ -247,7 +248,7 @@ class SweepResults:
         self._require("trial", trial, records)
         key = records[trial].key
         if not self._store.complete("train", key):
-            raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
+            raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}")
         return self._store.read(WEIGHTS, key, "model") / "model"
 
     def __repr__(self) -> str:

@@ -152,12 +152,14 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     # Of several analyses, each has a folder of its own.
     names = {stage.key: stage.base.name if stage.base else stage.analysis for stage in complete}
     places = {key: folder / name if len(stages) > 1 else folder for key, name in names.items()}
-    results = _show(session, folder, places)
+    results = _show(session, folder, places) if places else []
     if session.options.json:
         labelled = zip(complete, results, strict=True)
         dump_json([{"analysis": stage.label, "key": stage.key, **result} for stage, result in labelled])
     else:
-        session.say(f"report: {folder}")
+        missing = (stage.label for stage in stages if stage not in complete)
+        session.say(*(f"missing: {label}; `run` with the same flags computes it" for label in missing))
+        session.say(*([f"report: {folder}"] if complete else []))
     return HOLES if len(complete) < len(stages) else 0
 
 

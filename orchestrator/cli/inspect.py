@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.options import Gc, Report
+from orchestrator.cli.options import Gc, Options, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, require_price, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
@@ -31,6 +31,7 @@ from orchestrator.report.results import TrialState, trial_states, with_scores
 from orchestrator.report.summary import Written, accuracy_table, ensemble_table
 from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
+from orchestrator.run.failures import is_final
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -42,6 +43,10 @@ from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
+# Flags without a value.
+SWITCHES = {
+    f"--{item.name.replace('_', '-')}" for item in dataclasses.fields(Options) if item.default is False
+}
 
 
 def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
@@ -87,12 +92,15 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str,
     title = f"{session.sweep_name} in {session.store.root}: {running}"
     table = Table(title=title, title_justify="left")
     # A column without a value is left out.
-    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
+    named = [name for name in (rows[0] if rows else ()) if name != "weights"]
+    columns = [name for name in named if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
         table.add_column(column, style="red" if column == "cause" else None)
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))
     session.console.print(fitting(table, session.console))
+    # A table would break a path in the middle.
+    session.say(*(f"weights of {row['trial']}: {row['weights']}" for row in rows if "weights" in row))
 
 
 def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
@@ -147,14 +155,16 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
-    logs = session.driver_log.parent
-    session.say(f"to run what is missing, give the same command again; logs: {logs}")
-    if state.command and any(note.cause for key, note in state.trials.items() if key in holes):
+    causes = {key: note.cause for key, note in state.trials.items() if key in holes and note.cause}
+    runs = any(not is_final(causes.get(key, "")) for key in holes)
+    again = "to run what is missing, give the same command again; " if runs else ""
+    session.say(f"{again}logs: {session.driver_log.parent}")
+    if state.command and causes:
         # The command is replaced; the same word may also be a flag's value.
         words = [
             word
             for before, word in itertools.pairwise(state.command)
-            if word not in ("run", "retry") or before.startswith("--")
+            if word not in ("run", "retry") or (before.startswith("--") and before not in SWITCHES)
         ]
         retry = shlex.join([*shell_words(state.command[0]), "retry", *words])
         session.say(f"to run the failed trials again: {retry}")
@@ -190,8 +200,8 @@ def report(session: Session, command: Report) -> int:
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
-        table = accuracy_table(beside.table).terminal()
-        session.console.print(fitting(table, session.console))
+        if beside.table.rows:
+            session.console.print(fitting(accuracy_table(beside.table).terminal(), session.console))
         session.say(*beside.conclusions, f"comparison: {beside.file}")
     return say_holes(session, written.results)
 

@@ -12,7 +12,7 @@ from typing import Literal
 from rich.table import Table
 
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
-from orchestrator.cli.design import Growth, design_lines, grows, shown_hours
+from orchestrator.cli.design import Growth, design_lines, grows, rounded
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
@@ -196,10 +196,9 @@ def carry_out(session: Session, work: Ready) -> Written:
 
 def rounds(session: Session, build: Build, *, again: bool = False) -> Iterator[Sweep]:
     """Yield the grid's sweep or, with --until or --budget, those to which it grows; with `again` only the first. Raises SweepError."""
-    if session.options.extend and session.options.replace:
-        raise SpecError(
-            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
-        )
+    if again:
+        # An unknown sweep is refused before anything is fetched.
+        session.declaration()
     sweep = _sweep(session, build)
     grown = _growth(session, sweep, fetch=True).rounds(session.say) if grows(session) else iter([sweep])
     yield from itertools.islice(grown, 1 if again else None)
@@ -234,16 +233,16 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
         show_analyses(session, work.declaration)
         if computed:
             show_report(session, work.declaration, written, complete=written.complete)
-        evict_weights(session, _asked(session, work, written.results))
+        evict_weights(session, asked(session, work, written.results))
     except SweepError as error:
         # The user's mistakes were refused before, so this is a defect or the storage.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
         # Even without room for a report, the missing trials are printed.
-        results = _asked(session, work, trial_states(work.declaration.trials, session.store))
+        results = asked(session, work, trial_states(work.declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    return say_holes(session, _asked(session, work, written.results), told=told)
+    return say_holes(session, asked(session, work, written.results), told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -256,7 +255,7 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
+def asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results of the command's trials: a narrowed run leaves out the others."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
@@ -389,8 +388,10 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak,
             "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
-            "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            f"{unit} hours": "?" if group.device_hours is None else shown_hours(group.device_hours),
+            "step s": "?"
+            if group.step_s is None
+            else f"{rounded(group.step_s)}{'' if group.measured else ' ~'}",
+            f"{unit} hours": "?" if group.device_hours is None else rounded(group.device_hours),
         }
     return row
 
@@ -402,8 +403,8 @@ def _totals(found: Outlook) -> list[str]:
     at = f"{found.devices} {found.unit}{'s' if found.devices > 1 else ''}"
     lines = [
         f"stages, shared ones once: {counts}",
-        f"{shown_hours(found.device_hours)} {found.unit}-hours on {at}: about {shown_hours(found.makespan_h)} h from start to end, "
-        f"never under {shown_hours(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
+        f"{rounded(found.device_hours)} {found.unit}-hours on {at}: about {rounded(found.makespan_h)} h from start to end, "
+        f"never under {rounded(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
     ]
     if found.price is not None and found.price_held is not None:
         lines.append(
@@ -440,7 +441,11 @@ def _count(parameters: int | None) -> str:
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
-    """Return the sweep that the flags select; only --profile auto looks at the cluster."""
+    """Return the sweep that the flags select; only --profile auto looks at the cluster. Raises SpecError."""
+    if session.options.extend and session.options.replace:
+        raise SpecError(
+            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
+        )
     nodes = capacity(session) if session.options.profile == "auto" else ()
     profile, why = profile_for(session.options, nodes, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
