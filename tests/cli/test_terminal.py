@@ -42,7 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     write_declaration(declared, store)
     last = declared.trials[-1].key
-    writer = StateWriter("full_grid", store, "gone", ["sweeps/full_grid.py"], [last])
+    writer = StateWriter("full_grid", store, "gone", [GRID.name, "--extend", "run", "--name", "run"], [last])
     writer.on_event(Failed(trial=last, cause="Diverged", message="loss is nan – step 3"))
     writer.close()
     return store
@@ -157,7 +157,8 @@ def test_hints_name_the_command_as_it_was_called(on_path: bool, store: Store, rm
         timeout=120,
         check=False,
     )
-    assert f"to run the failed trials again: {called} full_grid retry\n" in done.stdout
+    hint = f"to run the failed trials again: {called} full_grid retry --extend --name run\n"
+    assert hint in done.stdout
 
 
 @pytest.mark.parametrize("no_colour", [False, True])
@@ -208,6 +209,7 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     assert "failed: " in line
     assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
     assert f"missing: {failed.name}" in out.getvalue()
+    assert "the same command" not in out.getvalue(), "it would leave out what failed for good"
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,9 @@ def test_running_again_does_nothing_for_a_trial_that_failed_for_good(
     assert sweep.run(backend="inline").failed() == results.failed()
     assert "failed for good" in capsys.readouterr().out
     assert sweep.plan().outlook.stages["train"] == {"cached": 1, "missing": 1}
+    # A run of a part evicts no weights of the rest.
+    grid(**{**sweep._words, "only": "model=bad", "keep_weights": "none"}).run(backend="inline")
+    assert results.model_path("good · ex_rm · tiny_world · s0").is_dir()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`status --watch` follows a driver to its end; `ui` says where runs are, and refuses a port that is taken."""
 
+import dataclasses
 import io
 import socket
 from pathlib import Path
@@ -8,13 +9,15 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import inspect
+from orchestrator.cli.analyses import Analyses, AnalysisOptions
 from orchestrator.cli.options import Options, Report
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
+from orchestrator.spec.stages import AnalyseStage
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import write_declaration
-from tests.orchestrator.sweep_samples import commit_scores, commit_trial, declaration, record
+from tests.orchestrator.sweep_samples import TINY_WORLD, commit_scores, commit_trial, declaration, record
 from trainers.errors import SpecError
 
 
@@ -97,9 +100,9 @@ def test_status_says_where_weights_are(store: Store):
     write_declaration(declaration(done, lost), store)
     asked, said = session(store)
     inspect.status(asked, paths=True)
-    words = "".join(said.getvalue().split())
-    assert f"artifacts/{WEIGHTS}/{done.key}/{attempt.directory.name}" in words
-    assert "notkept" in words
+    weights = store.root / "artifacts" / WEIGHTS
+    assert f"{weights}/{done.key}/{attempt.directory.name}\n" in said.getvalue()
+    assert "not kept" in said.getvalue()
 
 
 def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
@@ -107,7 +110,22 @@ def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
     commit_trial(store, trial, 9)
     commit_scores(store, trial.evaluations[1].key, right=9)
     write_declaration(declaration(trial), store)
+    write_declaration(dataclasses.replace(declaration(), sweep="other"), store)
     asked, said = session(store)
-    assert inspect.report(asked, Report(ensemble=True)) == 0
+    assert inspect.report(asked, Report(ensemble=True, compare="other")) == 0
     assert "--ensemble: no model and reward type has two complete seeds" in said.getvalue()
     assert "Ensembles" not in said.getvalue()
+    assert "demo and other share no model and seed" in said.getvalue()
+    assert said.getvalue().count("accuracy by category") == 1
+
+
+def test_a_report_of_missing_analyses_names_them_and_keeps_the_last_one(store: Store):
+    summary = store.local_sweep_dir("demo") / "report" / "summary.md"
+    summary.parent.mkdir(parents=True)
+    summary.touch()
+    stage = AnalyseStage(analysis="how far", version=1, compute=print, parameters=TINY_WORLD)
+    asked, said = session(store)
+    analyses = Analyses(options=AnalysisOptions, declare=lambda *_: [stage])
+    assert analyses.run(AnalysisOptions(command=Report()), asked) == HOLES
+    assert said.getvalue() == "missing: how far; `run` with the same flags computes it\n"
+    assert summary.is_file()
