@@ -188,16 +188,20 @@ class SweepResults:
         self._require("difference by", by, typing.get_args(By))
         self._require("interval of", metric, METRICS)
         analysis, rows = Analysis(results, first), []
+        estimator = analysis.control if metric in CONTROLS else analysis.difference
         for scope in analysis.single_sets() if by == "set" else analysis.categories():
             place = {"train_set": scope.train_set, "category": scope.category}
             place |= {"evaluation_set": scope.dataset} if by == "set" else {}
             for model in analysis.models if by == "model" else [None]:
-                found = analysis.difference(scope, metric, None if model is None else [model], other=second)
+                found = estimator(scope, metric, model and [model], other=second)
                 if found is None:
                     continue
-                estimate = found.estimate
-                said = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
-                said["p"] = found.p_pairs if estimate.p is None else estimate.p
+                said = {
+                    "difference": found.estimate.value,
+                    "low": found.estimate.low,
+                    "high": found.estimate.high,
+                }
+                said["p"] = found.p_pairs if found.estimate.p is None else found.estimate.p
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
                 of_model = {"model": model} if model else {}
                 rows.append({**place, **of_model, **said, "over": found.over, **counts})

@@ -128,9 +128,8 @@ class Growth:
                 elif number < count:
                     seed = max(declared) + 1 + number - len(declared)
                     trials += [replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]]
-        draws = [replace(item.eval_draw, max_pairs=state.pairs) for item in trials]
-        trials = [replace(item, eval_draw=draw) for item, draw in zip(trials, draws, strict=True)]
-        return replace(self.base, trials=tuple(trials))
+        wide = (replace(item, eval_draw=replace(item.eval_draw, max_pairs=state.pairs)) for item in trials)
+        return replace(self.base, trials=tuple(wide))
 
     def measure(self, state: State) -> Found | None:
         """Return the measurements of a state; None if artifacts of it are missing."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import tyro
 from rich.console import Console
 
-from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
+from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Run, Status, Sync, Ui
 from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session, set_flags
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
@@ -146,7 +146,8 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         say(errors, f"error: {redacted(str(error))}", style="red")
         return USAGE
     except KeyboardInterrupt:
-        say(errors, "interrupted; the same command goes on where this one stopped")
+        ran = isinstance(options.command, Run | Retry)
+        say(errors, f"interrupted{'; the same command goes on where this one stopped' if ran else ''}")
         return INTERRUPTED
     except BrokenPipeError:
         raise

@@ -285,14 +285,9 @@ def plan_only(session: Session, build: Build) -> Outlook:
             }
             for item in resolved.plans
         ]
-        said = {
-            "categories": _categories(resolved),
-            "too_long": left_out,
-            "refused": refused,
-            "design": told,
-            "rule": forecast,
-        }
-        dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
+        said = {"categories": _categories(resolved), "too_long": left_out, "refused": refused, "design": told}
+        said |= {"rule": forecast, "access_denied": denied, "trials": trials}
+        dump_json(dataclasses.asdict(found) | said)
         return found
     session.warn(*resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator import grid, notebook, open_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import LEAK_FREE, Analysis
 from orchestrator.report.results import on_common_pairs
 from orchestrator.report.tables import reward_title
 from orchestrator.spec import catalog
@@ -184,6 +184,11 @@ def test_differences_are_the_report_s_own(simulated: Store):
     assert (turned["low"] <= turned["difference"]).all()
     assert results.difference("ex_rm", "im_rm", "set")["evaluation_set"].is_unique
     assert len(results.difference("ex_rm", "im_rm", "model")) == 2 * len(found)
+    # A control that one training lacks is not estimated from the others.
+    for trial in results.trials[1:]:
+        for item in trial.evaluations:
+            item.metrics[LEAK_FREE] = 0.5
+    assert results.difference("ex_rm", "im_rm", metric=LEAK_FREE).empty
 
 
 def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(

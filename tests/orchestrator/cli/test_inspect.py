@@ -9,11 +9,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli import inspect
-from orchestrator.cli.analyses import Analyses, AnalysisOptions
+from orchestrator.cli.analyses import Analyses, AnalysisOptions, analyses_of_models
 from orchestrator.cli.options import Options, Report
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
 from orchestrator.run.events import RowsLogged, Started
+from orchestrator.report.studies import Study
 from orchestrator.spec.stages import AnalyseStage
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import write_declaration
@@ -129,3 +130,9 @@ def test_a_report_of_missing_analyses_names_them_and_keeps_the_last_one(store: S
     assert analyses.run(AnalysisOptions(command=Report()), asked) == HOLES
     assert said.getvalue() == "missing: how far; `run` with the same flags computes it\n"
     assert summary.is_file()
+
+
+def test_a_study_of_one_model_twice_is_refused(store: Store):
+    study = analyses_of_models(Study(name="how far", version=1, find=print))
+    with pytest.raises(SpecError, match="--models: two have the same name"):
+        study.declare(study.options(models=("llama-64", "llama-64")), session(store)[0])
