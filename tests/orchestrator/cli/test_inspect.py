@@ -13,8 +13,8 @@ from orchestrator.cli.analyses import Analyses, AnalysisOptions, analyses_of_mod
 from orchestrator.cli.options import Options, Report
 from orchestrator.cli.running import StateWriter
 from orchestrator.cli.session import HOLES, Session
-from orchestrator.run.events import RowsLogged, Started
 from orchestrator.report.studies import Study
+from orchestrator.run.events import RowsLogged, Started
 from orchestrator.spec.stages import AnalyseStage
 from orchestrator.store.artifacts import WEIGHTS, Store
 from orchestrator.store.records import write_declaration
