@@ -90,7 +90,7 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str,
     if clear and session.console.is_terminal:
         session.console.clear()
     title = f"{session.sweep_name} in {session.store.root}: {running}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     # A column without a value is left out.
     named = [name for name in (rows[0] if rows else ()) if name != "weights"]
     columns = [name for name in named if any(row[name] not in ("", 0) for row in rows)]
@@ -333,7 +333,7 @@ def gc(session: Session, command: Gc) -> int:
     if not items:
         session.say(f"nothing to remove in {store.root}")
         return 0
-    table = Table(title=f"not needed in {store.root}", title_justify="left")
+    table = Table(title=escape(f"not needed in {store.root}"), title_justify="left")
     for column in ("what", "GB", "why"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:

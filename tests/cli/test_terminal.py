@@ -196,14 +196,8 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, {failed.key: TrialNote()}, 3) as shown:
         shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
-    session = Session(
-        options=Options(),
-        sweep_name="full_grid",
-        store=store,
-        tracking_uri="",
-        folder=ROOT,
-        console=console,
-    )
+    place = {"store": store, "tracking_uri": "", "folder": ROOT, "console": console}
+    session = Session(options=Options(), sweep_name="full_grid", **place)
     assert say_holes(session, sweep_results(declared, store), told=[failed.key]) == HOLES
     (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
     assert "failed: " in line

@@ -26,15 +26,8 @@ def session(store: Store, uri: str = "") -> tuple[Session, io.StringIO]:
     """An invocation, and what it prints."""
     said = io.StringIO()
     console = Console(file=said, width=160)
-    made = Session(
-        options=Options(),
-        sweep_name="demo",
-        store=store,
-        tracking_uri=uri,
-        folder=Path(),
-        console=console,
-    )
-    return made, said
+    place = {"store": store, "tracking_uri": uri, "folder": Path(), "console": console}
+    return Session(options=Options(), sweep_name="demo", **place), said
 
 
 def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -66,15 +59,15 @@ def test_watching_says_each_change_and_ends_with_the_driver(store: Store, monkey
     assert "complete" in tables[2]
 
 
-def test_without_watch_a_running_sweep_is_told_once(store: Store, monkeypatch: pytest.MonkeyPatch):
-    trial = record()
+def test_without_watch_a_running_sweep_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trial, store = record(), Store(tmp_path / "[old]")
     write_declaration(declaration(trial), store)
     StateWriter("demo", store, "driver-1", [], [trial.key])
     monkeypatch.setattr(inspect, "live_drivers", lambda root: {"driver-1": {}})
     asked, said = session(store)
     assert inspect.status(asked) == HOLES
     # The title is as wide as the table, and breaks where the folder is long.
-    assert "".join(said.getvalue().split()).count(":running") == 1
+    assert "".join(said.getvalue().split()).count("/[old]:running") == 1
 
 
 def test_the_page_of_a_server_is_named_without_its_password(store: Store):
