@@ -202,8 +202,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run with the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, results=[])
-    show_report(session, declaration, written, complete=complete)
+    show_report(session, declaration, Written(folder=folder, results=[]), complete=complete)
 
 
 def with_analyses(declaration: Declaration, session: Session, plans: Sequence[TrialPlan]) -> Declaration:
@@ -302,7 +301,7 @@ def analyses_of_untrained(
 ) -> Analyses[ModelOptions]:
     """Return the experiment that looks at untrained models, one by one."""
     asked = AnalyseStage(analysis=name, version=version, compute=compute, parameters=parameters)
-    return Analyses(options=ModelOptions, declare=lambda *given: _for_models(*given, asked))
+    return Analyses(options=ModelOptions, declare=lambda words, session: _for_models(words, session, asked))
 
 
 def _for_models(options: ModelOptions, session: Session, asked: AnalyseStage) -> list[AnalyseStage]:

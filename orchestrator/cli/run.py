@@ -327,10 +327,8 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
         columns.remove(SPARE)
         table = _outlook_table(columns, rows, session.console.width)
     session.console.print(fitting(table, session.console))
-    session.say(
-        *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
-    )
-    session.say(*_totals(found))
+    alike = [f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else []
+    session.say(*alike, *_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
