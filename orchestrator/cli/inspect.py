@@ -129,12 +129,7 @@ def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple
     return ("running" if runs else "failed" if note.state == "failed" else "missing"), cause
 
 
-def say_holes(
-    session: Session,
-    results: Sequence[TrialState],
-    *,
-    told: Collection[str] = (),
-) -> int:
+def say_holes(session: Session, results: Sequence[TrialState], *, told: Collection[str] = ()) -> int:
     """Print each missing trial with its cause, and the commands that run it; return the exit code.
 
     The failures of the trials `told` were printed before.

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -27,6 +27,7 @@ from orchestrator.report.results import (
     SCORES,
     TrialResult,
     TrialState,
+    by_seeds,
     of_other_weights,
     trial_states,
     with_scores,
@@ -483,22 +484,17 @@ def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
             )
 
 
-def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> list[str]:
+def evictable(results: Sequence[TrialResult], keep: Literal["best", "none"]) -> list[str]:
     """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
 
     A group is judged once all of its trials are complete; the lowest seed breaks ties.
     """
-    groups: dict[tuple[str, ...], list[TrialResult]] = {}
-    for item in results:
-        record = item.record
-        group = (record.model, record.train_set, record.reward) if keep == "best" else (record.key,)
-        groups.setdefault(group, []).append(item)
 
     def rank(item: TrialResult) -> tuple[float, int]:
         return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
 
     gone: list[str] = []
-    for alike in groups.values():
+    for alike in by_seeds(results) if keep == "best" else [[item] for item in results]:
         if all(item.complete for item in alike):
             best = max(alike, key=rank) if keep == "best" else None
             gone += [item.record.key for item in alike if item is not best]

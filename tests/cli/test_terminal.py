@@ -150,12 +150,8 @@ def test_hints_name_the_command_as_it_was_called(on_path: bool, store: Store, rm
 @pytest.mark.parametrize("no_colour", [False, True])
 def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bool, tmp_path: Path):
     ours, theirs = pty.openpty()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TERM": "xterm",
-        **({"NO_COLOR": "1"} if no_colour else {}),
-    }
+    declined = {"NO_COLOR": "1"} if no_colour else {}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **declined}
     command = [sys.executable, str(GRID), "report", "--storage", str(tmp_path)]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs)
     os.close(theirs)
