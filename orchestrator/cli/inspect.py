@@ -334,12 +334,11 @@ def gc(session: Session, command: Gc) -> int:
     for item in items:
         table.add_row(item.path, gigabytes(item.bytes), item.why)
     session.console.print(fitting(table, session.console))
-    total = gigabytes(sum(item.bytes for item in items))
-    if not delete:
-        session.say(f"{len(items)} items, {total} GB; nothing is removed without --delete")
-        return 0
-    freed = gigabytes(sum(item.bytes for item in removed))
-    session.say(f"{len(removed)} of {len(items)} items removed, {freed} GB freed")
+    size = gigabytes(sum(item.bytes for item in (removed if delete else items)))
+    if delete:
+        session.say(f"{len(removed)} of {len(items)} items removed, {size} GB freed")
+    else:
+        session.say(f"{len(items)} items, {size} GB; nothing is removed without --delete")
     return 0
 
 

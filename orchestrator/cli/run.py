@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -58,10 +58,10 @@ WRAPPED = ("model · reward", "trained on", "memory saved by", "to do")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, on `nodes`."""
+    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, as `placements` say."""
 
     resolved: ResolvedSweep
-    nodes: tuple[Node, ...]
+    placements: Mapping[str, Placement]
     declaration: Declaration
     missing: Sequence[TrialPlan]
     todo: Sequence[TrialPlan]
@@ -73,7 +73,7 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     A grid that --only or --max-trials narrows removes nothing from the declaration. Raises SweepError.
     """
     options, store = session.options, session.store
-    resolved, nodes = _prepared(session, sweep)
+    resolved, placements = _prepared(session, sweep)
     if again:
         declaration = session.declaration()
     else:
@@ -105,13 +105,15 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
         say_damage(session, missing)
         if todo:
             session.warn(*audit_errors(declaration, store))
-    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
+    return Ready(
+        resolved=resolved, placements=placements, declaration=declaration, missing=missing, todo=todo
+    )
 
 
-def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node, ...]]:
-    """Return the sweep with its stages, and the nodes to run it on. Raises SweepError.
+def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, dict[str, Placement]]:
+    """Return the sweep with its stages, and the placements of its trials by key. Raises SweepError.
 
-    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
+    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and nothing is placed.
     """
     if may_join(session) and session.sweep_name in declared_sweeps(session.store):
         # An error is raised again below.
@@ -119,7 +121,7 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
             resolved = _resolve(session, sweep, fetch=False)
             _set_aside_scores(session, resolved.plans)
             if not missing_trials(resolved.plans, session.store):
-                return resolved, ()
+                return resolved, {}
     nodes = capacity(session)
     placement.require_fit(sweep.trials, nodes)
     if denied := denied_models([trial.model for trial in sweep.trials]):
@@ -133,16 +135,13 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
         session.warn(*(f"damaged: {error}; it is made again" for error in damaged))
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
-    plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
-    resolved = dataclasses.replace(resolved, plans=tuple(plans))
-    for item in resolved.plans:
-        # A trial that fits nowhere is refused before anything starts.
-        _place(item, sweep, nodes)
-    return resolved, nodes
-
-
-def _place(item: TrialPlan, sweep: Sweep, nodes: Sequence[Node]) -> Placement:
-    return placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
+    plans = [dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans]
+    # A trial that fits nowhere is refused before anything starts.
+    placements = {
+        item.key: placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
+        for item in plans
+    }
+    return dataclasses.replace(resolved, plans=tuple(plans)), placements
 
 
 def may_join(session: Session) -> bool:
@@ -184,7 +183,7 @@ def carry_out(session: Session, work: Ready) -> Written:
     """Run the trials, and bring the report and MLflow up to date."""
     if work.todo:
         fetch_models_here(session, work.todo)
-        placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
+        placements = work.placements
         if session.options.compile:
             placements = {key: placement.compiled(placed) for key, placed in placements.items()}
         done = len(work.resolved.plans) - len(work.missing)
@@ -206,6 +205,9 @@ def rounds(session: Session, build: Build, *, again: bool = False) -> Iterator[S
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
+    command = session.options.command
+    price = command.price if isinstance(command, Plan) else None
+    require_price(price)
     return Growth(
         base=sweep,
         store=session.store,
@@ -213,7 +215,7 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
         until=session.options.until,
         budget=session.options.budget,
-        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
+        price=price,
     )
 
 
@@ -266,13 +268,10 @@ def asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[
 
 def plan_only(session: Session, build: Build) -> Outlook:
     """Print and return what is missing, where it would run, for how long and at what price."""
-    command = session.options.command
-    price = command.price if isinstance(command, Plan) else None
-    require_price(price)
     sweep = _sweep(session, build)
     growth = _growth(session, sweep, fetch=False)
-    resolved = growth.grid
-    found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
+    resolved, compiles = growth.grid, session.options.compile
+    found = outlook(resolved, growth.nodes, session.store, price=growth.price, compiles=compiles)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
     left_out, refused = too_long(resolved.plans, session.store)
