@@ -191,20 +191,17 @@ class SweepResults:
         estimator = analysis.control if metric in CONTROLS else analysis.difference
         for scope in analysis.single_sets() if by == "set" else analysis.categories():
             place = {"train_set": scope.train_set, "category": scope.category}
-            place |= {"evaluation_set": scope.dataset} if by == "set" else {}
+            place["evaluation_set"] = scope.dataset
             for model in analysis.models if by == "model" else [None]:
                 found = estimator(scope, metric, model and [model], other=second)
                 if found is None:
                     continue
-                said = {
-                    "difference": found.estimate.value,
-                    "low": found.estimate.low,
-                    "high": found.estimate.high,
-                }
-                said["p"] = found.p_pairs if found.estimate.p is None else found.estimate.p
+                estimate = found.estimate
+                said = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
+                said["p"] = found.p_pairs if estimate.p is None else estimate.p
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
-                of_model = {"model": model} if model else {}
-                rows.append({**place, **of_model, **said, "over": found.over, **counts})
+                of = {name: value for name, value in {**place, "model": model}.items() if value}
+                rows.append({**of, **said, "over": found.over, **counts})
         return pd.DataFrame(rows)
 
     def table(self, name: str) -> "pd.DataFrame":

@@ -44,9 +44,7 @@ from trainers.errors import SpecError
 WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
 # Flags without a value.
-SWITCHES = {
-    f"--{item.name.replace('_', '-')}" for item in dataclasses.fields(Options) if item.default is False
-}
+_SWITCHES = [item.name for item in dataclasses.fields(Options) if item.default is False]
 
 
 def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
@@ -159,7 +157,8 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
         words = [
             word
             for before, word in itertools.pairwise(state.command)
-            if word not in ("run", "retry") or (before.startswith("--") and before not in SWITCHES)
+            if word not in ("run", "retry")
+            or (before.startswith("--") and before[2:].replace("-", "_") not in _SWITCHES)
         ]
         retry = shlex.join([*shell_words(state.command[0]), "retry", *words])
         session.say(f"to run the failed trials again: {retry}")
