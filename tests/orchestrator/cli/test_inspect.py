@@ -110,7 +110,7 @@ def test_a_table_that_would_be_empty_is_not_printed_but_explained(store: Store):
     assert "--ensemble: no model and reward type has two complete seeds" in said.getvalue()
     assert "Ensembles" not in said.getvalue()
     assert "demo and other share no model and seed" in said.getvalue()
-    assert said.getvalue().count("accuracy by category") == 1
+    assert said.getvalue().count("┃ trained on") == 1
 
 
 def test_a_report_of_missing_analyses_names_them_and_keeps_the_last_one(store: Store):
