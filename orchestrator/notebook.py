@@ -76,8 +76,9 @@ class DeclaredSweep:
         """
         session = self._session(Retry() if retry else Run(), **({"backend": backend} if backend else {}))
         for grid in commands.rounds(session, _whole_grid, again=retry):
-            written = commands.carry_out(session, commands.ready(session, grid, again=retry))
-        commands.evict_weights(session, written.results)
+            work = commands.ready(session, grid, again=retry)
+            written = commands.carry_out(session, work)
+        commands.evict_weights(session, commands.asked(session, work, written.results))
         results = SweepResults(session)
         session.say(repr(results))
         return results
@@ -187,19 +188,20 @@ class SweepResults:
         self._require("difference by", by, typing.get_args(By))
         self._require("interval of", metric, METRICS)
         analysis, rows = Analysis(results, first), []
+        estimator = analysis.control if metric in CONTROLS else analysis.difference
         for scope in analysis.single_sets() if by == "set" else analysis.categories():
             place = {"train_set": scope.train_set, "category": scope.category}
-            place |= {"evaluation_set": scope.dataset} if by == "set" else {}
+            place["evaluation_set"] = scope.dataset
             for model in analysis.models if by == "model" else [None]:
-                found = analysis.difference(scope, metric, None if model is None else [model], other=second)
+                found = estimator(scope, metric, model and [model], other=second)
                 if found is None:
                     continue
                 estimate = found.estimate
                 said = {"difference": estimate.value, "low": estimate.low, "high": estimate.high}
                 said["p"] = found.p_pairs if estimate.p is None else estimate.p
                 counts = {"models": len(found.models), "seeds": found.seeds, "pairs": found.pairs}
-                of_model = {"model": model} if model else {}
-                rows.append({**place, **of_model, **said, "over": found.over, **counts})
+                of = {name: value for name, value in {**place, "model": model}.items() if value}
+                rows.append({**of, **said, "over": found.over, **counts})
         return pd.DataFrame(rows)
 
     def table(self, name: str) -> "pd.DataFrame":
@@ -247,7 +249,7 @@ class SweepResults:
         self._require("trial", trial, records)
         key = records[trial].key
         if not self._store.complete("train", key):
-            raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}.")
+            raise SpecError(f"{trial} has no weights: {self.failed().get(trial, 'it is not trained')}")
         return self._store.read(WEIGHTS, key, "model") / "model"
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from orchestrator.cli.options import CommonOptions, Gc, Plan, Report, Run, Sync,
 from orchestrator.cli.running import show_report
 from orchestrator.cli.session import HOLES, Session, dump_json, set_flags
 from orchestrator.cli.terminal import quiet
-from orchestrator.report.results import scored
+from orchestrator.report.results import ScoredTrials, scored
 from orchestrator.report.studies import Study, scored_of
 from orchestrator.report.summary import Written
 from orchestrator.run.failures import is_final, set_aside_damage
@@ -152,12 +152,14 @@ def _report(session: Session, stages: Sequence[AnalyseStage]) -> int:
     # Of several analyses, each has a folder of its own.
     names = {stage.key: stage.base.name if stage.base else stage.analysis for stage in complete}
     places = {key: folder / name if len(stages) > 1 else folder for key, name in names.items()}
-    results = _show(session, folder, places)
+    results = _show(session, folder, places) if places else []
     if session.options.json:
         labelled = zip(complete, results, strict=True)
         dump_json([{"analysis": stage.label, "key": stage.key, **result} for stage, result in labelled])
     else:
-        session.say(f"report: {folder}")
+        missing = (stage.label for stage in stages if stage not in complete)
+        session.say(*(f"missing: {label}; `run` with the same flags computes it" for label in missing))
+        session.say(*([f"report: {folder}"] if complete else []))
     return HOLES if len(complete) < len(stages) else 0
 
 
@@ -200,8 +202,7 @@ def _show_in_mlflow(session: Session, declaration: Declaration, stages: Sequence
     """Log the report on one run with the sweep's name."""
     folder = session.store.local_sweep_dir(session.sweep_name) / "report"
     complete = all(session.store.complete(stage.kind, stage.key) for stage in stages)
-    written = Written(folder=folder, results=[])
-    show_report(session, declaration, written, complete=complete)
+    show_report(session, declaration, Written(folder=folder, results=[]), complete=complete)
 
 
 def with_analyses(declaration: Declaration, session: Session, plans: Sequence[TrialPlan]) -> Declaration:
@@ -260,9 +261,7 @@ def analyses_of(study: Study) -> Analyses[ScoredOptions]:
     """Return the experiment that studies one sweep's complete trials; it raises SpecError where none is complete."""
 
     def declare(options: ScoredOptions, session: Session) -> list[AnalyseStage]:
-        parameters = scored(session.store, options.sweep or study.sweep)
-        name, compute = study.name, study.compute
-        return [AnalyseStage(analysis=name, version=study.version, compute=compute, parameters=parameters)]
+        return [_stage_of(study, scored(session.store, options.sweep or study.sweep))]
 
     return Analyses(options=ScoredOptions, declare=declare)
 
@@ -273,47 +272,40 @@ def analyses_of_models(study: Study) -> Analyses[ScoredModelOptions]:
     def declare(options: ScoredModelOptions, session: Session) -> list[AnalyseStage]:
         sweep, stages = options.sweep or study.sweep, list[AnalyseStage]()
         trained = selection.parse_dataset(options.train_set, "--train-set").name
-        for text in options.models:
-            asked, drawn = scored_of(session.store, sweep, selection.parse_model(text).name, trained)
+        names = [selection.parse_model(text).name for text in options.models]
+        _require_apart("--models", names)
+        for text, name in zip(options.models, names, strict=True):
+            asked, drawn = scored_of(session.store, sweep, name, trained)
             limits = ("max_train_pairs", "max_eval_pairs")
             own: dict[str, Any] = {name: getattr(options, name) or drawn.get(name) for name in limits}
             own_options = dataclasses.replace(options, models=(text,), **own)
-            stages += declare_models(
-                own_options,
-                session,
-                analysis=study.name,
-                version=study.version,
-                compute=study.compute,
-                parameters=asked,
-            )
-            ((_, seen), *_) = stages[-1].prepared
+            (stage,) = _for_models(own_options, session, _stage_of(study, asked))
+            ((_, seen), *_) = stage.prepared
             if other := [item.name for item in asked.trials if item.prepared not in ("", seen.key)]:
                 raise SpecError(
                     f"--sweep {sweep}: {other[0]} was trained on other pairs or with another template than this analysis "
                     "reads; give its --max-train-pairs, or a sweep with the usual draw and template."
                 )
+            stages.append(stage)
         return stages
 
     return Analyses(options=ScoredModelOptions, declare=declare)
+
+
+def _stage_of(study: Study, asked: ScoredTrials) -> AnalyseStage:
+    return AnalyseStage(analysis=study.name, version=study.version, compute=study.compute, parameters=asked)
 
 
 def analyses_of_untrained(
     name: str, version: int, compute: Compute, parameters: Any
 ) -> Analyses[ModelOptions]:
     """Return the experiment that looks at untrained models, one by one."""
-
-    def declare(options: ModelOptions, session: Session) -> Sequence[AnalyseStage]:
-        return declare_models(
-            options, session, analysis=name, version=version, compute=compute, parameters=parameters
-        )
-
-    return Analyses(options=ModelOptions, declare=declare)
+    asked = AnalyseStage(analysis=name, version=version, compute=compute, parameters=parameters)
+    return Analyses(options=ModelOptions, declare=lambda words, session: _for_models(words, session, asked))
 
 
-def declare_models(
-    options: ModelOptions, session: Session, *, analysis: str, version: int, compute: Compute, parameters: Any
-) -> Sequence[AnalyseStage]:
-    """Declare one analysis for each model. Raises SpecError, ModelError, DataError."""
+def _for_models(options: ModelOptions, session: Session, asked: AnalyseStage) -> list[AnalyseStage]:
+    """Return the analysis `asked` for each of the models, on their pairs. Raises SpecError, ModelError, DataError."""
     trained = selection.parse_dataset(options.train_set, "--train-set")
     unseen = [selection.parse_dataset(text, "--eval-sets") for text in options.eval_sets]
     names = [part.name for part in trained.parts]
@@ -325,11 +317,8 @@ def declare_models(
         for item in own
     ]
     models = [selection.parse_model(text) for text in options.models]
-    for flag_name, named in ("--models", models), ("--eval-sets", unseen):
-        if len({SEEN, *(item.name for item in named)}) <= len(named):
-            raise SpecError(
-                f"{flag_name}: two have the same name, or one is called seen; tell them apart with NAME=."
-            )
+    _require_apart("--models", [item.name for item in models])
+    _require_apart("--eval-sets", [item.name for item in unseen])
     drawn, most = trained.train_draw, options.max_train_pairs
     train_draw = drawn if drawn and most in (None, drawn.max_pairs) else DrawSpec(max_pairs=most)
     fetch = not isinstance(options.command, Plan)
@@ -339,7 +328,6 @@ def declare_models(
         *((item.name, item, item.test_split, DrawSpec(max_pairs=options.max_eval_pairs)) for item in unseen),
     ]
     lock = session.folder / "revisions.lock.json"
-    asked = AnalyseStage(analysis=analysis, version=version, compute=compute, parameters=parameters)
     stages = []
     for base in [identify_model(model, lock=lock, fetch=fetch) for model in models]:
         prepared = tuple(
@@ -349,6 +337,13 @@ def declare_models(
         stages.append(dataclasses.replace(asked, base=base, prepared=prepared))
     session.warn(*(() if options.json else reader.said_left_out()))
     return stages
+
+
+def _require_apart(given: str, names: Sequence[str]) -> None:
+    if len({SEEN, *names}) <= len(names):
+        raise SpecError(
+            f"{given}: two have the same name, or one is called seen; tell them apart with NAME=."
+        )
 
 
 def load_untrained(inputs: AnalysisInputs, output: Output) -> Any:

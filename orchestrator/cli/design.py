@@ -128,9 +128,8 @@ class Growth:
                 elif number < count:
                     seed = max(declared) + 1 + number - len(declared)
                     trials += [replace(trial, seed=seed) for trial in self.cells[cell][declared[0]]]
-        draws = [replace(item.eval_draw, max_pairs=state.pairs) for item in trials]
-        trials = [replace(item, eval_draw=draw) for item, draw in zip(trials, draws, strict=True)]
-        return replace(self.base, trials=tuple(trials))
+        wide = (replace(item, eval_draw=replace(item.eval_draw, max_pairs=state.pairs)) for item in trials)
+        return replace(self.base, trials=tuple(wide))
 
     def measure(self, state: State) -> Found | None:
         """Return the measurements of a state; None if artifacts of it are missing."""
@@ -285,7 +284,7 @@ class Growth:
             if state == before and not (decision and decision.stops):
                 return
             if decision:
-                more = f", about {shown_hours(decision.hours)} more" if decision.hours else ""
+                more = f", about {rounded(decision.hours)} more" if decision.hours else ""
                 say(f"design: {decision.why}; {self._so_far()}{more}")
             if state != before:
                 yield self.sweep(state)
@@ -295,11 +294,11 @@ class Growth:
 
     def _so_far(self) -> str:
         """Say what was spent, on attempts that failed, and over the budget."""
-        said = f"{shown_hours(self.spent_h)} {self.unit}-hours so far"
+        said = f"{rounded(self.spent_h)} {self.unit}-hours so far"
         if lost := sum(self._lost.values()):
-            said += f", {shown_hours(lost)} of them in attempts that failed or were killed"
+            said += f", {rounded(lost)} of them in attempts that failed or were killed"
         over = self.spent_h - (self.rule.budget_h or math.inf)
-        return said + (f", {shown_hours(over)} more than the budget" if over > 0 else "")
+        return said + (f", {rounded(over)} more than the budget" if over > 0 else "")
 
     def outlook(self) -> list[dict[str, Any]]:
         """Return the half-width and the detectable difference of the declared design, for each difference."""
@@ -336,7 +335,7 @@ class Growth:
         for decision in design.play(state, measure, self.rule):
             state = decision.state
         hours = measure(state).costs.spent
-        return f"expected under the rule: {decision.why}; about {shown_hours(hours)} {self.unit}-hours in all"
+        return f"expected under the rule: {decision.why}; about {rounded(hours)} {self.unit}-hours in all"
 
 
 class _Nothing(Store):
@@ -386,5 +385,5 @@ def design_lines(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def shown_hours(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+def rounded(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"

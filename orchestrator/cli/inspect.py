@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli.analyses import show_analyses
-from orchestrator.cli.options import Gc, Report
+from orchestrator.cli.options import Gc, Options, Report
 from orchestrator.cli.session import HOLES, Session, dump_json, require_price, shell_words
 from orchestrator.cli.terminal import fitting, late_bar, progress_cells, quiet, said_left
 from orchestrator.report.by_axis import axes_of
@@ -31,6 +31,7 @@ from orchestrator.report.results import TrialState, trial_states, with_scores
 from orchestrator.report.summary import Written, accuracy_table, ensemble_table
 from orchestrator.report.tables import Table as ReportTable
 from orchestrator.report.two_sweeps import other_sweep, write_comparison
+from orchestrator.run.failures import is_final
 from orchestrator.spec.redaction import shown_uri
 from orchestrator.store.gc import damage, garbage, kept_artifacts, remove
 from orchestrator.store.leases import live_drivers
@@ -42,6 +43,8 @@ from trainers.errors import SpecError
 
 WATCH_EVERY_S = 2.0
 UI_STOPPING_S = 10.0
+# Flags without a value.
+_SWITCHES = [item.name for item in dataclasses.fields(Options) if item.default is False]
 
 
 def status(session: Session, *, watch: bool = False, paths: bool = False) -> int:
@@ -85,14 +88,17 @@ def _show_status(session: Session, rows: Sequence[dict[str, Any]], running: str,
     if clear and session.console.is_terminal:
         session.console.clear()
     title = f"{session.sweep_name} in {session.store.root}: {running}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     # A column without a value is left out.
-    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in ("", 0) for row in rows)]
+    named = [name for name in (rows[0] if rows else ()) if name != "weights"]
+    columns = [name for name in named if any(row[name] not in ("", 0) for row in rows)]
     for column in columns:
         table.add_column(column, style="red" if column == "cause" else None)
     for row in rows:
         table.add_row(*(escape(str(row[column])) for column in columns))
     session.console.print(fitting(table, session.console))
+    # A table would break a path in the middle.
+    session.say(*(f"weights of {row['trial']}: {row['weights']}" for row in rows if "weights" in row))
 
 
 def _status_row(result: TrialState, note: TrialNote, running: bool) -> dict[str, Any]:
@@ -121,12 +127,7 @@ def state_and_cause(result: TrialState, note: TrialNote, running: bool) -> tuple
     return ("running" if runs else "failed" if note.state == "failed" else "missing"), cause
 
 
-def say_holes(
-    session: Session,
-    results: Sequence[TrialState],
-    *,
-    told: Collection[str] = (),
-) -> int:
+def say_holes(session: Session, results: Sequence[TrialState], *, told: Collection[str] = ()) -> int:
     """Print each missing trial with its cause, and the commands that run it; return the exit code.
 
     The failures of the trials `told` were printed before.
@@ -147,14 +148,17 @@ def _say_ways_on(session: Session, holes: Collection[str]) -> int:
     if not holes:
         return 0
     state = read_state(session.sweep_name, session.store)
-    logs = session.driver_log.parent
-    session.say(f"to run what is missing, give the same command again; logs: {logs}")
-    if state.command and any(note.cause for key, note in state.trials.items() if key in holes):
+    causes = {key: note.cause for key, note in state.trials.items() if key in holes and note.cause}
+    runs = any(not is_final(causes.get(key, "")) for key in holes)
+    again = "to run what is missing, give the same command again; " if runs else ""
+    session.say(f"{again}logs: {session.driver_log.parent}")
+    if state.command and causes:
         # The command is replaced; the same word may also be a flag's value.
         words = [
             word
             for before, word in itertools.pairwise(state.command)
-            if word not in ("run", "retry") or before.startswith("--")
+            if word not in ("run", "retry")
+            or (before.startswith("--") and before[2:].replace("-", "_") not in _SWITCHES)
         ]
         retry = shlex.join([*shell_words(state.command[0]), "retry", *words])
         session.say(f"to run the failed trials again: {retry}")
@@ -190,8 +194,8 @@ def report(session: Session, command: Report) -> int:
     print_report(session, written, asked)
     show_analyses(session, declaration)
     if beside:
-        table = accuracy_table(beside.table).terminal()
-        session.console.print(fitting(table, session.console))
+        if beside.table.rows:
+            session.console.print(fitting(accuracy_table(beside.table).terminal(), session.console))
         session.say(*beside.conclusions, f"comparison: {beside.file}")
     return say_holes(session, written.results)
 
@@ -323,18 +327,17 @@ def gc(session: Session, command: Gc) -> int:
     if not items:
         session.say(f"nothing to remove in {store.root}")
         return 0
-    table = Table(title=f"not needed in {store.root}", title_justify="left")
+    table = Table(title=escape(f"not needed in {store.root}"), title_justify="left")
     for column in ("what", "GB", "why"):
         table.add_column(column, justify="right" if column == "GB" else "left", overflow="fold")
     for item in items:
         table.add_row(item.path, gigabytes(item.bytes), item.why)
     session.console.print(fitting(table, session.console))
-    total = gigabytes(sum(item.bytes for item in items))
-    if not delete:
-        session.say(f"{len(items)} items, {total} GB; nothing is removed without --delete")
-        return 0
-    freed = gigabytes(sum(item.bytes for item in removed))
-    session.say(f"{len(removed)} of {len(items)} items removed, {freed} GB freed")
+    size = gigabytes(sum(item.bytes for item in (removed if delete else items)))
+    if delete:
+        session.say(f"{len(removed)} of {len(items)} items removed, {size} GB freed")
+    else:
+        session.say(f"{len(items)} items, {size} GB; nothing is removed without --delete")
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import tyro
 from rich.console import Console
 
-from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Status, Sync, Ui
+from orchestrator.cli.options import CommonOptions, Gc, Options, Plan, Report, Retry, Run, Status, Sync, Ui
 from orchestrator.cli.session import DEFECT, INTERRUPTED, USAGE, Session, by_rmsweep, open_session, set_flags
 from orchestrator.cli.terminal import say
 from orchestrator.spec import catalog
@@ -31,13 +31,13 @@ from orchestrator.spec.trials import Sweep
 from trainers.command import for_any_reader, parse, write_any_text
 from trainers.errors import SpecError, SweepError
 
-# The shared flags that a command reads. The command at the foot of a report has --profile, too.
+# The flags that commands which run no grid read, besides --json. The command at the foot of a report has --profile, too.
 _READS: dict[type, tuple[str, ...]] = {
-    Status: ("name", "storage", "json"),
-    Report: ("name", "storage", "json", "tracking_uri", "profile"),
+    Status: ("name", "storage"),
+    Report: ("name", "storage", "tracking_uri", "profile"),
     Sync: ("name", "storage", "tracking_uri"),
     Ui: ("name", "storage", "tracking_uri"),
-    Gc: ("storage", "json"),
+    Gc: ("storage",),
 }
 
 
@@ -146,7 +146,8 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
         say(errors, f"error: {redacted(str(error))}", style="red")
         return USAGE
     except KeyboardInterrupt:
-        say(errors, "interrupted; the same command goes on where this one stopped")
+        ran = isinstance(options.command, Run | Retry)
+        say(errors, f"interrupted{'; the same command goes on where this one stopped' if ran else ''}")
         return INTERRUPTED
     except BrokenPipeError:
         raise
@@ -158,12 +159,14 @@ def execute(experiment: Experiment, options: CommonOptions, file: Path) -> int:
 
 
 def _refuse_ignored(options: CommonOptions) -> None:
-    """Refuse a grid's flags with a command that reads the declared sweep. Raises SpecError."""
-    read = _READS.get(type(options.command))
-    if read is None or not isinstance(options, Options):
+    """Refuse flags that the command does not read. Raises SpecError."""
+    verb, read = type(options.command).__name__.lower(), _READS.get(type(options.command))
+    if options.json and not isinstance(options.command, Plan | Status | Report | Gc):
+        raise SpecError(f"--json: {verb} prints no JSON; plan, status, report and gc do.")
+    if read is None or (isinstance(options.command, Report | Sync) and not isinstance(options, Options)):
+        # The flags of an analysis name its artifact.
         return
-    if ignored := set_flags(options, besides=("command", *read)):
-        verb = type(options.command).__name__.lower()
+    if ignored := set_flags(options, besides=("command", "json", *read)):
         whole = "all sweeps in the storage" if verb == "gc" else "the whole sweep as it was declared"
         raise SpecError(
             f"{', '.join(ignored)}: {verb} reads {whole}; leave out these flags, which it ignores."

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from rich.table import Table
 
 from orchestrator.cli.analyses import run_follow_up, show_analyses, with_analyses
-from orchestrator.cli.design import Growth, design_lines, grows, shown_hours
+from orchestrator.cli.design import Growth, design_lines, grows, rounded
 from orchestrator.cli.inspect import gigabytes, print_report, say_damaged_logs, say_holes
 from orchestrator.cli.options import Plan, Run
 from orchestrator.cli.running import catch_up, run_missing, show_report
@@ -27,6 +27,7 @@ from orchestrator.report.results import (
     SCORES,
     TrialResult,
     TrialState,
+    by_seeds,
     of_other_weights,
     trial_states,
     with_scores,
@@ -57,10 +58,10 @@ WRAPPED = ("model · reward", "trained on", "memory saved by", "to do")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, on `nodes`."""
+    """A sweep that can start: `todo` are those of its `missing` trials that the command runs, as `placements` say."""
 
     resolved: ResolvedSweep
-    nodes: tuple[Node, ...]
+    placements: Mapping[str, Placement]
     declaration: Declaration
     missing: Sequence[TrialPlan]
     todo: Sequence[TrialPlan]
@@ -72,7 +73,7 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
     A grid that --only or --max-trials narrows removes nothing from the declaration. Raises SweepError.
     """
     options, store = session.options, session.store
-    resolved, nodes = _prepared(session, sweep)
+    resolved, placements = _prepared(session, sweep)
     if again:
         declaration = session.declaration()
     else:
@@ -104,13 +105,15 @@ def ready(session: Session, sweep: Sweep, *, again: bool = False) -> Ready:
         say_damage(session, missing)
         if todo:
             session.warn(*audit_errors(declaration, store))
-    return Ready(resolved=resolved, nodes=nodes, declaration=declaration, missing=missing, todo=todo)
+    return Ready(
+        resolved=resolved, placements=placements, declaration=declaration, missing=missing, todo=todo
+    )
 
 
-def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node, ...]]:
-    """Return the sweep with its stages, and the nodes to run it on. Raises SweepError.
+def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, dict[str, Placement]]:
+    """Return the sweep with its stages, and the placements of its trials by key. Raises SweepError.
 
-    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and there are no nodes.
+    Damaged scores are set aside, so they count as missing. If nothing is missing, no cluster is joined and nothing is placed.
     """
     if may_join(session) and session.sweep_name in declared_sweeps(session.store):
         # An error is raised again below.
@@ -118,7 +121,7 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
             resolved = _resolve(session, sweep, fetch=False)
             _set_aside_scores(session, resolved.plans)
             if not missing_trials(resolved.plans, session.store):
-                return resolved, ()
+                return resolved, {}
     nodes = capacity(session)
     placement.require_fit(sweep.trials, nodes)
     if denied := denied_models([trial.model for trial in sweep.trials]):
@@ -132,16 +135,13 @@ def _prepared(session: Session, sweep: Sweep) -> tuple[ResolvedSweep, tuple[Node
         session.warn(*(f"damaged: {error}; it is made again" for error in damaged))
         resolved = _resolve(session, sweep, fetch=True)
     known = architectures([trial.model for trial in sweep.trials], ask=any(node.gpus for node in nodes))
-    plans = (dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans)
-    resolved = dataclasses.replace(resolved, plans=tuple(plans))
-    for item in resolved.plans:
-        # A trial that fits nowhere is refused before anything starts.
-        _place(item, sweep, nodes)
-    return resolved, nodes
-
-
-def _place(item: TrialPlan, sweep: Sweep, nodes: Sequence[Node]) -> Placement:
-    return placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
+    plans = [dataclasses.replace(item, architecture=known[item.spec.model]) for item in resolved.plans]
+    # A trial that fits nowhere is refused before anything starts.
+    placements = {
+        item.key: placement.place(item.spec, nodes, sweep.placements, architecture=item.architecture)
+        for item in plans
+    }
+    return dataclasses.replace(resolved, plans=tuple(plans)), placements
 
 
 def may_join(session: Session) -> bool:
@@ -183,7 +183,7 @@ def carry_out(session: Session, work: Ready) -> Written:
     """Run the trials, and bring the report and MLflow up to date."""
     if work.todo:
         fetch_models_here(session, work.todo)
-        placements = {item.key: _place(item, work.resolved.sweep, work.nodes) for item in work.todo}
+        placements = work.placements
         if session.options.compile:
             placements = {key: placement.compiled(placed) for key, placed in placements.items()}
         done = len(work.resolved.plans) - len(work.missing)
@@ -196,16 +196,18 @@ def carry_out(session: Session, work: Ready) -> Written:
 
 def rounds(session: Session, build: Build, *, again: bool = False) -> Iterator[Sweep]:
     """Yield the grid's sweep or, with --until or --budget, those to which it grows; with `again` only the first. Raises SweepError."""
-    if session.options.extend and session.options.replace:
-        raise SpecError(
-            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
-        )
+    if again:
+        # An unknown sweep is refused before anything is fetched.
+        session.declaration()
     sweep = _sweep(session, build)
     grown = _growth(session, sweep, fetch=True).rounds(session.say) if grows(session) else iter([sweep])
     yield from itertools.islice(grown, 1 if again else None)
 
 
 def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
+    command = session.options.command
+    price = command.price if isinstance(command, Plan) else None
+    require_price(price)
     return Growth(
         base=sweep,
         store=session.store,
@@ -213,7 +215,7 @@ def _growth(session: Session, sweep: Sweep, *, fetch: bool) -> Growth:
         resolve=lambda sweep: _resolve(session, sweep, fetch=fetch),
         until=session.options.until,
         budget=session.options.budget,
-        price=session.options.command.price if isinstance(session.options.command, Plan) else None,
+        price=price,
     )
 
 
@@ -234,16 +236,16 @@ def run(session: Session, build: Build, *, again: bool = False) -> int:
         show_analyses(session, work.declaration)
         if computed:
             show_report(session, work.declaration, written, complete=written.complete)
-        evict_weights(session, _asked(session, work, written.results))
+        evict_weights(session, asked(session, work, written.results))
     except SweepError as error:
         # The user's mistakes were refused before, so this is a defect or the storage.
         session.say(f"error: {redacted(str(error))}", style="red")
         if not isinstance(error, StorageError):
             return DEFECT
         # Even without room for a report, the missing trials are printed.
-        results = _asked(session, work, trial_states(work.declaration.trials, session.store))
+        results = asked(session, work, trial_states(work.declaration.trials, session.store))
         return say_holes(session, results, told=told) or DEFECT
-    return say_holes(session, _asked(session, work, written.results), told=told)
+    return say_holes(session, asked(session, work, written.results), told=told)
 
 
 def fetch_models_here(session: Session, todo: Sequence[TrialPlan]) -> None:
@@ -256,7 +258,7 @@ def _narrowed(session: Session) -> bool:
     return bool(session.options.only or session.options.max_trials)
 
 
-def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
+def asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list[TrialState]:
     """Return the results of the command's trials: a narrowed run leaves out the others."""
     if not (isinstance(session.options.command, Run) and _narrowed(session)):
         return list(results)
@@ -266,13 +268,10 @@ def _asked(session: Session, work: Ready, results: Sequence[TrialState]) -> list
 
 def plan_only(session: Session, build: Build) -> Outlook:
     """Print and return what is missing, where it would run, for how long and at what price."""
-    command = session.options.command
-    price = command.price if isinstance(command, Plan) else None
-    require_price(price)
     sweep = _sweep(session, build)
     growth = _growth(session, sweep, fetch=False)
-    resolved = growth.grid
-    found = outlook(resolved, growth.nodes, session.store, price=price, compiles=session.options.compile)
+    resolved, compiles = growth.grid, session.options.compile
+    found = outlook(resolved, growth.nodes, session.store, price=growth.price, compiles=compiles)
     told = growth.outlook()
     forecast = [growth.forecast()] if grows(session) else []
     left_out, refused = too_long(resolved.plans, session.store)
@@ -286,14 +285,9 @@ def plan_only(session: Session, build: Build) -> Outlook:
             }
             for item in resolved.plans
         ]
-        said = {
-            "categories": _categories(resolved),
-            "too_long": left_out,
-            "refused": refused,
-            "design": told,
-            "rule": forecast,
-        }
-        dump_json({**dataclasses.asdict(found), **said, "access_denied": denied, "trials": trials})
+        said = {"categories": _categories(resolved), "too_long": left_out, "refused": refused, "design": told}
+        said |= {"rule": forecast, "access_denied": denied, "trials": trials}
+        dump_json(dataclasses.asdict(found) | said)
         return found
     session.warn(*resolved.left_out)
     _print_outlook(session, found, len(resolved.plans))
@@ -333,10 +327,8 @@ def _print_outlook(session: Session, found: Outlook, trials: int) -> None:
         columns.remove(SPARE)
         table = _outlook_table(columns, rows, session.console.width)
     session.console.print(fitting(table, session.console))
-    session.say(
-        *([f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else [])
-    )
-    session.say(*_totals(found))
+    alike = [f"all alike: {'; '.join(f'{name} {rows[0][name]}' for name in shared)}"] if shared else []
+    session.say(*alike, *_totals(found))
     session.warn(*(f"does not fit: {group.why}" for group in found.cells if group.why))
 
 
@@ -389,8 +381,10 @@ def _outlook_row(group: TrialGroup, unit: str) -> dict[str, str]:
             "memory saved by": ", ".join(word for word, is_used in saved if is_used) or "–",
             "peak GB": peak,
             "GPU GB": f"{group.gpu_gb:g}" if group.gpu_gb else "",
-            "step s": "?" if group.step_s is None else f"{group.step_s:.2g}{'' if group.measured else ' ~'}",
-            f"{unit} hours": "?" if group.device_hours is None else shown_hours(group.device_hours),
+            "step s": "?"
+            if group.step_s is None
+            else f"{rounded(group.step_s)}{'' if group.measured else ' ~'}",
+            f"{unit} hours": "?" if group.device_hours is None else rounded(group.device_hours),
         }
     return row
 
@@ -402,8 +396,8 @@ def _totals(found: Outlook) -> list[str]:
     at = f"{found.devices} {found.unit}{'s' if found.devices > 1 else ''}"
     lines = [
         f"stages, shared ones once: {counts}",
-        f"{shown_hours(found.device_hours)} {found.unit}-hours on {at}: about {shown_hours(found.makespan_h)} h from start to end, "
-        f"never under {shown_hours(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
+        f"{rounded(found.device_hours)} {found.unit}-hours on {at}: about {rounded(found.makespan_h)} h from start to end, "
+        f"never under {rounded(found.lower_bound_h)} h; steps with ~ are estimated, the others measured",
     ]
     if found.price is not None and found.price_held is not None:
         lines.append(
@@ -440,7 +434,11 @@ def _count(parameters: int | None) -> str:
 
 
 def _sweep(session: Session, build: Build) -> Sweep:
-    """Return the sweep that the flags select; only --profile auto looks at the cluster."""
+    """Return the sweep that the flags select; only --profile auto looks at the cluster. Raises SpecError."""
+    if session.options.extend and session.options.replace:
+        raise SpecError(
+            "--extend adds the grid to the sweep, --replace puts it in its place; give one of them."
+        )
     nodes = capacity(session) if session.options.profile == "auto" else ()
     profile, why = profile_for(session.options, nodes, session.profiles)
     if why and not session.options.json and not (session.options.models and session.options.train_sets):
@@ -485,22 +483,17 @@ def evict_weights(session: Session, results: Sequence[TrialState]) -> None:
             )
 
 
-def evictable(results: Iterable[TrialResult], keep: Literal["best", "none"]) -> list[str]:
+def evictable(results: Sequence[TrialResult], keep: Literal["best", "none"]) -> list[str]:
     """Return the keys of complete trainings whose weights can go; with `best`, all but the most accurate of each group.
 
     A group is judged once all of its trials are complete; the lowest seed breaks ties.
     """
-    groups: dict[tuple[str, ...], list[TrialResult]] = {}
-    for item in results:
-        record = item.record
-        group = (record.model, record.train_set, record.reward) if keep == "best" else (record.key,)
-        groups.setdefault(group, []).append(item)
 
     def rank(item: TrialResult) -> tuple[float, int]:
         return fmean([found.metrics["accuracy"] for found in item.final] or [0.0]), -item.record.seed
 
     gone: list[str] = []
-    for alike in groups.values():
+    for alike in by_seeds(results) if keep == "best" else [[item] for item in results]:
         if all(item.complete for item in alike):
             best = max(alike, key=rank) if keep == "best" else None
             gone += [item.record.key for item in alike if item is not best]

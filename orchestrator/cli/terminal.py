@@ -119,7 +119,7 @@ def quiet(log: Path, width: int | None = None) -> Iterator[Console]:
 
 @contextlib.contextmanager
 def late_bar(
-    console: Console | None, label: str, after_s: float = BAR_AFTER_S
+    console: Console, label: str, after_s: float = BAR_AFTER_S
 ) -> Iterator[Callable[[int, int], None]]:
     """Yield a function of (done, total) that draws a bar with rate and time left, on a terminal and after `after_s`."""
     began = time.monotonic()
@@ -128,7 +128,7 @@ def late_bar(
     def step(done: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            if console is None or not console.is_terminal or time.monotonic() - began < after_s:
+            if not console.is_terminal or time.monotonic() - began < after_s:
                 return
             columns = (*progress.Progress.get_default_columns()[:2], progress.MofNCompleteColumn())
             rate = progress.TextColumn("{task.fields[rate]:.3g}/s")
@@ -290,7 +290,7 @@ def progress_cells(note: TrialNote) -> tuple[str, str, str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in at most six letters: 42 s, 12 min, 3.5 h."""
+    """Return seconds as 42 s, 12 min or 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -57,6 +57,9 @@ def refused(done: tuple[int | None, str], *messages: str) -> None:
         ("--no-such-flag", ["no-such-flag"]),
         ("fly", ["fly"]),
         ("report", ["knows no sweep 'full_grid'"]),
+        ("retry", ["knows no sweep 'full_grid'"]),
+        ("run --json", ["--json: run prints no JSON"]),
+        ("plan --extend --replace", ["give one of them"]),
         ("--storage /proc/rmsweep", ["/proc/rmsweep"]),
     ],
 )

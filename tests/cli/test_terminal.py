@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -42,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     write_declaration(declared, store)
     last = declared.trials[-1].key
-    writer = StateWriter("full_grid", store, "gone", ["sweeps/full_grid.py"], [last])
+    writer = StateWriter("full_grid", store, "gone", [GRID.name, "--extend", "run", "--name", "run"], [last])
     writer.on_event(Failed(trial=last, cause="Diverged", message="loss is nan – step 3"))
     writer.close()
     return store
@@ -57,10 +58,12 @@ def rmsweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def run(*words: str, cwd: Path, command: Path = GRID, **environment: str) -> tuple[int, str, str]:
+def run(
+    *words: str, cwd: Path, call: Sequence[str | Path] = (sys.executable, GRID), **environment: str
+) -> tuple[int, str, str]:
     """Exit code, stdout and stderr, read as the encoding that was asked for."""
     done = subprocess.run(
-        [sys.executable, str(command), *words],
+        [*call, *words],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -103,18 +106,9 @@ def test_help_is_readable_on_a_narrow_terminal_without_utf_8(tmp_path: Path):
 
 
 def test_who_reads_the_first_line_alone_hears_no_complaint(store: Store, tmp_path: Path):
-    words = (str(GRID), "status", "--json", "--storage", str(store.root))
-    script = '"$@" | true; echo "${PIPESTATUS[0]}"'
-    done = subprocess.run(
-        ["bash", "-c", script, "bash", sys.executable, *words],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.stdout, done.stderr) == ("1\n", "")
+    call = ("bash", "-c", '"$@" | true; echo "${PIPESTATUS[0]}"', "bash", sys.executable, GRID)
+    _, *said = run("status", "--json", "--storage", str(store.root), cwd=tmp_path, call=call)
+    assert said == ["1\n", ""]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,27 +142,16 @@ def test_status_for_machines_is_whole_in_any_encoding_and_an_error_is_said_once(
 def test_hints_name_the_command_as_it_was_called(on_path: bool, store: Store, rmsweep: Path, tmp_path: Path):
     path = {"PATH": f"{rmsweep.parent}:{os.environ['PATH']}"} if on_path else {}
     called = "rmsweep" if on_path else os.path.relpath(rmsweep, tmp_path)
-    done = subprocess.run(
-        [called, "full_grid", "status", "--storage", str(store.root)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert f"to run the failed trials again: {called} full_grid retry\n" in done.stdout
+    words = ("full_grid", "status", "--storage", str(store.root))
+    _, said, _ = run(*words, cwd=tmp_path, call=[called], COLUMNS="200", **path)
+    assert f"to run the failed trials again: {called} full_grid retry --extend --name run\n" in said
 
 
 @pytest.mark.parametrize("no_colour", [False, True])
 def test_on_a_terminal_an_error_is_red_unless_colours_are_declined(no_colour: bool, tmp_path: Path):
     ours, theirs = pty.openpty()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "TERM": "xterm",
-        **({"NO_COLOR": "1"} if no_colour else {}),
-    }
+    declined = {"NO_COLOR": "1"} if no_colour else {}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", **declined}
     command = [sys.executable, str(GRID), "report", "--storage", str(tmp_path)]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs)
     os.close(theirs)
@@ -195,19 +178,14 @@ def test_a_failure_is_said_once_and_in_red(terminal: bool, store: Store):
     failed = declared.trials[-1]
     with Progress(console, {failed.key: failed.name}, {failed.key: TrialNote()}, 3) as shown:
         shown.on_event(Failed(trial=failed.key, cause="Diverged", message="loss is nan – step 3"))
-    session = Session(
-        options=Options(),
-        sweep_name="full_grid",
-        store=store,
-        tracking_uri="",
-        folder=ROOT,
-        console=console,
-    )
+    place = {"store": store, "tracking_uri": "", "folder": ROOT, "console": console}
+    session = Session(options=Options(), sweep_name="full_grid", **place)
     assert say_holes(session, sweep_results(declared, store), told=[failed.key]) == HOLES
     (line,) = [line for line in out.getvalue().splitlines() if "loss is nan – step 3" in line]
     assert "failed: " in line
     assert set(re.findall(r"\x1b\[[\d;]*m", line)) == ({"\x1b[31m", "\x1b[0m"} if terminal else set())
     assert f"missing: {failed.name}" in out.getvalue()
+    assert "the same command" not in out.getvalue(), "it would leave out what failed for good"
 
 
 @pytest.mark.parametrize(
@@ -228,14 +206,14 @@ def test_what_reads_a_declaration_refuses_the_flags_of_a_grid(
 
 
 def test_rmsweep_runs_any_experiment_by_name(rmsweep: Path, tmp_path: Path):
-    code, said, _ = run(cwd=tmp_path, command=rmsweep, COLUMNS="120")
+    code, said, _ = run(cwd=tmp_path, call=[sys.executable, rmsweep], COLUMNS="120")
     assert code == 0
     for file in (ROOT / "sweeps").glob("[!_]*.py"):
         (line,) = [line for line in said.splitlines() if line.split()[:1] == [file.stem]]
         assert line.split(maxsplit=1)[1] in file.read_text(encoding="utf-8").splitlines()[0]
-    code, _, error = run("full_gird", "plan", cwd=tmp_path, command=rmsweep)
+    code, _, error = run("full_gird", "plan", cwd=tmp_path, call=[sys.executable, rmsweep])
     assert (code, error) == (2, "error: no experiment is called full_gird; did you mean full_grid?\n")
-    code, said, _ = run("full-grid", "--help", cwd=tmp_path, command=rmsweep)
+    code, said, _ = run("full-grid", "--help", cwd=tmp_path, call=[sys.executable, rmsweep])
     assert "usage: rmsweep full_grid " in said
     assert "  rmsweep full_grid --profile laptop  " in said
     assert (code, "python sweeps" in said) == (0, False)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from orchestrator import grid, notebook, open_sweep
 from orchestrator.cli.main import Grid, main
 from orchestrator.cli.options import Options
-from orchestrator.report.comparison import Analysis
+from orchestrator.report.comparison import LEAK_FREE, Analysis
 from orchestrator.report.results import on_common_pairs
 from orchestrator.report.tables import reward_title
 from orchestrator.spec import catalog
@@ -155,6 +155,9 @@ def test_running_again_does_nothing_for_a_trial_that_failed_for_good(
     assert sweep.run(backend="inline").failed() == results.failed()
     assert "failed for good" in capsys.readouterr().out
     assert sweep.plan().outlook.stages["train"] == {"cached": 1, "missing": 1}
+    # A run of a part evicts no weights of the rest.
+    grid(**{**sweep._words, "only": "model=bad", "keep_weights": "none"}).run(backend="inline")
+    assert results.model_path("good · ex_rm · tiny_world · s0").is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,11 @@ def test_differences_are_the_report_s_own(simulated: Store):
     assert (turned["low"] <= turned["difference"]).all()
     assert results.difference("ex_rm", "im_rm", "set")["evaluation_set"].is_unique
     assert len(results.difference("ex_rm", "im_rm", "model")) == 2 * len(found)
+    # A control that one training lacks is not estimated from the others.
+    for trial in results.trials[1:]:
+        for item in trial.evaluations:
+            item.metrics[LEAK_FREE] = 0.5
+    assert results.difference("ex_rm", "im_rm", metric=LEAK_FREE).empty
 
 
 def test_an_ensemble_ranks_by_the_mean_reward_of_its_seeds(
@@ -227,11 +235,8 @@ def test_a_prompt_of_several_turns_keeps_its_roles():
         (lambda results: results.difference("ex", "im_rm"), "no reward type ex; did you mean ex_rm"),
         (lambda results: results.difference("ex_rm", "ex_rm"), "give two reward types"),
         (lambda results: results.difference("ex_rm", "im_rm", "models"), "no difference by models; did you"),
-        # Of the others no interval would be right.
-        (
-            lambda results: results.difference("ex_rm", "im_rm", metric="chosen_reward"),
-            "no interval of chosen_reward; known are accuracy, loss, abs",
-        ),
+        # Of other metrics no interval would be right.
+        (lambda results: results.difference("ex_rm", "im_rm", "set", "n"), "no interval of n; known are acc"),
     ],
 )
 def test_what_the_results_do_not_have_is_refused(simulated: Store, ask: Any, said: str):

@@ -1,14 +1,10 @@
 """Which analyses follow a sweep at once, and which wait for what they read. Nothing is trained."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from orchestrator.cli.analyses import run_follow_up, with_analyses
-from orchestrator.cli.options import Options
-from orchestrator.cli.session import Session
 from orchestrator.spec.declaration import declare
 from orchestrator.spec.resolve import resolve
 from orchestrator.spec.stages import AnalyseStage
@@ -16,6 +12,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from orchestrator.store.gc import evict_weights
 from orchestrator.store.records import SweepState, TrialNote, write_state
+from tests.orchestrator.cli.test_inspect import session
 from tests.orchestrator.sweep_samples import trial
 
 
@@ -34,13 +31,12 @@ def follow(store: Store, *, loads_weights: bool = False, seeds: tuple[int, ...] 
 
     def analyses(plans) -> list[AnalyseStage]:
         reads = tuple(plan.train for plan in plans)
-        asked = {"compute": compute, "parameters": Parameters(), "loads_weights": loads_weights}
-        return [AnalyseStage(analysis="how far", version=1, reads=reads, **asked)]
+        more = {"compute": compute, "parameters": Parameters(), "loads_weights": loads_weights}
+        return [AnalyseStage(analysis="how far", version=1, reads=reads, **more)]
 
-    place = {"store": store, "tracking_uri": "", "folder": Path(), "console": Console()}
-    session = Session(options=Options(), sweep_name="demo", follow_up=analyses, **place)
-    declaration = with_analyses(declare(resolved), session, resolved.plans)
-    computed = run_follow_up(session, declaration, resolved.plans)
+    asked = dataclasses.replace(session(store)[0], follow_up=analyses)
+    declaration = with_analyses(declare(resolved), asked, resolved.plans)
+    computed = run_follow_up(asked, declaration, resolved.plans)
     (stage,) = analyses(resolved.plans)
     assert store.complete("analyse", stage.key) == computed
     return computed
