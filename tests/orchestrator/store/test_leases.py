@@ -109,7 +109,7 @@ def test_held_waits_for_who_has_it_and_computes_nothing_that_is_done(tmp_path):
             with second.held("x", done.is_set, time.sleep) as ours:
                 order.append(("second", ours))
 
-        with first.held("x", done.is_set) as ours:
+        with first.held("x", done.is_set, time.sleep) as ours:
             order.append(("first", ours))
             thread = threading.Thread(target=other)
             thread.start()
@@ -117,7 +117,7 @@ def test_held_waits_for_who_has_it_and_computes_nothing_that_is_done(tmp_path):
             assert order == [("first", True)]
             done.set()
         thread.join()
-        with pytest.raises(RuntimeError), first.held("x", lambda: False):
+        with pytest.raises(RuntimeError), first.held("x", lambda: False, time.sleep):
             raise RuntimeError
     assert order == [("first", True), ("second", False)]
     assert list((tmp_path / "leases").iterdir()) == []
