@@ -160,7 +160,6 @@ def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path, monkeypatch):
 
 
 def test_an_attempt_that_another_driver_removed_is_not_committed_without_its_files(store: Store):
-    with pytest.raises(StorageError, match="another driver"), store.write("train", KEY) as attempt:
-        (attempt.directory / "file.txt").write_text("x")
-        Store(store.root).remove_leftovers("train", KEY)
+    with pytest.raises(StorageError, match="another driver"), store.write("train", KEY):
+        store.remove_leftovers("train", KEY)
     assert not store.complete("train", KEY)
