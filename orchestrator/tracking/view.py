@@ -133,8 +133,8 @@ def _view_states(sweep: str) -> dict[str, str]:
     }
     runs = {"searchFilter": wanted, "selectedColumns": columns}
     return {
-        shared_view_tag(sweep, view): json.dumps(state)
-        for view, state in (("runs", runs), ("charts", charts))
+        shared_view_tag(sweep, "runs"): json.dumps(runs),
+        shared_view_tag(sweep, "charts"): json.dumps(charts),
     }
 
 
@@ -176,7 +176,7 @@ class View:
         self._experiment = self._experiment_id(files)
         # By the key of their trial; the parent's is empty.
         self._runs: dict[str, Any] = {}
-        # By the id of a run: the steps of its curve.
+        # The steps of each trial's curve.
         self._steps: dict[str, set[int]] = {}
         self._find_runs()
         self._parent = self._run("", declaration.sweep, {"rmsweep.role": "sweep"}, started).info.run_id
@@ -226,16 +226,19 @@ class View:
         """Log the steps of a curve that the run of a trial lacks; False if the trial has no run yet."""
         if key not in self._runs:
             return False
-        id, points = self._runs[key].info.run_id, list[Point]()
-        if id not in self._steps:
+        run, points = self._runs[key], list[Point]()
+        if key not in self._steps:
             # A resumed training repeats steps at other times; these are in the curve already.
-            self._steps[id] = {point.step for point in self._client.get_metric_history(id, "train/loss")}
+            self._steps[key] = {point.step for point in self._history(run, "train/loss")}
         for row in rows:
-            if (step := int(row["step"])) not in self._steps[id]:
-                self._steps[id].add(step)
+            if (step := int(row["step"])) not in self._steps[key]:
+                self._steps[key].add(step)
                 points += [(f"train/{name}", row[name], row["time"], step) for name in CURVES]
-        self._log_points(id, points)
+        self._log_points(run, points)
         return True
+
+    def _history(self, run: Any, name: str) -> Any:
+        return self._client.get_metric_history(run.info.run_id, name)
 
     def log_trial(self, result: TrialState, live: Rows = (), *, failed: bool) -> None:
         """Log what the run of a trial lacks, steps of its training among it, and end it if the trial is complete or `failed`."""
@@ -266,7 +269,7 @@ class View:
                 self._log_files(id, result)
             (found,) = with_scores([result], self._store)
             model = self._model(run, name, known, weights) if result.trained else None
-            self._log_points(id, final_points(found), model)
+            self._log_points(run, self._as_latest(run, final_points(found)), model)
             new = known.keys() - OUTSIDE_KEY - run.data.params.keys()
             # The mark comes last, because it says that the run is complete.
             self._client.log_batch(
@@ -281,8 +284,9 @@ class View:
     def log_report(self, folder: Path, status: str, ended: float | None) -> None:
         """Log a report on the parent run, and end the run with `status` at the Unix time `ended`."""
         self._client.log_artifacts(self._parent, str(folder), "report")
-        time = ended or self._runs[""].info.start_time / 1000
-        self._log_points(self._parent, _summary_points(folder.parent / "trials.parquet", time))
+        run = self._runs[""]
+        points = _summary_points(folder.parent / "trials.parquet", ended or run.info.start_time / 1000)
+        self._log_points(run, self._as_latest(run, points))
         if said := said_conclusions(folder):
             self._client.set_tag(self._parent, "mlflow.note.content", "\n\n".join(said))
         self._set_status("", status, ended)
@@ -328,7 +332,21 @@ class View:
         self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return str(model.model_id)
 
-    def _log_points(self, id: str, points: Iterable[Point], model: str | None = None) -> None:
+    def _as_latest(self, run: Any, points: Iterable[Point]) -> Iterator[Point]:
+        """Yield the points that the run does not show yet, each later than those that it replaces.
+
+        MLflow shows the latest point of a metric's last step. What a sweep takes over from an earlier one may change a mean
+        without being later.
+        """
+        for name, value, time, step in points:
+            shown = run.data.metrics.get(name)
+            if shown is not None and (step or shown != value):
+                before = [point for point in self._history(run, name) if point.step == step]
+                time = max([time, *((point.timestamp + (point.value != value)) / 1000 for point in before)])
+            if step or shown != value:
+                yield name, value, time, step
+
+    def _log_points(self, run: Any, points: Iterable[Point], model: str | None = None) -> None:
         """Log the finite points; those of evaluations belong to the `model`, too."""
         from mlflow.entities import Metric
 
@@ -339,7 +357,7 @@ class View:
             if math.isfinite(value)
         ]
         for at in range(0, len(metrics), _BATCH):
-            self._client.log_batch(id, metrics[at : at + _BATCH])
+            self._client.log_batch(run.info.run_id, metrics[at : at + _BATCH])
 
 
 def _inputs(trial: TrialRecord) -> list[Any]:

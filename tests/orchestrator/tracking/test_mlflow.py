@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,30 @@ def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: s
     }
 
 
+def test_a_metric_shows_what_holds_now_where_the_sweep_grew_by_what_was_computed_before(
+    database: str, store: Store
+):
+    worse, better = record(seed=1), record()
+    commit_trial(store, worse, 1, 1)
+    commit_trial(store, better, 9, 5)
+    first = replace(better, evaluations=better.evaluations[1:])
+    name = "category/in-distribution/accuracy"
+
+    def shown(*trials: TrialRecord) -> tuple[float | None, float | None]:
+        for _ in range(2):
+            sync_all(database, store, declaration(*trials))
+            parent, *children = runs_of(database, "demo")
+            (child,) = [run for run in children if run.data.tags["rmsweep.key"] == better.key]
+        return parent.data.metrics.get(f"{name}/ex_rm"), child.data.metrics.get(name)
+
+    assert shown(first) == (None, None)
+    assert shown(better) == (0.9, 0.9)
+    assert shown(better, worse) == (0.5, 0.9)
+    assert shown(better) == (0.9, 0.9)
+    points = snapshot(database, "demo")[0]["history"][f"{name}/ex_rm"]
+    assert [value for _, _, value in points] == [0.9, 0.5, 0.9]
+
+
 def test_a_sweep_lasts_from_its_first_stage_to_its_last_however_often_it_is_looked_at(
     database: str, store: Store
 ):
@@ -284,7 +309,7 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of == report, "whole runs are left alone"
+    assert requests_of == ["log_artifacts", "set_tag"], "whole runs are left alone"
     store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
     commit_scores(store, implicit.evaluations[0].key, right=3)
     requests_of.clear()
@@ -385,7 +410,7 @@ def test_sync_to_what_cannot_be_written_raises_and_says_what_to_check(uri: str, 
 
 
 def test_the_view_is_owed_whenever_a_report_changes_a_trial_begins_or_a_driver_is_killed(
-    database: str, store: Store
+    database: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     trial = record()
     commit_trial(store, trial, 9)
@@ -409,6 +434,15 @@ def test_the_view_is_owed_whenever_a_report_changes_a_trial_begins_or_a_driver_i
     assert not shown()
     sync_all(database, store, declared)
     assert shown()
+    results, log_report = write_report(declared, store), View.log_report
+
+    def and_another_command_reports(self: View, folder: Path, *arguments: Any) -> None:
+        log_report(self, folder, *arguments)
+        (folder / "summary.md").write_text("the next report")
+
+    monkeypatch.setattr(View, "log_report", and_another_command_reports)
+    sync(database, store, declared, results)
+    assert not is_shown(database, store, "demo"), "a report that was replaced while it was being logged"
     replace_text(store.sweep_dir("demo") / SHOWN, "[]")
     assert not is_shown(database, store, "demo"), "a damaged mark"
 
