@@ -259,7 +259,7 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     }
     assert min(item.bytes for item in items) == 10
     assert objects(store) == before
-    assert len(remove(store, items, busy=False)) == 3
+    assert len(remove(store, items)) == 3
     left = [name for name in objects(store) if name.startswith(("artifacts", "checkpoints"))]
     assert {name.split("/")[2] for name in left} == {KEY}
     assert read(Store(store.root)) == CONTENT
