@@ -21,7 +21,7 @@ from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
 from orchestrator.tracking.view import VERSION, Rows, View, as_hash
 from trainers.errors import StorageError, TrackingError
-from trainers.storage import digest_file, replace
+from trainers.storage import digest_file, files_below, replace
 
 SHOWN = "mlflow.sha256"
 
@@ -47,9 +47,8 @@ def forget_shown(store: Store, sweep: str) -> None:
 def view_mark(uri: str, store: Store, sweep: str) -> str:
     """Return a hash of where the view is and of every file of the report, which changes with any result or failure."""
     folder = store.local_sweep_dir(sweep) / "report"
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    shown = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
-    return as_hash([VERSION, shown_uri(uri), shown])
+    files = [(name, digest_file(folder / name)) for name in files_below(folder)]
+    return as_hash([VERSION, shown_uri(uri), files])
 
 
 def _log_sweep(
