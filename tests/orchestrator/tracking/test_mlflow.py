@@ -78,7 +78,7 @@ def statuses(uri: str) -> list[str]:
     return [run["status"] for run in snapshot(uri, "demo")]
 
 
-def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the_report(
+def test_a_sweep_is_one_parent_with_its_report_and_a_child_per_trial_with_all_that_is_known_of_it(
     database: str, store: Store
 ):
     secret = "hf_" + "a" * 34
@@ -88,11 +88,20 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the
         (attempt.directory / "model.safetensors").write_bytes(b"weights")
     declared = declaration(explicit, implicit)
     written = write_report(declared, store)
+    pages = {"summary.md", "report.html", "figures/margins.svg", "compare-other/compare.html"}
+    for name in pages:
+        (written.folder / name).parent.mkdir(exist_ok=True)
+        (written.folder / name).touch()
     sync(database, store, declared, written)
+    client = MlflowClient(tracking_uri=database)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
+    assert [run.info.run_name for run in found] == ["im_rm · llama-64 · tiny_world · s0"]
     parent, first, second = snapshot(database, "demo")
     assert (parent["name"], parent["status"], parent["parent"]) == ("demo", "FINISHED", None)
     assert parent["tags"] == {"rmsweep.sweep": "demo", "rmsweep.role": "sweep"}
-    assert {"report/summary.md", "report/report.html"} <= set(parent["files"])
+    assert {f"report/{name}" for name in pages} <= set(parent["files"])
     said = runs_of(database, "demo")[0].data.tags["mlflow.note.content"]
     assert said.split("\n\n") == said_conclusions(written.folder) != []
     for child, trial in ((first, explicit), (second, implicit)):
@@ -128,45 +137,15 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the
         assert (len(points), points[0][0], points[-1][0]) == (CURVE_POINTS, 1, STEPS)
         assert len(second["history"][f"train/{name}"]) == 3
     assert first["history"]["train/loss"][-1] == (STEPS, 1_700_000_000_000 + 1000 * STEPS, 1.0 / STEPS)
-
-
-def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
-    commit_trial(store, record(), 9, 5)
-    declared = declaration(record())
-    written = write_report(declared, store)
-    names = {"report.html", "figures/margins.svg", "compare-other/compare.html"}
-    for name in names:
-        (written.folder / name).parent.mkdir(exist_ok=True)
-        (written.folder / name).write_text("<p>")
-    sync(database, store, declared, written)
-    assert {f"report/{name}" for name in names} <= set(snapshot(database, "demo")[0]["files"])
-
-
-def test_a_run_keeps_its_trial_s_record_and_every_score(database: str, store: Store):
-    secret = "hf_" + "a" * 34
-    trial = with_parameters(record(), note=f"https://user:word@host/{secret}")
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    run = runs_of(database, "demo")[-1]
-    folder = Path(MlflowClient(tracking_uri=database).download_artifacts(run.info.run_id, ""))
+    run = runs_of(database, "demo")[1]
+    folder = Path(client.download_artifacts(run.info.run_id, ""))
     config = json.loads((folder / "config.json").read_text())
-    assert (config["key"], config["parameters"]["lr"]) == (trial.key, 1e-4)
-    assert [item["key"] for item in config["evaluations"]] == [item.key for item in trial.evaluations]
+    assert (config["key"], config["parameters"]["lr"]) == (explicit.key, 1e-4)
+    assert [item["key"] for item in config["evaluations"]] == [item.key for item in explicit.evaluations]
     assert secret not in (folder / "config.json").read_text()
     scores = parquet.read_table(folder / "scores.parquet").to_pandas()
     right = (scores.chosen_reward > scores.rejected_reward).groupby(scores.dataset).sum()
     assert dict(right) == {"tiny_world": 9, "hamiltonian": 5}
-
-
-def test_the_experiment_is_of_the_kind_that_trains_models_and_a_filter_finds_a_reward_type(
-    database: str, store: Store
-):
-    sync_all(database, store, declaration(*two_trials(store)))
-    client = MlflowClient(tracking_uri=database)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
-    assert [run.info.run_name for run in found] == ["im_rm · llama-64 · tiny_world · s0"]
 
 
 def models_of(uri: str) -> list[LoggedModel]:
