@@ -159,10 +159,10 @@ class Tracker:
         news = self._news[:]
         try:
             refused = self._tell(news)
-            # One trial that cannot be logged keeps the report from nobody.
             if self._report is not None:
+                # Of every trial what its run lacks, so that what was refused does not matter any more.
                 _log_sweep(self._uri, self._store, self._declaration, *self._report)
-            if refused is not None:
+            elif refused is not None:
                 raise refused
         except Exception as error:
             self._view = None

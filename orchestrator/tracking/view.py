@@ -229,16 +229,14 @@ class View:
         run, points = self._runs[key], list[Point]()
         if key not in self._steps:
             # A resumed training repeats steps at other times; these are in the curve already.
-            self._steps[key] = {point.step for point in self._history(run, "train/loss")}
+            logged = self._client.get_metric_history(run.info.run_id, "train/loss")
+            self._steps[key] = {point.step for point in logged}
         for row in rows:
             if (step := int(row["step"])) not in self._steps[key]:
                 self._steps[key].add(step)
                 points += [(f"train/{name}", row[name], row["time"], step) for name in CURVES]
         self._log_points(run, points)
         return True
-
-    def _history(self, run: Any, name: str) -> Any:
-        return self._client.get_metric_history(run.info.run_id, name)
 
     def log_trial(self, result: TrialState, live: Rows = (), *, failed: bool) -> None:
         """Log what the run of a trial lacks, steps of its training among it, and end it if the trial is complete or `failed`."""
@@ -335,16 +333,17 @@ class View:
     def _as_latest(self, run: Any, points: Iterable[Point]) -> Iterator[Point]:
         """Yield the points that the run does not show yet, each later than those that it replaces.
 
-        MLflow shows the latest point of a metric's last step. What a sweep takes over from an earlier one may change a mean
-        without being later.
+        MLflow shows a metric's latest point, but results of another sweep may change a mean without being later.
         """
         for name, value, time, step in points:
             shown = run.data.metrics.get(name)
-            if shown is not None and (step or shown != value):
-                before = [point for point in self._history(run, name) if point.step == step]
-                time = max([time, *((point.timestamp + (point.value != value)) / 1000 for point in before)])
-            if step or shown != value:
-                yield name, value, time, step
+            if shown == value and not step:
+                continue
+            if shown is not None:
+                before = self._client.get_metric_history(run.info.run_id, name)
+                later = [point.timestamp + (point.value != value) for point in before if point.step == step]
+                time = max([1000 * time, *later]) / 1000
+            yield name, value, time, step
 
     def _log_points(self, run: Any, points: Iterable[Point], model: str | None = None) -> None:
         """Log the finite points; those of evaluations belong to the `model`, too."""

@@ -100,8 +100,7 @@ def test_waits_double_up_to_the_most_and_end_with_the_limit():
         waits.append(retry and retry.wait_s)
     assert waits == [5.0, 10.0, 15.0, None]
 
-
-def test_each_cause_has_a_count_of_its_own():
+    # Each cause has a count of its own.
     before = failed("StorageError", "WorkerLost", "WorkerLost", "Timeout")
     assert next_attempt([*before, *failed("WorkerLost")], ONE, POLICY).wait_s == 15.0
     assert next_attempt([*before, *failed("Timeout")], ONE, POLICY).wait_s == 10.0
@@ -120,11 +119,8 @@ def test_out_of_memory_is_tried_at_once_with_less_until_nothing_is_left():
         now = retry.placement
         seen.append((now.forward_tokens, now.checkpointing))
     assert seen == [(1000, False), (500, False), (500, True)]
-
-
-def test_another_cause_leaves_the_placement_as_it_is():
-    placement = Placement(forward_tokens=4096)
-    assert next_attempt(failed("OutOfMemory", "WorkerLost"), placement, POLICY).placement == placement
+    # Another cause leaves the placement as it is.
+    assert next_attempt(failed("OutOfMemory", "WorkerLost"), now, POLICY).placement == now
 
 
 @given(

@@ -185,17 +185,6 @@ def test_a_trained_trial_is_a_logged_model_with_its_place_parameters_and_metrics
         assert {item.tags["rmsweep.weights"] for item in models_of(database)} == {"not kept"}
 
 
-def test_a_sweep_that_grows_renames_its_runs(database: str, store: Store):
-    explicit, implicit = two_trials(store)
-    sync_all(database, store, declaration(explicit))
-    assert [run["name"] for run in snapshot(database, "demo")[1:]] == ["llama-64 · ex_rm · tiny_world · s0"]
-    sync_all(database, store, declaration(explicit, implicit))
-    assert sorted(run["name"] for run in snapshot(database, "demo")[1:]) == [
-        "ex_rm · llama-64 · tiny_world · s0",
-        "im_rm · llama-64 · tiny_world · s0",
-    ]
-
-
 def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: str, store: Store):
     unlearned = record(seed=2)
     commit_trial(store, unlearned, 1, 1, accuracy=0.5)
@@ -211,9 +200,7 @@ def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: s
     }
 
 
-def test_a_metric_shows_what_holds_now_where_the_sweep_grew_by_what_was_computed_before(
-    database: str, store: Store
-):
+def test_a_sweep_that_grows_renames_its_runs_and_shows_the_means_that_hold_now(database: str, store: Store):
     worse, better = record(seed=1), record()
     commit_trial(store, worse, 1, 1)
     commit_trial(store, better, 9, 5)
@@ -229,7 +216,10 @@ def test_a_metric_shows_what_holds_now_where_the_sweep_grew_by_what_was_computed
 
     assert shown(first) == (None, None)
     assert shown(better) == (0.9, 0.9)
+    assert [run["name"] for run in snapshot(database, "demo")[1:]] == ["llama-64 · ex_rm · tiny_world · s0"]
     assert shown(better, worse) == (0.5, 0.9)
+    # What its trials differ in stands first now.
+    assert {run["name"][:2] for run in snapshot(database, "demo")[1:]} == {"s0", "s1"}
     assert shown(better) == (0.9, 0.9)
     points = snapshot(database, "demo")[0]["history"][f"{name}/ex_rm"]
     assert [value for _, _, value in points] == [0.9, 0.5, 0.9]
