@@ -27,8 +27,6 @@ SHOWN = "mlflow.sha256"
 
 logger = logging.getLogger(__name__)
 
-Step = Callable[[int, int], None]
-
 
 def is_shown(uri: str, store: Store, sweep: str) -> bool:
     """Whether the view at `uri` was completed, and shows the report that is there now."""
@@ -57,7 +55,7 @@ def _log_sweep(
     declaration: Declaration,
     written: Written,
     status: str,
-    step: Step = lambda done, total: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
     # As it is now: another command may write the next report meanwhile.
@@ -85,12 +83,9 @@ def sync(
     store: Store,
     declaration: Declaration,
     written: Written,
-    step: Step = lambda done, total: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> float:
-    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError.
-
-    `step` is called with (done, total) trials.
-    """
+    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError."""
     began = time.perf_counter()
     at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
     status = "FINISHED" if written.complete else "RUNNING" if at_work else "FAILED"
@@ -185,7 +180,7 @@ class Tracker:
         for key, rows in rows_of.items():
             if self._view is None:
                 self._view = View(self._uri, self._store, self._declaration)
-                self._view.begin()
+                self._view.set_status("", "RUNNING")
             try:
                 if key in changed or not self._view.log_rows(key, rows):
                     (state,) = trial_states([self._trials[key]], self._store)

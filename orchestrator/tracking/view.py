@@ -219,23 +219,19 @@ class View:
             self._runs[key] = self._client.create_run(self._experiment, at, {**tags, **own}, name)
         return self._runs[key]
 
-    def begin(self) -> None:
-        self._set_status("", "RUNNING")
-
     def log_rows(self, key: str, rows: Rows) -> bool:
         """Log the steps of a curve that the run of a trial lacks; False if the trial has no run yet."""
         if key not in self._runs:
             return False
-        run, points = self._runs[key], list[Point]()
+        id, points = self._runs[key].info.run_id, list[Point]()
         if key not in self._steps:
             # A resumed training repeats steps at other times; these are in the curve already.
-            logged = self._client.get_metric_history(run.info.run_id, "train/loss")
-            self._steps[key] = {point.step for point in logged}
+            self._steps[key] = {point.step for point in self._client.get_metric_history(id, "train/loss")}
         for row in rows:
             if (step := int(row["step"])) not in self._steps[key]:
                 self._steps[key].add(step)
                 points += [(f"train/{name}", row[name], row["time"], step) for name in CURVES]
-        self._log_points(run, points)
+        self._log_points(id, points)
         return True
 
     def log_trial(self, result: TrialState, live: Rows = (), *, failed: bool) -> None:
@@ -267,7 +263,7 @@ class View:
                 self._log_files(id, result)
             (found,) = with_scores([result], self._store)
             model = self._model(run, name, known, weights) if result.trained else None
-            self._log_points(run, self._as_latest(run, final_points(found)), model)
+            self._log_points(id, self._as_latest(run, final_points(found)), model)
             new = known.keys() - OUTSIDE_KEY - run.data.params.keys()
             # The mark comes last, because it says that the run is complete.
             self._client.log_batch(
@@ -277,19 +273,19 @@ class View:
             )
             self._runs[trial.key] = self._client.get_run(id)
         status = "FINISHED" if result.complete else "FAILED" if failed else "RUNNING"
-        self._set_status(trial.key, status, result.finished if result.complete else None)
+        self.set_status(trial.key, status, result.finished if result.complete else None)
 
     def log_report(self, folder: Path, status: str, ended: float | None) -> None:
         """Log a report on the parent run, and end the run with `status` at the Unix time `ended`."""
         self._client.log_artifacts(self._parent, str(folder), "report")
         run = self._runs[""]
         points = _summary_points(folder.parent / "trials.parquet", ended or run.info.start_time / 1000)
-        self._log_points(run, self._as_latest(run, points))
+        self._log_points(self._parent, self._as_latest(run, points))
         if said := said_conclusions(folder):
             self._client.set_tag(self._parent, "mlflow.note.content", "\n\n".join(said))
-        self._set_status("", status, ended)
+        self.set_status("", status, ended)
 
-    def _set_status(self, key: str, status: str, ended: float | None = None) -> None:
+    def set_status(self, key: str, status: str, ended: float | None = None) -> None:
         """Set a run's status and end, unless it has them; without `ended`, a run that changes its status ends now."""
         run = self._runs[key]
         end = None if ended is None or status == "RUNNING" else max(run.info.start_time, round(1000 * ended))
@@ -345,7 +341,7 @@ class View:
                 time = max([1000 * time, *later]) / 1000
             yield name, value, time, step
 
-    def _log_points(self, run: Any, points: Iterable[Point], model: str | None = None) -> None:
+    def _log_points(self, id: str, points: Iterable[Point], model: str | None = None) -> None:
         """Log the finite points; those of evaluations belong to the `model`, too."""
         from mlflow.entities import Metric
 
@@ -356,15 +352,14 @@ class View:
             if math.isfinite(value)
         ]
         for at in range(0, len(metrics), _BATCH):
-            self._client.log_batch(run.info.run_id, metrics[at : at + _BATCH])
+            self._client.log_batch(id, metrics[at : at + _BATCH])
 
 
 def _inputs(trial: TrialRecord) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    columns = [
-        {"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")
-    ]
+    text = {"type": "string", "required": True}
+    columns = [{"name": name, **text} for name in ("prompt", "chosen", "rejected")]
     schema = json.dumps({"mlflow_colspec": columns})
     sets = {(trial.train_set, trial.train_digest): "training"}
     sets |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}

@@ -465,7 +465,7 @@ class FakeView:
     def __init__(self, told: Callable[[bool], None]) -> None:
         self._told = told
 
-    def begin(self) -> None:
+    def set_status(self, key: str, status: str) -> None:
         pass
 
     def log_trial(self, result: TrialResult, live: object, *, failed: bool) -> None:
