@@ -110,10 +110,6 @@ def test_a_request_that_comes_while_the_sweep_is_being_stopped_is_granted_nothin
     store = Store(tmp_path)
     execution = Execution(store=store, leases=Leases(tmp_path, "driver"))
     held = Coordinator(execution, [NODE], {}, Durations(store=store, kind=gpu_kind("H100")))
-
-    async def stopped_meanwhile() -> None:
-        await held.stop(30.0)
-
-    monkeypatch.setattr(held, "_refresh", stopped_meanwhile)
+    monkeypatch.setattr(held, "_refresh", lambda: held.stop(30.0))
     with pytest.raises(Interrupted):
         asyncio.run(asyncio.wait_for(held.acquire(train("late")), 60))
