@@ -315,12 +315,12 @@ def say_damaged_logs(session: Session, keys: Sequence[str]) -> None:
 def gc(session: Session, command: Gc) -> int:
     """List what only dropped sweeps or none need; with --delete, remove it. Raises SpecError if a dropped sweep runs."""
     store, delete = session.store, command.delete
-    drivers = live_drivers(store.root)
     kept = kept_artifacts(store, command.drop, drop_earlier=command.drop_earlier)
+    drivers = live_drivers(store.root) if command.drop else ()
     if running := [name for name in command.drop if read_state(name, store).driver in drivers]:
         raise SpecError(f"--drop {' '.join(running)}: it runs now; stop it first.")
     items = garbage(store, kept)
-    removed = set(remove(store, items, busy=bool(drivers))) if delete else set()
+    removed = set(remove(store, items)) if delete else set()
     if session.options.json:
         dump_json([dataclasses.asdict(item) | {"removed": item in removed} for item in items])
         return 0

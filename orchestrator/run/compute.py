@@ -259,7 +259,7 @@ def _evaluate_epoch(missing: Sequence[EvaluateStage], store: Store, report: Take
                 reward,
                 pairs,
                 reference=reference,
-                report=functools.partial(_of_dataset, report, name),
+                report=lambda row, name=name: report({**row, "dataset": name}),  # type: ignore[misc]
             )
             places = read_places(store.read("prepare", stage.prepared.key) / PLACES)
             file = attempt.directory / "scores.parquet"
@@ -278,7 +278,3 @@ def _tokens(
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)
-
-
-def _of_dataset(report: TakeRow, name: str, row: dict[str, Any]) -> None:
-    report({**row, "dataset": name})

@@ -201,6 +201,7 @@ def on_fewer(placement: Placement, fresh: Placement) -> Placement | None:
         # A forward that was too large for one rank stays too large in a smaller gang.
         forward_tokens=min(fresh.forward_tokens, placement.forward_tokens),
         checkpointing=fresh.checkpointing or placement.checkpointing,
+        offload_optimizer=fresh.offload_optimizer or placement.offload_optimizer,
         # A checkpoint does not resume at another ZeRO stage; a higher one never needs more memory.
         zero_stage=stage,
     )

@@ -168,7 +168,7 @@ class Store:
             with contextlib.suppress(OSError, ValueError):
                 seen |= json.loads((self.root / INDEX).read_bytes())
         new = unread()
-        for file, text in zip(new, at_once(_text, new), strict=True):
+        for file, text in zip(new, at_once(text_of, new), strict=True):
             seen[str(file)] = (standing[file], text)
         if new or many:
             with contextlib.suppress(OSError, StorageError):
@@ -328,6 +328,8 @@ class Store:
 
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
         """Put the manifest; False where another attempt was committed first."""
+        if not attempt.directory.is_dir():
+            raise StorageError(f"another driver took {stage}/{key} over and removed {attempt.directory}.")
         names = files_below(attempt.directory)
         files = {name: attempt.directory / name for name in names}
         manifest: dict[str, Any] = {
@@ -373,12 +375,11 @@ class Store:
         return self.local / f"artifacts/{stage}/{key}"
 
 
-def _text(file: ObjectPath) -> str:
-    """Return an object's text; '', which is no manifest, where it is gone or is not text."""
-    try:
+def text_of(file: Location) -> str:
+    """Return what a small file holds; '' where it is gone or is not text. Raises Unreachable."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
         return file.read_text()
-    except (FileNotFoundError, ValueError):
-        return ""
+    return ""
 
 
 def _inside(name: object) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
-from orchestrator.store.leases import Leases
+from orchestrator.store.leases import Leases, live_drivers
 from orchestrator.store.records import declared_sweeps, read_declaration, unscored
 from trainers.errors import Damaged, SpecError, StorageError, Unreachable, nearest
 from trainers.storage import DRAFT, Location, ObjectPath, matching, remove_tree
@@ -27,7 +27,7 @@ DRAFT_S = 2.0
 class Removable:
     """A file or folder that could be removed, and `why`; `path` is relative to the store's root.
 
-    It stays if its `owner` (stage/key) is kept; without an owner it always goes. `safe`: also while a driver is busy.
+    It stays if its `owner` (stage/key) is kept; without an owner it always goes. `safe`: also while a driver lives.
     """
 
     kind: Literal["artifact", "unreadable", "attempt", "checkpoint", "scratch"]
@@ -103,11 +103,13 @@ def listing(store: Store) -> Iterator[Removable]:
         yield found("scratch", item, "scratch of a run that ended")
 
 
-def remove(store: Store, items: Iterable[Removable], *, busy: bool) -> list[Removable]:
+def remove(store: Store, items: Iterable[Removable]) -> list[Removable]:
     """Remove what `garbage` listed, and return what was removed. Raises StorageError.
 
-    While a driver is `busy`, what it may be writing stays: attempts, scratch, and checkpoints of unfinished stages.
+    While any driver lives, what it may be writing stays: attempts, scratch, and checkpoints of unfinished stages.
     """
+    # Asked after the listing: then nothing that is listed is of a driver that has just arrived.
+    busy = bool(live_drivers(store.root))
     removed = [item for item in items if item.safe or not busy]
     for item in removed:
         path = store.root / item.path

@@ -1,14 +1,11 @@
 """Leases on stages, so that drivers on one store divide its work. They only save work; correctness does not need them.
 
-    <storage>/leases/<name>      names the driver that works on a stage
-    <storage>/drivers/<driver>   its process, and a counter that it raises every two seconds
-
-A driver is dead when its counter has stood still for 20 seconds of the watcher's own monotonic clock, or on the watcher's
-machine when its process is gone. Two that take a dead driver's lease at once both commit: the first manifest stays.
+<storage>/leases/<name> names the driver that works on a stage; <storage>/drivers/<driver> holds its process and a counter
+that it raises every two seconds. A driver is dead when its counter has stood still for 20 seconds of the watcher's own
+monotonic clock, or on the watcher's machine when its process is gone. Two that take a dead one's lease at once both commit.
 """
 
 import contextlib
-import itertools
 import os
 import threading
 import time
@@ -17,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.store.artifacts import text_of
 from trainers.errors import StorageError, Unreachable
 from trainers.storage import Location, publish, replace
 
@@ -32,112 +30,91 @@ class Leases(NamedTuple):
     driver: str = ""
 
     @contextlib.contextmanager
-    def held(
-        self, name: str, done: Callable[[], bool], pause: Callable[[float], None] = time.sleep
-    ) -> Iterator[bool]:
+    def held(self, name: str, done: Callable[[], bool], pause: Callable[[float], None]) -> Iterator[bool]:
         """Wait for the lease on `name` and yield True while holding it; yield False if another driver got it `done`."""
-        while not done():
-            if self.take(name):
-                try:
-                    yield not done()  # The last holder may have finished between our two checks.
-                finally:
-                    self.release(name)
-                return
+        while not (finished := done()) and not self.take(name):
             pause(POLL_S)
-        yield False
+        try:
+            yield not (finished or done())  # The last holder may have finished between our two checks.
+        finally:
+            self.release(name)
 
     def take(self, name: str) -> bool:
         """Take the lease on `name`; return False if another driver has it that lives, or took it over since we looked."""
         lease = self.root / "leases" / name
-        if publish(lease, self.driver) or (holder := _text(lease)) == self.driver:
+        if publish(lease, self.driver) or (holder := text_of(lease)) == self.driver:
             return True
-        if self.alive(holder) or _text(lease) != holder:
+        if self.alive(holder) or text_of(lease) != holder:
             return False
         lease.unlink(missing_ok=True)
         return publish(lease, self.driver)
 
     def release(self, name: str) -> None:
         """Give the lease back if this driver holds it."""
-        if _text(lease := self.root / "leases" / name) == self.driver:
+        if text_of(lease := self.root / "leases" / name) == self.driver:
             lease.unlink(missing_ok=True)
 
-    def alive(self, driver: str) -> bool:
-        """Return whether a driver of this machine runs, or whether this process saw another one's counter move of late."""
+    def alive(self, driver: str, within_s: float | None = None) -> bool:
+        """Return whether a driver of this machine runs, or another one's counter moved within `within_s`, else LEASE_S."""
         record = self.root / "drivers" / Path(driver).name
         try:
-            machine, pid, started, counter = _text(record).split()
-        except Unreachable:
-            return True  # We take over nobody's work just because the bucket does not answer.
-        except ValueError:
-            return False
-        if machine == _machine():
-            return started == _started(pid)
+            process, _, counter = record.read_text().rpartition(" ")
+            machine, pid, _ = process.split()
+        except (OSError, ValueError) as error:
+            return isinstance(error, Unreachable)  # A bucket that does not answer makes nobody dead.
+        if (running := _process(pid)).startswith(machine):
+            return running == process
         if _SEEN.get(record, ("", 0.0))[0] != counter:
             _SEEN[record] = counter, time.monotonic()
-        return time.monotonic() - _SEEN[record][1] < LEASE_S
+        return time.monotonic() - _SEEN[record][1] < (within_s or LEASE_S)
 
     def forget_dead(self) -> set[str]:
-        """Remove the records and the leases of dead drivers, and return the other drivers."""
+        """Remove the records of dead drivers, free all leases that no other driver holds, and return the other drivers."""
         records = {file.name: file for file in (self.root / "drivers").glob("[!.]*")}
         dead = {name: file for name, file in records.items() if not self.alive(name)}
-        leases = (file for file in (self.root / "leases").glob("[!.]*") if not self.alive(_text(file)))
-        # Each lease is read just before it is removed: another driver may have taken it over meanwhile.
-        for file in itertools.chain(dead.values(), leases):
+        for file in dead.values():
             file.unlink(missing_ok=True)
+        for lease in (self.root / "leases").glob("[!.]*"):
+            if self.take(lease.name):
+                self.release(lease.name)
         return records.keys() - dead - {self.driver}
 
 
 def live_drivers(root: Location) -> set[str]:
     """Return the living drivers; one of another machine must raise its counter within two beats."""
-    found = {file: _text(file) for file in (root / "drivers").glob("[!.]*") if Leases(root).alive(file.name)}
-    if watched := _SEEN.keys() & found.keys():
+    found = [file for file in (root / "drivers").glob("[!.]*") if Leases(root).alive(file.name)]
+    if _SEEN.keys() & found:
         time.sleep(2.5 * BEAT_S)
-    return {file.name for file, said in found.items() if file not in watched or _text(file) not in (said, "")}
+    return {file.name for file in found if Leases(root).alive(file.name, 2 * BEAT_S)}
 
 
 @contextlib.contextmanager
 def heartbeat(root: Location) -> Iterator[Leases]:
     """Show others that this driver lives, and yield its leases; at the end, forget dead drivers."""
     leases = Leases(root, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    record, process = root / "drivers" / leases.driver, f"{_machine()} {os.getpid()} {_started(os.getpid())}"
-    done, counter = threading.Event(), itertools.count()
+    record, process, done = root / "drivers" / leases.driver, _process(os.getpid()), threading.Event()
 
     def beat() -> None:
         while not done.wait(BEAT_S):
             # A full disk must not end the driver; at worst another driver repeats its work.
             with contextlib.suppress(OSError, StorageError):
-                replace(record, f"{process} {next(counter)}")
+                replace(record, f"{process} {time.monotonic_ns()}")
 
-    replace(record, f"{process} {next(counter)}")
+    replace(record, f"{process} {time.monotonic_ns()}")
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield leases
     finally:
-        with contextlib.suppress(OSError, StorageError):
-            leases.forget_dead()
         done.set()
         thread.join(timeout=10.0)  # A beat still being written would bring the record back.
-        record.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, StorageError):
+            record.unlink(missing_ok=True)
+            leases.forget_dead()
 
 
-def _text(file: Location) -> str:
-    """Return what a small file holds; '' where it cannot be read or is no text. Raises Unreachable."""
-    try:
-        return file.read_text()
-    except Unreachable:
-        raise
-    except (OSError, ValueError):
-        return ""
-
-
-def _machine() -> str:
-    """Identify the machine, or the container whose processes share one numbering."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-
-
-def _started(pid: int | str) -> str:
-    """Return when a process started; '' where it has ended."""
-    state, *fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split() or ["X"]
-    return "" if state in "ZX" else fields[18]
+def _process(pid: int | str) -> str:
+    """Identify a process by machine or container, number, and start, which is empty once it has ended."""
+    boot, numbering = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    state, *fields = text_of(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split() or ["X"]
+    return f"{boot.read_text().strip()}/{numbering.readlink()} {pid} {'' if state in 'ZX' else fields[18]}"

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
-import uuid
+import tempfile
 from pathlib import Path
 
 from orchestrator.store.artifacts import Store
@@ -51,14 +51,13 @@ def _make(file: Path) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    draft = file.with_name(f"{DRAFT}{uuid.uuid4().hex}.db")
-    try:
-        # Another driver may have made it meanwhile. Without hard links, MLflow makes it in place; where it cannot, it says why.
-        with contextlib.suppress(OSError, MlflowException):
-            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-            os.link(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+    # Another driver may have made it meanwhile. Without hard links, MLflow makes it in place; where it cannot, it says why.
+    with (
+        contextlib.suppress(OSError, MlflowException),
+        tempfile.TemporaryDirectory(prefix=DRAFT, dir=file.parent) as folder,
+    ):
+        MlflowClient(tracking_uri=f"sqlite:///{folder}/{file.name}").search_experiments(max_results=1)
+        os.link(f"{folder}/{file.name}", file)
 
 
 def _follow_storage(file: Path, folder: str) -> None:

@@ -21,13 +21,11 @@ from orchestrator.store.leases import live_drivers
 from orchestrator.store.records import Declaration, read_state
 from orchestrator.tracking.view import VERSION, Rows, View, as_hash
 from trainers.errors import StorageError, TrackingError
-from trainers.storage import digest_file, replace
+from trainers.storage import digest_file, files_below, replace
 
 SHOWN = "mlflow.sha256"
 
 logger = logging.getLogger(__name__)
-
-Step = Callable[[int, int], None]
 
 
 def is_shown(uri: str, store: Store, sweep: str) -> bool:
@@ -47,9 +45,8 @@ def forget_shown(store: Store, sweep: str) -> None:
 def view_mark(uri: str, store: Store, sweep: str) -> str:
     """Return a hash of where the view is and of every file of the report, which changes with any result or failure."""
     folder = store.local_sweep_dir(sweep) / "report"
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    shown = [(file.relative_to(folder).as_posix(), digest_file(file)) for file in files]
-    return as_hash([VERSION, shown_uri(uri), shown])
+    files = [(name, digest_file(folder / name)) for name in files_below(folder)]
+    return as_hash([VERSION, shown_uri(uri), files])
 
 
 def _log_sweep(
@@ -58,10 +55,11 @@ def _log_sweep(
     declaration: Declaration,
     written: Written,
     status: str,
-    step: Step = lambda done, total: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
-    results = written.results
+    # As it is now: another command may write the next report meanwhile.
+    mark, results = view_mark(uri, store, declaration.sweep), written.results
     started = min((item.started for item in results if item.started), default=None)
     # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)
@@ -73,7 +71,7 @@ def _log_sweep(
     view.log_report(written.folder, status, ended)
     # If the disk is full, the next command compares again.
     with contextlib.suppress(OSError, StorageError):
-        replace(store.sweep_dir(declaration.sweep) / SHOWN, view_mark(uri, store, declaration.sweep))
+        replace(store.sweep_dir(declaration.sweep) / SHOWN, mark)
 
 
 def failed_trials(sweep: str, store: Store) -> set[str]:
@@ -85,12 +83,9 @@ def sync(
     store: Store,
     declaration: Declaration,
     written: Written,
-    step: Step = lambda done, total: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
 ) -> float:
-    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError.
-
-    `step` is called with (done, total) trials.
-    """
+    """Rebuild the view from the artifacts, as the report has read them; return the seconds taken. Raises TrackingError."""
     began = time.perf_counter()
     at_work = read_state(declaration.sweep, store).driver in live_drivers(store.root)
     status = "FINISHED" if written.complete else "RUNNING" if at_work else "FAILED"
@@ -158,13 +153,12 @@ class Tracker:
         # Others only append, and what is not logged stays.
         news = self._news[:]
         try:
-            try:
-                if news:
-                    self._tell(news)
-            finally:
-                # One trial that cannot be logged keeps the report from nobody; a new view reads what is there.
-                if self._report is not None:
-                    _log_sweep(self._uri, self._store, self._declaration, *self._report)
+            refused = self._tell(news)
+            if self._report is not None:
+                # Of every trial what its run lacks, so that what was refused does not matter any more.
+                _log_sweep(self._uri, self._store, self._declaration, *self._report)
+            elif refused is not None:
+                raise refused
         except Exception as error:
             self._view = None
             if self._trouble is None:
@@ -175,31 +169,26 @@ class Tracker:
             self._trouble = None
             del self._news[: len(news)]
 
-    def _tell(self, news: Sequence[tuple[str, Rows]]) -> None:
+    def _tell(self, news: Sequence[tuple[str, Rows]]) -> Exception | None:
+        """Log the news of each trial; return the first error of a server that answers. Raises where none answers."""
         rows_of = defaultdict[str, list[Mapping[str, Any]]](list)
         for key, rows in news:
             rows_of[key] += rows
         changed = {key for key, rows in news if not rows}
-        failed = failed_trials(self._declaration.sweep, self._store)
+        failed = failed_trials(self._declaration.sweep, self._store) if news else set[str]()
         first: Exception | None = None
         for key, rows in rows_of.items():
+            if self._view is None:
+                self._view = View(self._uri, self._store, self._declaration)
+                self._view.set_status("", "RUNNING")
             try:
-                if self._view is None:
-                    view = View(self._uri, self._store, self._declaration)
-                    view.begin()
-                    self._view = view
                 if key in changed or not self._view.log_rows(key, rows):
                     (state,) = trial_states([self._trials[key]], self._store)
                     self._view.log_trial(state, rows, failed=key in failed)
             except Exception as error:
-                first = first or error
-                if self._view is None:
-                    # Nobody answers.
-                    break
-                # The others are logged all the same, if somebody answers.
-                self._view = None
-        if first is not None:
-            raise first
+                # A new view reads what is there.
+                first, self._view = first or error, None
+        return first
 
 
 def _cause(error: BaseException) -> str:

@@ -133,8 +133,8 @@ def _view_states(sweep: str) -> dict[str, str]:
     }
     runs = {"searchFilter": wanted, "selectedColumns": columns}
     return {
-        shared_view_tag(sweep, view): json.dumps(state)
-        for view, state in (("runs", runs), ("charts", charts))
+        shared_view_tag(sweep, "runs"): json.dumps(runs),
+        shared_view_tag(sweep, "charts"): json.dumps(charts),
     }
 
 
@@ -176,7 +176,7 @@ class View:
         self._experiment = self._experiment_id(files)
         # By the key of their trial; the parent's is empty.
         self._runs: dict[str, Any] = {}
-        # By the id of a run: the steps of its curve.
+        # The steps of each trial's curve.
         self._steps: dict[str, set[int]] = {}
         self._find_runs()
         self._parent = self._run("", declaration.sweep, {"rmsweep.role": "sweep"}, started).info.run_id
@@ -219,20 +219,17 @@ class View:
             self._runs[key] = self._client.create_run(self._experiment, at, {**tags, **own}, name)
         return self._runs[key]
 
-    def begin(self) -> None:
-        self._set_status("", "RUNNING")
-
     def log_rows(self, key: str, rows: Rows) -> bool:
         """Log the steps of a curve that the run of a trial lacks; False if the trial has no run yet."""
         if key not in self._runs:
             return False
         id, points = self._runs[key].info.run_id, list[Point]()
-        if id not in self._steps:
+        if key not in self._steps:
             # A resumed training repeats steps at other times; these are in the curve already.
-            self._steps[id] = {point.step for point in self._client.get_metric_history(id, "train/loss")}
+            self._steps[key] = {point.step for point in self._client.get_metric_history(id, "train/loss")}
         for row in rows:
-            if (step := int(row["step"])) not in self._steps[id]:
-                self._steps[id].add(step)
+            if (step := int(row["step"])) not in self._steps[key]:
+                self._steps[key].add(step)
                 points += [(f"train/{name}", row[name], row["time"], step) for name in CURVES]
         self._log_points(id, points)
         return True
@@ -266,7 +263,7 @@ class View:
                 self._log_files(id, result)
             (found,) = with_scores([result], self._store)
             model = self._model(run, name, known, weights) if result.trained else None
-            self._log_points(id, final_points(found), model)
+            self._log_points(id, self._as_latest(run, final_points(found)), model)
             new = known.keys() - OUTSIDE_KEY - run.data.params.keys()
             # The mark comes last, because it says that the run is complete.
             self._client.log_batch(
@@ -276,18 +273,19 @@ class View:
             )
             self._runs[trial.key] = self._client.get_run(id)
         status = "FINISHED" if result.complete else "FAILED" if failed else "RUNNING"
-        self._set_status(trial.key, status, result.finished if result.complete else None)
+        self.set_status(trial.key, status, result.finished if result.complete else None)
 
     def log_report(self, folder: Path, status: str, ended: float | None) -> None:
         """Log a report on the parent run, and end the run with `status` at the Unix time `ended`."""
         self._client.log_artifacts(self._parent, str(folder), "report")
-        time = ended or self._runs[""].info.start_time / 1000
-        self._log_points(self._parent, _summary_points(folder.parent / "trials.parquet", time))
+        run = self._runs[""]
+        points = _summary_points(folder.parent / "trials.parquet", ended or run.info.start_time / 1000)
+        self._log_points(self._parent, self._as_latest(run, points))
         if said := said_conclusions(folder):
             self._client.set_tag(self._parent, "mlflow.note.content", "\n\n".join(said))
-        self._set_status("", status, ended)
+        self.set_status("", status, ended)
 
-    def _set_status(self, key: str, status: str, ended: float | None = None) -> None:
+    def set_status(self, key: str, status: str, ended: float | None = None) -> None:
         """Set a run's status and end, unless it has them; without `ended`, a run that changes its status ends now."""
         run = self._runs[key]
         end = None if ended is None or status == "RUNNING" else max(run.info.start_time, round(1000 * ended))
@@ -328,6 +326,21 @@ class View:
         self._client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
         return str(model.model_id)
 
+    def _as_latest(self, run: Any, points: Iterable[Point]) -> Iterator[Point]:
+        """Yield the points that the run does not show yet, each later than those that it replaces.
+
+        MLflow shows a metric's latest point, but results of another sweep may change a mean without being later.
+        """
+        for name, value, time, step in points:
+            shown = run.data.metrics.get(name)
+            if shown == value and not step:
+                continue
+            if shown is not None:
+                before = self._client.get_metric_history(run.info.run_id, name)
+                later = [point.timestamp + (point.value != value) for point in before if point.step == step]
+                time = max([1000 * time, *later]) / 1000
+            yield name, value, time, step
+
     def _log_points(self, id: str, points: Iterable[Point], model: str | None = None) -> None:
         """Log the finite points; those of evaluations belong to the `model`, too."""
         from mlflow.entities import Metric
@@ -345,9 +358,8 @@ class View:
 def _inputs(trial: TrialRecord) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    columns = [
-        {"name": name, "type": "string", "required": True} for name in ("prompt", "chosen", "rejected")
-    ]
+    text = {"type": "string", "required": True}
+    columns = [{"name": name, **text} for name in ("prompt", "chosen", "rejected")]
     schema = json.dumps({"mlflow_colspec": columns})
     sets = {(trial.train_set, trial.train_digest): "training"}
     sets |= {(item.dataset, item.dataset_digest): "evaluation" for item in trial.evaluations}

@@ -162,7 +162,7 @@ def test_killed_while_the_database_of_mlflow_is_made_the_view_is_whole_in_the_en
 def database_bytes(storage):
     """Size of MLflow's database, or of the draft of one."""
     with contextlib.suppress(FileNotFoundError):
-        return max((file.stat().st_size for file in storage.iterdir() if file.suffix == ".db"), default=0)
+        return max((file.stat().st_size for file in storage.rglob("*.db")), default=0)
     return 0
 
 

@@ -171,8 +171,7 @@ class RayBackend:
 
 def training(plan: TrialPlan, placement: Placement, durations: Durations, rank: int = 0) -> Request:
     """Return the device request of a trial's training."""
-    seconds = durations.train_s(plan, placement)
-    return Request.of("train", plan.key, placement, seconds, rank)
+    return Request.of("train", plan.key, placement, durations.train_s(plan, placement), rank)
 
 
 def evaluate_task(stages: list[EvaluateStage], store: Store, coordinator: ActorHandle, trial: str) -> None:

@@ -150,11 +150,11 @@ class Coordinator:
 
         Raises Interrupted when stopping.
         """
-        self._require_going_on()
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._keep_refreshing())
         # The trial may have just lost a node; a grant on that node would never start.
         await self._refresh()
+        self._require_going_on()
         if not self._nodes.fits(request):
             return None
         future: asyncio.Future[Grant | None] = asyncio.get_running_loop().create_future()

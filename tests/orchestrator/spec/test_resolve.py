@@ -429,7 +429,7 @@ def test_a_hub_data_set_is_remembered_and_asked_for_again_where_gc_has_removed_i
     trained = DatasetSpec(name="prefs", source="acme/prefs")
     evaluated = DatasetSpec(name="rewritten", source="acme/rewritten")
     first = resolve(sweep([trained], [evaluated]), store)
-    remove(store, garbage(store, frozenset()), busy=False)
+    remove(store, garbage(store, frozenset()))
     again = resolve(sweep([trained], [evaluated]), store, fetch=False)
     assert sorted(asked) == ["acme/prefs", "acme/rewritten"]
     assert again.plans == first.plans

@@ -157,3 +157,9 @@ def test_drafts_of_a_killed_driver_go_and_notes_stay(tmp_path, monkeypatch):
         left = [file.name for file in folder.iterdir() if file.is_file()]
         assert left == ["note"] * (folder.name != "leases")
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_an_attempt_that_another_driver_removed_is_not_committed_without_its_files(store: Store):
+    with pytest.raises(StorageError, match="another driver"), store.write("train", KEY):
+        store.remove_leftovers("train", KEY)
+    assert not store.complete("train", KEY)

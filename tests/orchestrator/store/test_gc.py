@@ -22,6 +22,7 @@ from orchestrator.spec.trials import Sweep
 from orchestrator.store import gc
 from orchestrator.store.artifacts import MANIFEST, WEIGHTS, Store
 from orchestrator.store.gc import Removable
+from orchestrator.store.leases import heartbeat
 from orchestrator.store.records import (
     Declaration,
     TrialRecord,
@@ -215,7 +216,7 @@ def test_gc_takes_nothing_from_a_kept_sweep_and_everything_else(
     assert read_declaration("demo", store) == keep
     assert declared_sweeps(store) == ["demo"]
     assert {item.owner for item in items} == everything - set(keep.artifacts)
-    assert len(gc.remove(store, items, busy=True)) == len(items)
+    assert len(gc.remove(store, items)) == len(items)
     for choice in kept:
         assert pretrained_plan(**choice).complete(store)
     left = {str(file.parent.relative_to(folder(store, ""))) for file in store.root.rglob(MANIFEST)}
@@ -254,7 +255,7 @@ def test_leftovers_go_and_what_a_resume_needs_stays(store: Store):
     gc.remove_finished_checkpoints(store)
     left = sorted(item.name for item in (store.root / "checkpoints").iterdir())
     assert left == ["evicted", "half", "sample-undrawn", "undeclared"]
-    assert gc.remove(store, items, busy=False) == items
+    assert gc.remove(store, items) == items
     assert store.read("train", "done")
     assert (store.root / "checkpoints" / "half" / "file").is_file()
     assert not folder(store, "train/half").exists()
@@ -267,7 +268,8 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     attempt = folder(store, "evaluate/undeclared") / "being-written"
     attempt.mkdir()
     items = gc.garbage(store, needed(read_declaration("demo", store)))
-    removed = gc.remove(store, items, busy=True)
+    with heartbeat(store.root):
+        removed = gc.remove(store, items)
     safe = ["artifacts/evaluate/undeclared", "checkpoints/done", "checkpoints/sample-drawn"]
     assert paths(removed) == safe
     assert list(folder(store, "evaluate/undeclared").iterdir()) == [attempt]
@@ -299,11 +301,11 @@ def test_the_manifest_goes_before_the_files(store: Store, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(gc.shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            gc.remove(store, items, busy=False)
+            gc.remove(store, items)
     assert not store.complete("train", "a")
     (rest,) = gc.garbage(store, needed(declare_names(store, "demo", "train/a")))
     assert rest.kind == "attempt"
-    gc.remove(store, [rest], busy=False)
+    gc.remove(store, [rest])
     assert not folder(store, "train/a").exists()
 
 
@@ -312,8 +314,9 @@ def test_an_unreadable_manifest_goes_only_with_its_artifact(store: Store):
     (folder(store, "train/a") / MANIFEST).write_text("{")
     assert gc.garbage(store, needed(declare_names(store, "demo", "train/a"))) == []
     items = gc.garbage(store, frozenset())
-    assert gc.remove(store, items, busy=True) == []
-    gc.remove(store, items, busy=False)
+    with heartbeat(store.root):
+        assert gc.remove(store, items) == []
+    gc.remove(store, items)
     assert not folder(store, "train/a").exists()
 
 
@@ -325,7 +328,7 @@ def test_what_cannot_be_removed_is_an_error_that_names_it(store: Store, monkeypa
 
     monkeypatch.setattr(gc.shutil, "rmtree", refuse)
     with pytest.raises(StorageError, match=r"train/a/.* cannot be removed .not yours"):
-        gc.remove(store, gc.garbage(store, frozenset()), busy=False)
+        gc.remove(store, gc.garbage(store, frozenset()))
 
 
 def test_reading_evicted_weights_says_what_they_cost_and_the_log_still_reads(
@@ -371,7 +374,7 @@ def test_an_eviction_that_was_cut_short_is_ended_by_gc(store: Store, monkeypatch
     assert sum(item.bytes for item in gc.garbage(store, frozenset())) == everything
     items = gc.garbage(store, needed(declare_names(store, "demo", "train/a")))
     assert [item.kind for item in items] == ["attempt"]
-    gc.remove(store, items, busy=False)
+    gc.remove(store, items)
     assert not folder(store, f"{WEIGHTS}/a").exists()
     assert store.read_file("train", "a", "log.parquet")
 

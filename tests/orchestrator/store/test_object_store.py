@@ -209,7 +209,11 @@ def test_drivers_on_a_bucket_see_each_other_and_take_over_from_the_dead(store, m
     assert objects(store) == []
 
 
-def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
+def test_a_bucket_that_does_not_answer_makes_nobody_dead_and_is_not_asked_for_ever(store, monkeypatch):
+    failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
+    placement = Placement(forward_tokens=1)
+    assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
+    assert next_attempt(failed * 4, placement, RetryPolicy()) is None
     replace(store.root / "drivers" / "far", "another 1 1 1")
     monkeypatch.setattr(type(store.root), "read_text", unreachable)
     assert Leases(store.root, "near").alive("far")
@@ -217,13 +221,6 @@ def test_a_bucket_that_does_not_answer_makes_nobody_dead(store, monkeypatch):
 
 def unreachable(path):
     raise Unreachable(f"{path} cannot be read")
-
-
-def test_a_bucket_that_does_not_answer_is_asked_again_and_not_for_ever():
-    failed = [classify(Unreachable("s3://bucket/x cannot be written"))]
-    placement = Placement(forward_tokens=1)
-    assert next_attempt(failed, placement, RetryPolicy()) == NextAttempt(wait_s=5.0, placement=placement)
-    assert next_attempt(failed * 4, placement, RetryPolicy()) is None
 
 
 def test_what_a_sweep_does_is_read_by_another_process(store):
@@ -259,7 +256,7 @@ def test_garbage_is_listed_without_a_change_and_then_removed(store):
     }
     assert min(item.bytes for item in items) == 10
     assert objects(store) == before
-    assert len(remove(store, items, busy=False)) == 3
+    assert len(remove(store, items)) == 3
     left = [name for name in objects(store) if name.startswith(("artifacts", "checkpoints"))]
     assert {name.split("/")[2] for name in left} == {KEY}
     assert read(Store(store.root)) == CONTENT

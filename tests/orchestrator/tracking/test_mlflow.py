@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def statuses(uri: str) -> list[str]:
     return [run["status"] for run in snapshot(uri, "demo")]
 
 
-def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the_report(
+def test_a_sweep_is_one_parent_with_its_report_and_a_child_per_trial_with_all_that_is_known_of_it(
     database: str, store: Store
 ):
     secret = "hf_" + "a" * 34
@@ -87,11 +88,20 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the
         (attempt.directory / "model.safetensors").write_bytes(b"weights")
     declared = declaration(explicit, implicit)
     written = write_report(declared, store)
+    pages = {"summary.md", "report.html", "figures/margins.svg", "compare-other/compare.html"}
+    for name in pages:
+        (written.folder / name).parent.mkdir(exist_ok=True)
+        (written.folder / name).touch()
     sync(database, store, declared, written)
+    client = MlflowClient(tracking_uri=database)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
+    assert [run.info.run_name for run in found] == ["im_rm · llama-64 · tiny_world · s0"]
     parent, first, second = snapshot(database, "demo")
     assert (parent["name"], parent["status"], parent["parent"]) == ("demo", "FINISHED", None)
     assert parent["tags"] == {"rmsweep.sweep": "demo", "rmsweep.role": "sweep"}
-    assert {"report/summary.md", "report/report.html"} <= set(parent["files"])
+    assert {f"report/{name}" for name in pages} <= set(parent["files"])
     said = runs_of(database, "demo")[0].data.tags["mlflow.note.content"]
     assert said.split("\n\n") == said_conclusions(written.folder) != []
     for child, trial in ((first, explicit), (second, implicit)):
@@ -127,45 +137,15 @@ def test_a_sweep_is_one_parent_and_a_child_per_trial_with_metrics_curves_and_the
         assert (len(points), points[0][0], points[-1][0]) == (CURVE_POINTS, 1, STEPS)
         assert len(second["history"][f"train/{name}"]) == 3
     assert first["history"]["train/loss"][-1] == (STEPS, 1_700_000_000_000 + 1000 * STEPS, 1.0 / STEPS)
-
-
-def test_the_page_and_its_figures_are_artifacts_of_the_parent(database: str, store: Store):
-    commit_trial(store, record(), 9, 5)
-    declared = declaration(record())
-    written = write_report(declared, store)
-    names = {"report.html", "figures/margins.svg", "compare-other/compare.html"}
-    for name in names:
-        (written.folder / name).parent.mkdir(exist_ok=True)
-        (written.folder / name).write_text("<p>")
-    sync(database, store, declared, written)
-    assert {f"report/{name}" for name in names} <= set(snapshot(database, "demo")[0]["files"])
-
-
-def test_a_run_keeps_its_trial_s_record_and_every_score(database: str, store: Store):
-    secret = "hf_" + "a" * 34
-    trial = with_parameters(record(), note=f"https://user:word@host/{secret}")
-    commit_trial(store, trial, 9, 5)
-    sync_all(database, store, declaration(trial))
-    run = runs_of(database, "demo")[-1]
-    folder = Path(MlflowClient(tracking_uri=database).download_artifacts(run.info.run_id, ""))
+    run = runs_of(database, "demo")[1]
+    folder = Path(client.download_artifacts(run.info.run_id, ""))
     config = json.loads((folder / "config.json").read_text())
-    assert (config["key"], config["parameters"]["lr"]) == (trial.key, 1e-4)
-    assert [item["key"] for item in config["evaluations"]] == [item.key for item in trial.evaluations]
+    assert (config["key"], config["parameters"]["lr"]) == (explicit.key, 1e-4)
+    assert [item["key"] for item in config["evaluations"]] == [item.key for item in explicit.evaluations]
     assert secret not in (folder / "config.json").read_text()
     scores = parquet.read_table(folder / "scores.parquet").to_pandas()
     right = (scores.chosen_reward > scores.rejected_reward).groupby(scores.dataset).sum()
     assert dict(right) == {"tiny_world": 9, "hamiltonian": 5}
-
-
-def test_the_experiment_is_of_the_kind_that_trains_models_and_a_filter_finds_a_reward_type(
-    database: str, store: Store
-):
-    sync_all(database, store, declaration(*two_trials(store)))
-    client = MlflowClient(tracking_uri=database)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    found = client.search_runs([experiment.experiment_id], 'params.reward = "im_rm"')
-    assert [run.info.run_name for run in found] == ["im_rm · llama-64 · tiny_world · s0"]
 
 
 def models_of(uri: str) -> list[LoggedModel]:
@@ -205,17 +185,6 @@ def test_a_trained_trial_is_a_logged_model_with_its_place_parameters_and_metrics
         assert {item.tags["rmsweep.weights"] for item in models_of(database)} == {"not kept"}
 
 
-def test_a_sweep_that_grows_renames_its_runs(database: str, store: Store):
-    explicit, implicit = two_trials(store)
-    sync_all(database, store, declaration(explicit))
-    assert [run["name"] for run in snapshot(database, "demo")[1:]] == ["llama-64 · ex_rm · tiny_world · s0"]
-    sync_all(database, store, declaration(explicit, implicit))
-    assert sorted(run["name"] for run in snapshot(database, "demo")[1:]) == [
-        "ex_rm · llama-64 · tiny_world · s0",
-        "im_rm · llama-64 · tiny_world · s0",
-    ]
-
-
 def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: str, store: Store):
     unlearned = record(seed=2)
     commit_trial(store, unlearned, 1, 1, accuracy=0.5)
@@ -229,6 +198,31 @@ def test_the_sweep_s_run_has_the_mean_accuracies_of_each_reward_type(database: s
         "category/domain-shift/accuracy/ex_rm": 0.5,
         "category/domain-shift/accuracy/im_rm": 0.4,
     }
+
+
+def test_a_sweep_that_grows_renames_its_runs_and_shows_the_means_that_hold_now(database: str, store: Store):
+    worse, better = record(seed=1), record()
+    commit_trial(store, worse, 1, 1)
+    commit_trial(store, better, 9, 5)
+    first = replace(better, evaluations=better.evaluations[1:])
+    name = "category/in-distribution/accuracy"
+
+    def shown(*trials: TrialRecord) -> tuple[float | None, float | None]:
+        for _ in range(2):
+            sync_all(database, store, declaration(*trials))
+            parent, *children = runs_of(database, "demo")
+            (child,) = [run for run in children if run.data.tags["rmsweep.key"] == better.key]
+        return parent.data.metrics.get(f"{name}/ex_rm"), child.data.metrics.get(name)
+
+    assert shown(first) == (None, None)
+    assert shown(better) == (0.9, 0.9)
+    assert [run["name"] for run in snapshot(database, "demo")[1:]] == ["llama-64 · ex_rm · tiny_world · s0"]
+    assert shown(better, worse) == (0.5, 0.9)
+    # What its trials differ in stands first now.
+    assert {run["name"][:2] for run in snapshot(database, "demo")[1:]} == {"s0", "s1"}
+    assert shown(better) == (0.9, 0.9)
+    points = snapshot(database, "demo")[0]["history"][f"{name}/ex_rm"]
+    assert [value for _, _, value in points] == [0.9, 0.5, 0.9]
 
 
 def test_a_sweep_lasts_from_its_first_stage_to_its_last_however_often_it_is_looked_at(
@@ -284,7 +278,7 @@ def test_sync_asks_once_for_each_part_of_a_run_and_leaves_a_whole_run_alone(
     requests_of.clear()
     evaluated = store.manifest("evaluate", implicit.evaluations[0].key)
     sync_all(database, store, declaration(explicit, implicit))
-    assert requests_of == report, "whole runs are left alone"
+    assert requests_of == ["log_artifacts", "set_tag"], "whole runs are left alone"
     store.discard("evaluate", implicit.evaluations[0].key, evaluated["attempt"])
     commit_scores(store, implicit.evaluations[0].key, right=3)
     requests_of.clear()
@@ -385,7 +379,7 @@ def test_sync_to_what_cannot_be_written_raises_and_says_what_to_check(uri: str, 
 
 
 def test_the_view_is_owed_whenever_a_report_changes_a_trial_begins_or_a_driver_is_killed(
-    database: str, store: Store
+    database: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     trial = record()
     commit_trial(store, trial, 9)
@@ -409,6 +403,15 @@ def test_the_view_is_owed_whenever_a_report_changes_a_trial_begins_or_a_driver_i
     assert not shown()
     sync_all(database, store, declared)
     assert shown()
+    results, log_report = write_report(declared, store), View.log_report
+
+    def and_another_command_reports(self: View, folder: Path, *arguments: Any) -> None:
+        log_report(self, folder, *arguments)
+        (folder / "summary.md").write_text("the next report")
+
+    monkeypatch.setattr(View, "log_report", and_another_command_reports)
+    sync(database, store, declared, results)
+    assert not is_shown(database, store, "demo"), "a report that was replaced while it was being logged"
     replace_text(store.sweep_dir("demo") / SHOWN, "[]")
     assert not is_shown(database, store, "demo"), "a damaged mark"
 
@@ -462,7 +465,7 @@ class FakeView:
     def __init__(self, told: Callable[[bool], None]) -> None:
         self._told = told
 
-    def begin(self) -> None:
+    def set_status(self, key: str, status: str) -> None:
         pass
 
     def log_trial(self, result: TrialResult, live: object, *, failed: bool) -> None:

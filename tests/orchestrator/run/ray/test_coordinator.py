@@ -15,7 +15,7 @@ from orchestrator.spec.stages import SharedStage
 from orchestrator.store.artifacts import Store
 from orchestrator.store.leases import Leases
 from tests.orchestrator.sweep_samples import IM_RM, plan, trial
-from trainers.errors import Damaged
+from trainers.errors import Damaged, Interrupted
 
 NODE = Node(id="a", cpus=2)
 
@@ -102,3 +102,14 @@ def test_a_stage_that_met_damage_is_computed_for_the_next_trial_that_asks(
     monkeypatch.setattr(Coordinator, "_compute_shared", compute)
     asyncio.run(both())
     assert all(store.complete(stage.kind, stage.key) for stage in needs)
+
+
+def test_a_request_that_comes_while_the_sweep_is_being_stopped_is_granted_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Store(tmp_path)
+    execution = Execution(store=store, leases=Leases(tmp_path, "driver"))
+    held = Coordinator(execution, [NODE], {}, Durations(store=store, kind=gpu_kind("H100")))
+    monkeypatch.setattr(held, "_refresh", lambda: held.stop(30.0))
+    with pytest.raises(Interrupted):
+        asyncio.run(asyncio.wait_for(held.acquire(train("late")), 60))
