@@ -202,6 +202,20 @@ class OnPairs(TemplateFlags):
     trust_remote_code: bool = False
     """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
 
+    def __post_init__(self) -> None:
+        self.draw()
+
+    def draw(self) -> DrawSpec:
+        """Return which pairs are used, and how they are rendered. Raises SpecError."""
+        return DrawSpec(
+            max_pairs=self.max_pairs,
+            seed=self.seed,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            system=self.system,
+            reasoning=self.reasoning,
+        )
+
     @property
     def trust(self) -> Trust:
         """What may run on loading a model."""
@@ -241,16 +255,8 @@ class OnPairs(TemplateFlags):
         # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
         from trainers.pairs.tokens import tokenize_pairs
 
-        draw = DrawSpec(
-            max_pairs=self.max_pairs,
-            seed=self.seed,
-            max_prompt_tokens=self.max_prompt_tokens,
-            max_response_tokens=self.max_response_tokens,
-            system=self.system,
-            reasoning=self.reasoning,
-        )
         rendering = self.reward_spec().type.rendering
-        pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
+        pairs, counts = tokenize_pairs(rows, self.tokenizer(location), self.draw(), rendering)
         said = [finding.said for finding in token_findings(f"read by {model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
@@ -261,6 +267,14 @@ class OnPairs(TemplateFlags):
             for line in said:
                 print(line, file=sys.stderr)
         return pairs
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder for what a command writes. Raises SpecError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out: there can be no folder {out} ({error.strerror}); give another.") from error
 
 
 def plain_name(text: str, otherwise: str) -> str:

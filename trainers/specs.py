@@ -15,6 +15,10 @@ from trainers.errors import ModelError, SpecError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
+# Optimisers that read a field of OptimSpec; every one reads the others.
+READ_BY: Mapping[str, tuple[Optimizer, ...]] = MappingProxyType(
+    {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
+)
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
@@ -47,6 +51,11 @@ MAX_NAME, MAX_NAME_BYTES = 100, 200
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise SpecError(message)
+
+
+def require_seed(seed: int) -> None:
+    """Raise SpecError where numpy or torch cannot take the seed."""
+    _require(0 <= seed < 2**63, f"a seed of {seed}: give a whole number from 0, below 2^63.")
 
 
 def clean_name(text: str) -> str:
@@ -215,6 +224,7 @@ class DrawSpec:
             self.max_pairs is None or self.max_pairs >= 1,
             f"a draw of {self.max_pairs} pairs is empty; give a number of at least 1.",
         )
+        require_seed(self.seed)
         _require(min(self.max_prompt_tokens, self.max_response_tokens) >= 1, "at least 1 token is needed.")
 
 
@@ -246,9 +256,9 @@ class OptimSpec:
         _require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1 is needed.")
         _require(self.effective_batch >= 1, f"--effective-batch {self.effective_batch}: at least 1.")
         _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: at least 0.")
-        _require(self.clip is None or self.clip > 0, f"--clip {self.clip}: give a positive norm.")
-        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: at least 0.")
-        _require(self.eps > 0, f"--eps {self.eps}: give a positive number.")
+        _require(self.clip is None or 0 < self.clip < math.inf, f"--clip {self.clip}: give a positive norm.")
+        _require(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: at least 0.")
+        _require(0 < self.eps < math.inf, f"--eps {self.eps}: give a positive number.")
         _require(all(0 <= beta < 1 for beta in self.betas), f"--betas {self.betas} are outside [0, 1).")
         _require(0 <= self.momentum < 1, f"--momentum {self.momentum} is outside [0, 1).")
         for value, known, what in (
@@ -333,6 +343,7 @@ class ValidationSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
 
 

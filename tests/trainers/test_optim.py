@@ -143,6 +143,7 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
         ("schedule", "step"),
         ("freeze", ("head",)),
         ("clip", 0.0),
+        ("weight_decay", math.inf),
         ("betas", (2.0, 0.9)),
     ],
 )
@@ -264,6 +265,19 @@ def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path
         with pytest.raises(error, match=message):
             train(changed, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
     assert not (tmp_path / "second").exists()
+
+
+def test_a_reference_computed_again_by_other_threads_is_that_of_the_same_training(
+    tiny_model, pairs, tmp_path
+):
+    kept, spec = Checkpoints(folder=tmp_path / "kept", every_steps=2), OptimSpec(epochs=1, effective_batch=2)
+    for shift in (0.0, 1e-6):
+        reference = {pair.index: (-9.0 + shift, -9.0) for pair in pairs}
+        reward = {"reward": RewardSpec(kind="im_rm", beta=0.1), "reference": reference}
+        said: list[dict] = []
+        trained = inputs(tiny_model, pairs, spec, **reward)
+        train(trained, report=said.append, out_dir=tmp_path / str(shift), checkpoints=kept)
+    assert said[0] == {"notice": "resumed at step 2 of 3"}
 
 
 def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from pyarrow import parquet
 
-from trainers.command import OnPairs, command, dump, model_folder, plain_name
+from trainers.command import OnPairs, command, dump, make_folder, model_folder, plain_name
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.adapters import linear_names
@@ -24,7 +24,7 @@ from trainers.pairs.packing import References
 from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards.losses import require_columns
-from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
+from trainers.specs import READ_BY, LoraSpec, Loss, LossSpec, OptimSpec, Placement
 from trainers.train.checkpoints import Checkpoints
 from trainers.train.engine import import_deepspeed, process_group
 from trainers.train.inputs import TrainInputs
@@ -94,7 +94,10 @@ def run(arguments: Train) -> None:
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
     settle_products(arguments.precision)
-    reward = arguments.reward_spec()
+    reward, optim = arguments.reward_spec(), arguments.optim
+    for name, by in READ_BY.items():
+        if getattr(optim, name) != getattr(OptimSpec(), name) and optim.optimizer not in by:
+            raise SpecError(f"--{name}: {optim.optimizer} has none; give --optimizer {' or '.join(by)}, too.")
     if arguments.forward_tokens < 1:
         raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
     placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer", "compile")
@@ -115,6 +118,7 @@ def run(arguments: Train) -> None:
         without_margin=sum(row.margin is None for row in rows),
         without_rewriting=sum(row.rewritten is None for row in rows),
     )
+    make_folder(arguments.out)
     if arguments.push is not None and first:
         open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
@@ -134,7 +138,7 @@ def run(arguments: Train) -> None:
             location=location,
             precision=arguments.precision,
             reward=reward,
-            optim=arguments.optim,
+            optim=optim,
             placement=placement,
             seed=arguments.seed,
             pairs=pairs,

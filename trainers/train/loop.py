@@ -208,7 +208,6 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
         "precision": inputs.precision,
         "base model": _digest(values),
         "pairs": _digest(inputs.pairs),
-        "reference": _digest(sorted((inputs.reference or {}).items())),
     }
 
 
