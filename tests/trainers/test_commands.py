@@ -60,7 +60,8 @@ def trained(environment, tiny_model, tmp_path_factory):
     words += ["--beta", "0.1", "--forward-tokens", "1"]
 
     def train(out):
-        run(environment, *words, "--out", out / "alone")
+        done = run(environment, *words, "--out", out / "alone")
+        (out / "printed.json").write_text(done.stdout)
         gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
         launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
@@ -79,6 +80,7 @@ def test_launchers_train_the_same_model_and_leave_it_and_its_log_alone(trained):
         assert all((alone[name] - other[name]).norm() <= 1e-3 * alone[name].norm() for name in alone)
     for name in names:
         assert sorted(path.name for path in (trained / name).iterdir()) == ["log.parquet", "model"]
+    assert json.loads((trained / "printed.json").read_text())["train_accuracy"] == 1.0
     log = parquet.read_table(trained / "alone" / "log.parquet").to_pylist()
     assert (len(log), len(log[0]["indices"])) == (6, 4)
     assert log[-1]["loss"] < log[0]["loss"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,10 @@ def run(arguments: Train) -> None:
         open_repository(arguments.push, public=arguments.public)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
-    import_deepspeed()
-    with model_folder(arguments.model) as location, process_group():
+    # DeepSpeed prints to stdout, which is for the result.
+    with redirect_stdout(sys.stderr):
+        import_deepspeed()
+    with model_folder(arguments.model) as location, redirect_stdout(sys.stderr), process_group():
         converted = location not in (arguments.model, str(Path(arguments.model).expanduser()))
         if converted and lora and not arguments.merge:
             raise SpecError(
