@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
-from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
@@ -25,8 +24,8 @@ ON_TRAINING_PROMPTS = "_train"
 
 # The paper's 50 epochs of 80 pairs (paper §1).
 RECIPE = catalog.recipe_of(OptimSpec(epochs=50))
-PAPER = Profile(
-    name="paper",
+PAPER = replace(
+    catalog.PAPER,
     models=(
         catalog.PYTHIA_1B,
         catalog.LLAMA_1B_BASE,
@@ -35,7 +34,6 @@ PAPER = Profile(
     ),
     train_sets=(catalog.dataset("persona"),),
     eval_sets=(catalog.dataset("persona"), catalog.dataset("persona_paraphrase")),
-    seeds=(0, 1, 2),
     max_train_pairs=None,
     max_eval_pairs=None,
     recipe=RECIPE,

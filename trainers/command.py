@@ -22,7 +22,7 @@ from trainers.data.sources import Reading, chosen_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust, clean_name
+from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust
 
 # As rich ends a process whose output nobody reads any more.
 UNREAD = 1
@@ -275,14 +275,6 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"--out: there can be no folder {out} ({error.strerror}); give another.") from error
-
-
-def plain_name(text: str, otherwise: str) -> str:
-    """Return the text as a name for cards and columns, or `otherwise` where it has no letter for one."""
-    try:
-        return clean_name(text)
-    except SpecError:
-        return otherwise
 
 
 def dump(values: dict[str, float]) -> str:

@@ -9,16 +9,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from trainers.errors import ModelError, SpecError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop"]
-# Optimisers that read a field of OptimSpec; every one reads the others.
-READ_BY: Mapping[str, tuple[Optimizer, ...]] = MappingProxyType(
-    {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
-)
 Schedule = Literal["constant", "linear", "cosine"]
 Loss = Literal["bradley_terry", "hinge", "ipo"]
 Part = Literal["backbone", "embeddings", "unembedding"]
@@ -64,7 +60,9 @@ def clean_name(text: str) -> str:
     Letters and digits of every script stay.
     """
     composed = unicodedata.normalize("NFC", text)
-    name = "".join(letter if _may_stand(letter) else " " for letter in composed)
+    # Many scripts write vowels as marks.
+    marks = {letter for letter in composed if unicodedata.category(letter).startswith("M")}
+    name = "".join(letter if letter.isalnum() or letter in {*marks, *"._-"} else " " for letter in composed)
     name = re.sub(" +", "_", name).strip("._-")
     _require(
         any(map(str.isalnum, name)),
@@ -88,11 +86,6 @@ def given_name(flag: str, text: str) -> str:
         f"{flag} {text!r}: it cannot stand in the names of files; give {name}.",
     )
     return name
-
-
-def _may_stand(letter: str) -> bool:
-    # Many scripts write vowels as marks.
-    return letter.isalnum() or letter in "._-" or unicodedata.category(letter).startswith("M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +231,10 @@ class OptimSpec:
     of two tied matrices unties them.
     """
 
+    # Optimisers that read a field; every one reads the others.
+    READ_BY: ClassVar[Mapping[str, tuple[Optimizer, ...]]] = MappingProxyType(
+        {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
+    )
     optimizer: Optimizer = "adamw"
     lr: float = 1e-6
     schedule: Schedule = "constant"
@@ -390,10 +387,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
-        _require(
-            self.world_size >= 1 and self.forward_tokens >= 1,
-            f"a placement needs positive sizes, not {self}.",
-        )
+        _require(self.forward_tokens >= 1, f"--forward-tokens {self.forward_tokens}: give at least 1.")
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
         whole = self.zero_stage < 3 or not self.compile

@@ -15,16 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from trainers.errors import SpecError, nearest
 from trainers.rewards import RewardSpec, reward_types
-from trainers.specs import (
-    READ_BY,
-    DrawSpec,
-    LoraSpec,
-    LossSpec,
-    ModelSpec,
-    Optimizer,
-    OptimSpec,
-    ValidationSpec,
-)
+from trainers.specs import DrawSpec, LoraSpec, LossSpec, ModelSpec, Optimizer, OptimSpec, ValidationSpec
 
 # A TrialSpec, which is defined by what is here.
 Trial = Any
@@ -64,7 +55,9 @@ class Axis:
             return "the reward type has a loss of its own"
         if self.home == "train_draw" and self.field in _OF_A_DRAW and trial.train_draw.max_pairs is None:
             return "all pairs are taken; give --max-train-pairs"
-        if self.home == "optim" and trial.optim.optimizer not in (by := READ_BY.get(self.field, _ALL)):
+        if self.home == "optim" and trial.optim.optimizer not in (
+            by := OptimSpec.READ_BY.get(self.field, _ALL)
+        ):
             return f"it is read by --optimizer {' or '.join(by)}"
         switch = _SWITCHES.get(self.home, self.field)
         return (
@@ -183,9 +176,9 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     if "optim" in changes:
         optim = changes["optim"]
         usual = OptimSpec()
-        # A field that the optimiser does not read stays at its default, so that it tells no trials apart.
-        unread = {name: getattr(usual, name) for name, by in READ_BY.items() if optim.optimizer not in by}
-        changes["optim"] = replace(optim, **unread)
+        unread = (name for name, by in OptimSpec.READ_BY.items() if optim.optimizer not in by)
+        # So that a field which the optimiser does not read tells no trials apart.
+        changes["optim"] = replace(optim, **{name: getattr(usual, name) for name in unread})
     if "train_draw" in changes:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:

@@ -272,11 +272,9 @@ def test_a_reference_computed_again_by_other_threads_is_that_of_the_same_trainin
 ):
     kept, spec = Checkpoints(folder=tmp_path / "kept", every_steps=2), OptimSpec(epochs=1, effective_batch=2)
     for shift in (0.0, 1e-6):
-        reference = {pair.index: (-9.0 + shift, -9.0) for pair in pairs}
-        reward = {"reward": RewardSpec(kind="im_rm", beta=0.1), "reference": reference}
-        said: list[dict] = []
-        trained = inputs(tiny_model, pairs, spec, **reward)
-        train(trained, report=said.append, out_dir=tmp_path / str(shift), checkpoints=kept)
+        said, sums = list[dict](), {pair.index: (-9.0 + shift, -9.0) for pair in pairs}
+        one = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=0.1), reference=sums)
+        train(one, report=said.append, out_dir=tmp_path / str(shift), checkpoints=kept)
     assert said[0] == {"notice": "resumed at step 2 of 3"}
 
 
