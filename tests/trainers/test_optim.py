@@ -87,14 +87,9 @@ def test_an_optimiser_is_that_of_torch(tiny_model, pairs, tmp_path, name):
 
 
 def test_schedules_by_hand():
-    steps = 10
-    rates = {
-        schedule: [
-            learning_rate(OptimSpec(lr=0.5, schedule=schedule, warmup_steps=2), step, steps)
-            for step in range(steps)
-        ]
-        for schedule in ("constant", "linear", "cosine")
-    }
+    kinds = ("constant", "linear", "cosine")
+    specs = {kind: OptimSpec(lr=0.5, schedule=kind, warmup_steps=2) for kind in kinds}
+    rates = {kind: [learning_rate(spec, step, 10) for step in range(10)] for kind, spec in specs.items()}
     for found in rates.values():
         assert found[:2] == [0.25, 0.5]
     assert set(rates["constant"][1:]) == {0.5}
