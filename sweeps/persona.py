@@ -17,6 +17,7 @@ from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
 from trainers.data.known import PERSONA
+from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"
@@ -55,13 +56,17 @@ def persona(chosen: Selection) -> Sweep:
 
 
 def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list[DatasetSpec]:
-    """Return each set's test split, and its training split under another name; Persona's from its own file."""
+    """Return each set's test split, and its training split under another name; Persona's from its own file.
+
+    A suite has no training split.
+    """
     placed = [
         replace(item, source=train_set.source) if item.selection == PERSONA else item for item in eval_sets
     ]
     seen = [
         replace(item, name=f"{item.name}{ON_TRAINING_PROMPTS}", test_split=item.train_split)
         for item in placed
+        if item.selection not in SUITES
     ]
     return [*placed, *seen]
 

@@ -1,4 +1,7 @@
-"""`python -m trainers.evaluate`: score any reward model, or a policy with its reference, on any preference pairs."""
+"""Score any reward model, or a policy with its reference, on any preference pairs.
+
+python -m trainers.evaluate --model POLICY --reference BASE --reward im_rm --data DIR --split test --out scores.parquet
+"""
 
 import json
 from collections.abc import Mapping, Sequence

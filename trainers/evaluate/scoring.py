@@ -1,8 +1,4 @@
-"""Scoring: a reward model on preference pairs, and the reference model's log-probabilities of them.
-
-python -m trainers.evaluate --model MODEL --reward ex_rm --data test.jsonl --out scores.parquet
-python -m trainers.evaluate --model POLICY --reference BASE --reward im_rm --data DIR --split test --out scores.parquet
-"""
+"""Scoring: a reward model on preference pairs, and the reference model's log-probabilities of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
