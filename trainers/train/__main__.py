@@ -117,9 +117,9 @@ def run(arguments: Train) -> None:
         without_margin=sum(row.margin is None for row in rows),
         without_rewriting=sum(row.rewritten is None for row in rows),
     )
-    make_folder(arguments.out)
     if arguments.push is not None and first:
         open_repository(arguments.push, public=arguments.public)
+    make_folder(arguments.out)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
     # DeepSpeed prints to stdout, which is for the result.
