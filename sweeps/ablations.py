@@ -11,7 +11,8 @@
 python sweeps/ablations.py --profile laptop
 python sweeps/ablations.py --only freeze=backbone reward=?x_rm reward=im_rm
 
-A built-in model knows no word of EX-GRM's question, so that one needs `--models` of your own or the paper's.
+Beside a frozen backbone the output layer has a learning rate of its own, unless you give one. A built-in model knows no
+word of EX-GRM's question, so that one needs `--models` of your own or the paper's.
 """
 
 from dataclasses import replace
@@ -39,19 +40,16 @@ PROFILES = {
 def ablations(chosen: Selection) -> Sweep:
     """Every reward type, and the frozen variants of EX-RM and IM-RM."""
     trials: list[TrialSpec] = []
+    asked = [point for choice in chosen.axes.choices for point in choice.points if "lr" in point.values]
     for model in chosen.models:
         wordless = model.source.startswith(BUILTIN)
         rewards = [reward for reward in chosen.rewards if not (wordless and reward.kind == "ex_grm")]
-        whole = chosen.trials(models=(model,), rewards=rewards)
-        trials += whole
+        trials += (whole := chosen.trials(models=(model,), rewards=rewards))
         for name, frozen in VARIANTS:
-            rate = {"lr": FROZEN_LR_TINY if wordless else FROZEN_LR} if frozen == "backbone" else {}
-            # Rates of an axis are what the user asks for.
-            trials += [
-                varied(trial, {"freeze": (frozen,)}, {} if "lr" in dict(trial.axes) else rate)
-                for trial in whole
-                if trial.reward.name == name
-            ]
+            for trial in (trial for trial in whole if trial.reward.name == name):
+                own_rate = frozen == "backbone" and not any(point.fits(trial) for point in asked)
+                rate = {"lr": FROZEN_LR_TINY if wordless else FROZEN_LR} if own_rate else {}
+                trials.append(varied(trial, {"freeze": (frozen,)}, rate))
     return chosen.sweep(dict.fromkeys(trials))
 
 

@@ -24,9 +24,6 @@ from trainers.specs import BUILTIN, ModelSpec, OptimSpec
 
 # Raise when the generation check computes something else from the same weights. 2: only the trained model is asked.
 VERSION = 2
-SAMPLES, SEED = 8, 0
-
-
 # The paper's 15 epochs (paper §1); a tiny model takes more, at a rate of its own.
 RECIPE = catalog.recipe_of(OptimSpec(epochs=15), OptimSpec(lr=1e-3, epochs=40, effective_batch=32))
 
@@ -46,8 +43,8 @@ PROFILES = {
 class Parameters:
     """How many answers are drawn of each prompt, and by which seed. The first one is the paper's one."""
 
-    samples: int = SAMPLES
-    seed: int = SEED
+    samples: int = 8
+    seed: int = 0
 
 
 def declare(plans: Sequence[TrialPlan]) -> list[AnalyseStage]:
@@ -96,8 +93,8 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
         rows=[results],
         titles={
             "sampled": "one sample",
-            "best_of_k": f"best of {SAMPLES} by its reward",
-            "any_of_k": f"any of {SAMPLES}",
+            "best_of_k": f"best of {asked.samples} by its reward",
+            "any_of_k": f"any of {asked.samples}",
         },
     )
     shown = [f"Correct cycles written, share of {len(prompts)} prompts.", table.markdown()]

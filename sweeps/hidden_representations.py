@@ -27,23 +27,16 @@ class Parameters:
 
 def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> None:
     """Write the statistics of every set."""
-    from trainers.theory.representations import (
-        cosines,
-        differences,
-        inner_products,
-        pair_states,
-        separator,
-        statistics,
-    )
+    from trainers.theory import representations as of
 
     model = load_untrained(inputs, "unembedding")
-    found = {name: differences(pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}
+    found = {name: of.differences(of.pair_states(model, pairs)) for name, pairs in inputs.pairs.items()}
     seen = found.pop(SEEN)
-    direction = separator(seen)
+    direction = of.separator(seen)
     results = {
         name: {
-            "inner_product": statistics(inner_products(seen, unseen)),
-            "cosine": statistics(cosines(direction, unseen)),
+            "inner_product": of.statistics(of.inner_products(seen, unseen)),
+            "cosine": of.statistics(of.cosines(direction, unseen)),
         }
         for name, unseen in found.items()
     }

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 from orchestrator.cli.main import Grid, main
 from orchestrator.spec import catalog
-from orchestrator.spec.catalog import Profile
 from orchestrator.spec.selection import Selection
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.records import Category
 from trainers.data.known import PERSONA
+from trainers.evaluate.suites import SUITES
 from trainers.specs import DatasetSpec, OptimSpec
 
 ON_TRAINING_PROMPTS = "_train"
@@ -25,8 +25,8 @@ ON_TRAINING_PROMPTS = "_train"
 
 # The paper's 50 epochs of 80 pairs (paper §1).
 RECIPE = catalog.recipe_of(OptimSpec(epochs=50))
-PAPER = Profile(
-    name="paper",
+PAPER = replace(
+    catalog.PAPER,
     models=(
         catalog.PYTHIA_1B,
         catalog.LLAMA_1B_BASE,
@@ -35,7 +35,6 @@ PAPER = Profile(
     ),
     train_sets=(catalog.dataset("persona"),),
     eval_sets=(catalog.dataset("persona"), catalog.dataset("persona_paraphrase")),
-    seeds=(0, 1, 2),
     max_train_pairs=None,
     max_eval_pairs=None,
     recipe=RECIPE,
@@ -57,13 +56,17 @@ def persona(chosen: Selection) -> Sweep:
 
 
 def _eval_sets(train_set: DatasetSpec, eval_sets: Iterable[DatasetSpec]) -> list[DatasetSpec]:
-    """Return each set's test split, and its training split under another name; Persona's from its own file."""
+    """Return each set's test split, and its training split under another name; Persona's from its own file.
+
+    A suite has no training split.
+    """
     placed = [
         replace(item, source=train_set.source) if item.selection == PERSONA else item for item in eval_sets
     ]
     seen = [
         replace(item, name=f"{item.name}{ON_TRAINING_PROMPTS}", test_split=item.train_split)
         for item in placed
+        if item.selection not in SUITES
     ]
     return [*placed, *seen]
 

@@ -22,7 +22,7 @@ from trainers.data.sources import Reading, chosen_spec, own_split, read_pairs
 from trainers.errors import Interrupted, SpecError, SweepError, TrialFailed
 from trainers.pairs.templates import given_template, load_tokenizer
 from trainers.rewards import PAPER_BETA, RewardSpec, reward_variants
-from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust, clean_name
+from trainers.specs import DrawSpec, Output, Precision, Reasoning, System, Trust
 
 # As rich ends a process whose output nobody reads any more.
 UNREAD = 1
@@ -202,6 +202,20 @@ class OnPairs(TemplateFlags):
     trust_remote_code: bool = False
     """Run the Python files of a model's folder. Danger: any code of its author runs with your rights."""
 
+    def __post_init__(self) -> None:
+        self.draw()
+
+    def draw(self) -> DrawSpec:
+        """Return which pairs are used, and how they are rendered. Raises SpecError."""
+        return DrawSpec(
+            max_pairs=self.max_pairs,
+            seed=self.seed,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            system=self.system,
+            reasoning=self.reasoning,
+        )
+
     @property
     def trust(self) -> Trust:
         """What may run on loading a model."""
@@ -241,16 +255,8 @@ class OnPairs(TemplateFlags):
         # Arrow takes a third of the time that a command line takes to load, and most commands read no tokens.
         from trainers.pairs.tokens import tokenize_pairs
 
-        draw = DrawSpec(
-            max_pairs=self.max_pairs,
-            seed=self.seed,
-            max_prompt_tokens=self.max_prompt_tokens,
-            max_response_tokens=self.max_response_tokens,
-            system=self.system,
-            reasoning=self.reasoning,
-        )
         rendering = self.reward_spec().type.rendering
-        pairs, counts = tokenize_pairs(rows, self.tokenizer(location), draw, rendering)
+        pairs, counts = tokenize_pairs(rows, self.tokenizer(location), self.draw(), rendering)
         said = [finding.said for finding in token_findings(f"read by {model}", counts, len(pairs))]
         if counts.too_long:
             said.append(
@@ -263,12 +269,12 @@ class OnPairs(TemplateFlags):
         return pairs
 
 
-def plain_name(text: str, otherwise: str) -> str:
-    """Return the text as a name for cards and columns, or `otherwise` where it has no letter for one."""
+def make_folder(out: Path) -> None:
+    """Make the folder for what a command writes. Raises SpecError where that cannot be."""
     try:
-        return clean_name(text)
-    except SpecError:
-        return otherwise
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out: there can be no folder {out} ({error.strerror}); give another.") from error
 
 
 def dump(values: dict[str, float]) -> str:

@@ -35,9 +35,6 @@ class Damaged(StorageError):
         super().__init__(message)
         self.stage, self.key, self.attempt = stage, key, attempt
 
-    def __reduce__(self) -> tuple[type["Damaged"], tuple[str, str, str, str]]:
-        return type(self), (str(self), self.stage, self.key, self.attempt)
-
 
 class Unreachable(StorageError, OSError):
     """An object store does not answer or refuses; it is caught as an OSError where a disk's error would be."""

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from trainers.errors import ModelError, SpecError
 
@@ -49,13 +49,20 @@ def _require(condition: bool, message: str) -> None:
         raise SpecError(message)
 
 
+def require_seed(seed: int) -> None:
+    """Raise SpecError where numpy or torch cannot take the seed."""
+    _require(0 <= seed < 2**63, f"a seed of {seed}: give a whole number from 0, below 2^63.")
+
+
 def clean_name(text: str) -> str:
     """Return `text` as a name that is safe in run names and file names. Raises SpecError.
 
     Letters and digits of every script stay.
     """
     composed = unicodedata.normalize("NFC", text)
-    name = "".join(letter if _may_stand(letter) else " " for letter in composed)
+    # Many scripts write vowels as marks.
+    marks = {letter for letter in composed if unicodedata.category(letter).startswith("M")}
+    name = "".join(letter if letter.isalnum() or letter in {*marks, *"._-"} else " " for letter in composed)
     name = re.sub(" +", "_", name).strip("._-")
     _require(
         any(map(str.isalnum, name)),
@@ -79,11 +86,6 @@ def given_name(flag: str, text: str) -> str:
         f"{flag} {text!r}: it cannot stand in the names of files; give {name}.",
     )
     return name
-
-
-def _may_stand(letter: str) -> bool:
-    # Many scripts write vowels as marks.
-    return letter.isalnum() or letter in "._-" or unicodedata.category(letter).startswith("M")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +217,7 @@ class DrawSpec:
             self.max_pairs is None or self.max_pairs >= 1,
             f"a draw of {self.max_pairs} pairs is empty; give a number of at least 1.",
         )
+        require_seed(self.seed)
         _require(min(self.max_prompt_tokens, self.max_response_tokens) >= 1, "at least 1 token is needed.")
 
 
@@ -228,6 +231,10 @@ class OptimSpec:
     of two tied matrices unties them.
     """
 
+    # Optimisers that read a field; every one reads the others.
+    READ_BY: ClassVar[Mapping[str, tuple[Optimizer, ...]]] = MappingProxyType(
+        {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
+    )
     optimizer: Optimizer = "adamw"
     lr: float = 1e-6
     schedule: Schedule = "constant"
@@ -246,9 +253,9 @@ class OptimSpec:
         _require(self.epochs >= 1, f"--epochs {self.epochs}: at least 1 is needed.")
         _require(self.effective_batch >= 1, f"--effective-batch {self.effective_batch}: at least 1.")
         _require(self.warmup_steps >= 0, f"--warmup-steps {self.warmup_steps}: at least 0.")
-        _require(self.clip is None or self.clip > 0, f"--clip {self.clip}: give a positive norm.")
-        _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: at least 0.")
-        _require(self.eps > 0, f"--eps {self.eps}: give a positive number.")
+        _require(self.clip is None or 0 < self.clip < math.inf, f"--clip {self.clip}: give a positive norm.")
+        _require(0 <= self.weight_decay < math.inf, f"--weight-decay {self.weight_decay}: at least 0.")
+        _require(0 < self.eps < math.inf, f"--eps {self.eps}: give a positive number.")
         _require(all(0 <= beta < 1 for beta in self.betas), f"--betas {self.betas} are outside [0, 1).")
         _require(0 <= self.momentum < 1, f"--momentum {self.momentum} is outside [0, 1).")
         for value, known, what in (
@@ -333,6 +340,7 @@ class ValidationSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         _require(0 < self.share < 1, f"a validation share of {self.share}: give above 0, below 1.")
 
 
@@ -379,10 +387,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), f"ZeRO stage {self.zero_stage} is not 0, 1, 2 or 3.")
-        _require(
-            self.world_size >= 1 and self.forward_tokens >= 1,
-            f"a placement needs positive sizes, not {self}.",
-        )
+        _require(self.forward_tokens >= 1, f"--forward-tokens {self.forward_tokens}: give at least 1.")
         offloadable = self.zero_stage >= 1 or not self.offload_optimizer
         _require(offloadable, "the optimiser's state is offloaded by ZeRO 1, 2 or 3, not by 0.")
         whole = self.zero_stage < 3 or not self.compile

@@ -29,9 +29,7 @@ _SWITCHES = {"lora": "rank", "validation": "share"}
 _OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
 # Unused where all pairs are taken.
 _OF_A_DRAW = ("seed", "permutation")
-# Optimisers that read a field; for any other it stays at its default, so that it tells no trials apart.
 _ALL = get_args(Optimizer)
-_READ_BY = {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,9 @@ class Axis:
             return "the reward type has a loss of its own"
         if self.home == "train_draw" and self.field in _OF_A_DRAW and trial.train_draw.max_pairs is None:
             return "all pairs are taken; give --max-train-pairs"
-        if self.home == "optim" and trial.optim.optimizer not in (by := _READ_BY.get(self.field, _ALL)):
+        if self.home == "optim" and trial.optim.optimizer not in (
+            by := OptimSpec.READ_BY.get(self.field, _ALL)
+        ):
             return f"it is read by --optimizer {' or '.join(by)}"
         switch = _SWITCHES.get(self.home, self.field)
         return (
@@ -176,8 +176,9 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
     if "optim" in changes:
         optim = changes["optim"]
         usual = OptimSpec()
-        unread = {name: getattr(usual, name) for name, by in _READ_BY.items() if optim.optimizer not in by}
-        changes["optim"] = replace(optim, **unread)
+        unread = (name for name, by in OptimSpec.READ_BY.items() if optim.optimizer not in by)
+        # So that a field which the optimiser does not read tells no trials apart.
+        changes["optim"] = replace(optim, **{name: getattr(usual, name) for name in unread})
     if "train_draw" in changes:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:

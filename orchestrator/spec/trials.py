@@ -23,6 +23,7 @@ from trainers.specs import (
     OptimSpec,
     SamplingSpec,
     ValidationSpec,
+    require_seed,
 )
 
 Recipe = Callable[[ModelSpec, DatasetSpec], OptimSpec]
@@ -68,6 +69,7 @@ class TrialSpec:
     answers: AnswersSpec | None = None
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from orchestrator.cli import session
 from orchestrator.cli.options import Options
 from orchestrator.store.artifacts import Store
-from sweeps.ablations import PROFILES, ablations
+from sweeps.ablations import FROZEN_LR_TINY, PROFILES, ablations
 from tests.conftest import save_tiny_llama
 from tests.sweep_runs import SMALL, run_sweep, trial_rows
 from trainers.models.loading import HEAD_STD
@@ -93,7 +93,15 @@ def test_a_lone_output_layer_gets_a_rate_that_can_move_it_far_from_where_it_star
     assert far >= {"ex_rm_freeze=backbone", "im_rm_freeze=backbone"}
 
 
-def test_rates_of_an_axis_are_those_of_the_frozen_variants_too():
-    options = Options(axis=("lr=1e-5,1e-4",), only=("freeze=backbone",))
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        ({"axis": ("lr=1e-5,1e-4",)}, {1e-5, 1e-4}),
+        ({"lr": 1e-4}, {1e-4}),
+        ({"axis": ("ex_rm.lr=1e-4",)}, {1e-4, FROZEN_LR_TINY}),
+    ],
+)
+def test_rates_that_are_asked_for_are_those_of_the_frozen_variants_too(given, rates):
+    options = Options(**given, only=("freeze=backbone",))
     made = ablations(session.select(options, PROFILES["laptop"], "demo")).trials
-    assert {trial.optim.lr for trial in made} == {1e-5, 1e-4}
+    assert {trial.optim.lr for trial in made} == rates

@@ -25,9 +25,7 @@ SMALL = (
 )
 
 
-def run(
-    storage: Path, model: Path, *words: str, name: str = "best_of_n", samples: int = 6, tokens: int = 3
-) -> int:
+def run(storage: Path, model: Path, *words: str, name="best_of_n", samples=6, tokens=3) -> int:
     common = ("--models", f"small={model}", *SMALL, "--samples", str(samples))
     common = (*common, "--max-new-tokens", str(tokens), "--name", name)
     return run_analysis(best_of_n, storage, *words, *common, draws=False)
@@ -171,19 +169,8 @@ def test_a_real_model_answers_sums_and_both_its_reward_models_pick(smollm2, smol
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--models", f"smollm2={smollm2}", "--train-sets", str(file), "--eval-sets", str(file)]
     words += ["--test-share", "0.3", "--verifier", "arithmetic", "--max-prompts", "2", "--samples", "8"]
-    words += [
-        "--max-new-tokens",
-        "12",
-        "--epochs",
-        "3",
-        "--lr",
-        "5e-5",
-        "--effective-batch",
-        "4",
-        "--seeds",
-        "0",
-    ]
-    assert run_analysis(best_of_n, storage, *words, "--backend", "inline", draws=False) == 0
+    words += ["--max-new-tokens", "12", "--epochs", "3", "--lr", "5e-5", "--effective-batch", "4"]
+    assert run_analysis(best_of_n, storage, *words, "--seeds", "0", "--backend", "inline", draws=False) == 0
     answers = read_answers(Store(storage).read("sample", the_sample(Store(storage))) / "answers.jsonl")
     assert [len(item.texts) for item in answers] == [8, 8]
     assert any("+ 9 = " in text for item in answers for text in item.texts)

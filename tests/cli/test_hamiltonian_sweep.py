@@ -31,7 +31,7 @@ def test_each_im_rm_is_asked_once_and_its_answers_are_kept(storage):
     ((key, folder),) = artifacts(storage).items()
     rows = parquet.read_table(folder / "answers.parquet").to_pylist()
     assert {(row["prompt"], row["sample"]) for row in rows} == {
-        (prompt, sample) for prompt in range(4) for sample in range(-1, hamiltonian.SAMPLES)
+        (prompt, sample) for prompt in range(4) for sample in range(-1, hamiltonian.Parameters().samples)
     }
     results = json.loads((folder / "results.json").read_text())
     first = [row for row in rows if row["sample"] == 0]

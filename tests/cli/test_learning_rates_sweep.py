@@ -9,15 +9,14 @@ from orchestrator.store.artifacts import Store
 from orchestrator.store.records import read_declaration
 from sweeps import learning_rates
 from tests.sweep_runs import run_sweep, trial_rows
+from tests.trainers.trainings import load
 from trainers.errors import DataError
 from trainers.evaluate.metrics import accuracy
 from trainers.evaluate.scoring import score_pairs
-from trainers.models.loading import load_model
 from trainers.models.reward_parts import RewardModule
-from trainers.pairs.templates import load_tokenizer
 from trainers.pairs.tokens import TokenPair, held_out, read_tokens
 from trainers.rewards import RewardSpec
-from trainers.specs import UNTRUSTED, ValidationSpec
+from trainers.specs import ValidationSpec
 
 EPOCHS = 2
 RATES = [1e-5, 5e-5, 2.5e-4, 1e-3]
@@ -72,10 +71,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     store = Store(storage)
     tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
-    folder = str(store.read("weights", item["key"]) / "model")
-    model = load_model(
-        folder, tokenizer=load_tokenizer(folder), output="head", precision="fp32", trust=UNTRUSTED
-    )
+    model = load(store.read("weights", item["key"]) / "model", "head")
     with torch.inference_mode():
         reward = RewardModule(model, RewardSpec(kind="ex_rm"))
         chosen, rejected = score_pairs(reward, validated, reference=None, report=lambda row: None)

@@ -57,9 +57,8 @@ def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(tiny_m
     report = tmp_path / "store" / "sweeps" / "mitigation" / "report"
     table = parquet.read_table(report / "tables" / "by_copies.parquet").to_pylist()
     rows = trial_rows(tmp_path / "store", "mitigation")
-    shifted = {
-        row["reward"]: row["accuracy"] for row in rows if row["evaluation_set"] == "tiny_world_other_words"
-    }
+    other = "tiny_world_other_words"
+    shifted = {row["reward"]: row["accuracy"] for row in rows if row["evaluation_set"] == other}
     points = {
         f"im_rm_copies={float(row['copies']):g}": row["accuracy"]
         for row in table
@@ -67,17 +66,13 @@ def test_the_report_has_the_accuracy_of_each_share_on_the_other_rewriting(tiny_m
     }
     assert points == pytest.approx(shifted)
     assert len(points) == len(mitigation.SHARES)
-    assert {(row["evaluation_set"], row["category"]) for row in rows} == {
-        ("tiny_world", "in-distribution"),
-        ("tiny_world_other_words", "token-level shift"),
-    }
+    categories = {(row["evaluation_set"], row["category"]) for row in rows}
+    assert categories == {("tiny_world", "in-distribution"), (other, "token-level shift")}
 
 
 def test_without_copies_the_key_is_that_of_the_plain_set(tiny_model, tmp_path):
-    chosen = session.select(
-        Options(models=(str(tiny_model),), seeds=(0,)), mitigation.PROFILES["laptop"], "keys"
-    )
-    sweep = mitigation.mitigation(chosen)
+    options = Options(models=(str(tiny_model),), seeds=(0,))
+    sweep = mitigation.mitigation(session.select(options, mitigation.PROFILES["laptop"], "keys"))
     keys = {plan.spec.name: plan.key for plan in resolve(sweep, Store(tmp_path)).plans}
     assert len(set(keys.values())) == 2 * len(mitigation.SHARES)
     (plain,) = (item for item in sweep.trials if item.train_set == ORIGINAL and item.reward.kind == "im_rm")

@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator.cli.options import Options
+from orchestrator.cli.session import select
 from orchestrator.store.artifacts import Store
 from sweeps.persona import PROFILES, persona
 from tests.sweep_runs import run_sweep, trial_rows
@@ -15,18 +17,9 @@ SETS = ("tiny_world", "tiny_world_paraphrase", "tiny_world_train", "tiny_world_p
 def storage(tiny_model, tmp_path_factory):
     """Two epochs of both reward types, after which one epoch of them."""
     folder = tmp_path_factory.mktemp("persona") / "store"
-    common = (
-        "--models",
-        str(tiny_model),
-        "--lr",
-        "1e-3",
-        "--effective-batch",
-        "8",
-        "--max-train-pairs",
-        "16",
-    )
+    common = ("--models", str(tiny_model), "--lr", "1e-3", "--effective-batch", "8", "--seeds", "0")
     for name, epochs in (("persona", "2"), ("short", "1")):
-        words = (*common, "--seeds", "0", "--epochs", epochs, "--name", name)
+        words = (*common, "--max-train-pairs", "16", "--epochs", epochs, "--name", name)
         # One run of tests/cli draws the curves of several epochs.
         assert run_sweep("persona", persona, PROFILES, folder, *words, draws=name == "persona") == 0
     return folder
@@ -44,6 +37,13 @@ def test_every_set_is_evaluated_after_every_epoch(storage):
     }
     assert all(row["evaluated"] for row in rows)
     assert {row["n"] for row in rows if row["evaluation_set"] == "tiny_world"} == {40.0}
+
+
+def test_a_suite_is_not_asked_for_its_training_prompts(tmp_path):
+    (tmp_path / "suite.jsonl").touch()
+    options = Options(suites=(f"m_rewardbench={tmp_path / 'suite.jsonl'}",))
+    for trial in persona(select(options, PROFILES["laptop"], "demo")).trials:
+        assert {item.name for item in trial.eval_sets} == {*SETS, "m_rewardbench"}
 
 
 @pytest.mark.parametrize("reward", ["ex_rm", "im_rm"])

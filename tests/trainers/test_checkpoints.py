@@ -93,12 +93,8 @@ def test_a_resumed_log_goes_on_with_the_next_pairs(world2):
     assert [(row["indices"], row["lr"]) for row in again] == [(row["indices"], row["lr"]) for row in whole]
     assert len({row["lr"] for row in whole}) == len(whole)
     cut, faults = latest(out / "kept" / name)
-    assert (cut.step, cut.total, cut.world_size, faults) == (
-        STOPPED_AT,
-        EPOCHS * -(-PAIRS // EFFECTIVE_BATCH),
-        2,
-        [],
-    )
+    total = EPOCHS * -(-PAIRS // EFFECTIVE_BATCH)
+    assert (cut.step, cut.total, cut.world_size, faults) == (STOPPED_AT, total, 2, [])
     assert again[:STOPPED_AT] == cut.log
     assert cut.write_s > 0
 

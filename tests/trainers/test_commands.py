@@ -30,6 +30,7 @@ from trainers.train import __main__ as training
 BLOCK = 'import sys; sys.modules["ray"] = sys.modules["mlflow"] = None'
 TRAIN = (training.Train, training.run, "trainers.train")
 EVALUATE = (Evaluate, run_evaluate, "trainers.evaluate")
+NORM = "model.norm.weight"
 SMALL = ["--effective-batch", "4", "--epochs", "2", "--lr", "1e-3", "--max-pairs", "10"]
 
 
@@ -64,7 +65,8 @@ def trained(environment, tiny_model, tmp_path_factory):
         here = {"model": str(tiny_model), "reward": "im_rm", "beta": 0.1, "data": "tiny_world"}
         training.run(training.Train(**here, optim=optim, max_pairs=10, forward_tokens=1, out=out / "alone"))
         gang = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
+        done = run(environment, *gang, *words, "--out", out / "torchrun", "--zero-stage", "2")
+        (out / "printed.json").write_text(done.stdout)
         launcher = ["-m", "deepspeed.launcher.launch", "--world_info", "eyJsb2NhbGhvc3QiOiBbMCwgMV19"]
         # By itself it takes the same port each time.
         launcher += [f"--master_port={free_port()}", "--module"]
@@ -81,6 +83,7 @@ def test_launchers_train_the_same_model_and_leave_it_and_its_log_alone(trained):
         assert all((alone[name] - other[name]).norm() <= 1e-3 * alone[name].norm() for name in alone)
     for name in names:
         assert sorted(path.name for path in (trained / name).iterdir()) == ["log.parquet", "model"]
+    assert json.loads((trained / "printed.json").read_text())["train_accuracy"] == 1.0
     log = parquet.read_table(trained / "alone" / "log.parquet").to_pylist()
     assert (len(log), len(log[0]["indices"])) == (6, 4)
     assert log[-1]["loss"] < log[0]["loss"]
@@ -109,11 +112,20 @@ def test_scores_carry_their_metrics(environment, trained, tiny_model, tmp_path):
         (EVALUATE, ["--out", "scores.parquet"], "has no head"),
         (TRAIN, ["--out", "out", "--lr", "5"], "error: --lr 5"),
         (TRAIN, ["--out", "."], "is there already"),
+        (TRAIN, ["--out", "model/file"], "there can be no folder model/file"),
+        (EVALUATE, ["--out", "model/file/scores.parquet"], "there can be no folder"),
+        (
+            TRAIN,
+            ["--out", "out", "--momentum", "0.9"],
+            "adamw has none; give --optimizer sgd or rmsprop, too",
+        ),
+        (TRAIN, ["--out", "out", "--seed", "-1"], "a seed of -1"),
     ],
 )
 def test_wrong_usage_is_said_in_one_line(tiny_model, tmp_path, monkeypatch, capsys, of, more, message):
     monkeypatch.chdir(tmp_path)
     Path("model").mkdir()
+    Path("model/file").touch()
     words = ["--model", tiny_model, "--reward", "ex_rm", "--data", "tiny_world", *more]
     code, _, error = said(words, capsys, of)
     assert code == 2
@@ -150,6 +162,10 @@ def test_options_of_an_adapter_are_refused_where_it_could_not_be_kept(tiny_model
         ("is not one of", {"reward": "dpo"}),
         ("holds no pairs", {"reward": "ex_rm", "data": "empty.jsonl"}),
         ("--max-pairs: of a part", {"reward": "ex_rm", "data": "m_rewardbench=suite.jsonl", "max_pairs": 1}),
+        (
+            "rewards of 40 of 40 pairs are no finite numbers",
+            {"reward": "im_rm_no_reference", "model": ("broken",)},
+        ),
         ("--device cuda:99", {"reward": "ex_grm", "device": "cuda:99"}),
         ("name one model, or several different", {"reward": "ex_grm", "model": ("base", "base")}),
         ("name a file that ends in .parquet", {"reward": "ex_grm", "out": Path("scores.json")}),
@@ -158,6 +174,11 @@ def test_options_of_an_adapter_are_refused_where_it_could_not_be_kept(tiny_model
 def test_what_cannot_be_meant_is_refused(tiny_model, tmp_path, monkeypatch, message, options):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").touch()
+    shutil.copytree(tiny_model, "broken")
+    weights = load_file("broken/model.safetensors")
+    save_file(
+        {**weights, NORM: weights[NORM] * torch.nan}, "broken/model.safetensors", metadata={"format": "pt"}
+    )
     row = {"id": "1", "prompt": "p", "chosen": "a", "rejected": "b", "source": "s", "language": "l"}
     Path("suite.jsonl").write_text(json.dumps(row))
     values = {

@@ -44,13 +44,8 @@ def gradients() -> dict[str, float]:
 
 
 def _gradient(stage: int, offload: bool) -> float:
-    placement = Placement(
-        world_size=dist.get_world_size(),
-        zero_stage=stage,
-        forward_tokens=1,
-        checkpointing=False,
-        offload_optimizer=offload,
-    )
+    placed = {"zero_stage": stage, "offload_optimizer": offload, "forward_tokens": 1}
+    placement = Placement(world_size=dist.get_world_size(), **placed)
     engine = make_engine(Product(), optim=OptimSpec(), placement=placement, precision="bf16")
     for forward in range(FORWARDS):
         value = 1.0 if forward == 0 and dist.get_rank() == 0 else SMALL
@@ -130,12 +125,6 @@ def test_only_offload_on_a_gpu_takes_more_threads(monkeypatch, gpu, offload, thr
     monkeypatch.setattr("os.sched_getaffinity", lambda process: range(26))
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     monkeypatch.setattr(deepspeed, "initialize", lambda **options: (None,))
-    placement = Placement(
-        world_size=1,
-        zero_stage=1,
-        forward_tokens=1,
-        checkpointing=False,
-        offload_optimizer=offload,
-    )
+    placement = Placement(zero_stage=1, forward_tokens=1, offload_optimizer=offload)
     make_engine(Product(), optim=OptimSpec(), placement=placement, precision="bf16")
     assert used[-1] == threads

@@ -87,14 +87,9 @@ def test_an_optimiser_is_that_of_torch(tiny_model, pairs, tmp_path, name):
 
 
 def test_schedules_by_hand():
-    steps = 10
-    rates = {
-        schedule: [
-            learning_rate(OptimSpec(lr=0.5, schedule=schedule, warmup_steps=2), step, steps)
-            for step in range(steps)
-        ]
-        for schedule in ("constant", "linear", "cosine")
-    }
+    kinds = ("constant", "linear", "cosine")
+    specs = {kind: OptimSpec(lr=0.5, schedule=kind, warmup_steps=2) for kind in kinds}
+    rates = {kind: [learning_rate(spec, step, 10) for step in range(10)] for kind, spec in specs.items()}
     for found in rates.values():
         assert found[:2] == [0.25, 0.5]
     assert set(rates["constant"][1:]) == {0.5}
@@ -143,6 +138,7 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
         ("schedule", "step"),
         ("freeze", ("head",)),
         ("clip", 0.0),
+        ("weight_decay", math.inf),
         ("betas", (2.0, 0.9)),
     ],
 )
@@ -264,6 +260,17 @@ def test_a_checkpoint_of_another_training_is_refused(tiny_model, pairs, tmp_path
         with pytest.raises(error, match=message):
             train(changed, report=quiet, out_dir=tmp_path / "second", checkpoints=kept)
     assert not (tmp_path / "second").exists()
+
+
+def test_a_reference_computed_again_by_other_threads_is_that_of_the_same_training(
+    tiny_model, pairs, tmp_path
+):
+    kept, spec = Checkpoints(folder=tmp_path / "kept", every_steps=2), OptimSpec(epochs=1, effective_batch=2)
+    for shift in (0.0, 1e-6):
+        said, sums = list[dict](), {pair.index: (-9.0 + shift, -9.0) for pair in pairs}
+        one = inputs(tiny_model, pairs, spec, reward=RewardSpec(kind="im_rm", beta=0.1), reference=sums)
+        train(one, report=said.append, out_dir=tmp_path / str(shift), checkpoints=kept)
+    assert said[0] == {"notice": "resumed at step 2 of 3"}
 
 
 def test_the_peak_of_a_gpu_is_what_was_reserved_beside_what_was_filled(monkeypatch):

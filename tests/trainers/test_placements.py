@@ -67,10 +67,7 @@ def name_of(run: Run) -> str:
 
 def job(run: Run, model: Path, folder: Path) -> Job:
     reward = REWARDS[str(run["reward"])]
-    placement = {
-        key: run[key]
-        for key in ("zero_stage", "world_size", "forward_tokens", "checkpointing", "offload_optimizer")
-    }
+    placement = {key: run[key] for key in FACTORS if key not in ("precision", "reward")}
     return Job(
         name=name_of(run),
         model=str(model),

@@ -119,10 +119,8 @@ def test_theorem_2_an_im_rm_learns_nothing_of_tokens_that_it_has_not_seen(world)
     difference, loss = theorems.descend_implicit(*world, beta=0.5, steps=200, step_size=5.0, seed=0)
     assert loss < 0.1
     assert (difference == 0).all()
-    assert theorems.ranked_right(difference) == 0.5
     difference, _ = theorems.descend_implicit(world[0], world[0], beta=0.5, steps=100, step_size=5.0, seed=0)
-    assert (difference != 0).all()
-    assert theorems.ranked_right(difference) == 1.0
+    assert (difference > 0).all()
 
 
 def test_theorem_2_an_ex_rm_head_turns_towards_the_max_margin_separator(world):
@@ -163,6 +161,7 @@ def test_statistics_are_the_footnotes():
 
 def test_inner_products_are_of_every_two_and_cosines_of_each():
     seen = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    unseen = torch.tensor([[3.0, 4.0]])
-    assert representations.inner_products(seen, unseen).tolist() == [3.0, 8.0]
-    assert representations.cosines(torch.tensor([2.0, 0.0]), unseen).tolist() == pytest.approx([0.6])
+    # The second pair has the same response twice.
+    unseen = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert representations.inner_products(seen, unseen).tolist() == [3.0, 0.0, 8.0, 0.0]
+    assert representations.cosines(torch.tensor([2.0, 0.0]), unseen).tolist() == pytest.approx([0.6, 0.0])

@@ -1,4 +1,7 @@
-"""`python -m trainers.evaluate`: score any reward model, or a policy with its reference, on any preference pairs."""
+"""Score any reward model, or a policy with its reference, on any preference pairs.
+
+python -m trainers.evaluate --model POLICY --reference BASE --reward im_rm --data DIR --split test --out scores.parquet
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from trainers.command import OnPairs, command, dump, model_folder
+from trainers.command import OnPairs, command, dump, make_folder, model_folder
 from trainers.data.records import Pair, as_row
 from trainers.errors import ModelError, SpecError
 from trainers.evaluate.metrics import Rewards, controlled, ensemble
@@ -56,7 +59,7 @@ def run_evaluate(arguments: Evaluate) -> None:
     use_device(arguments.device or device())
     if arguments.out.is_dir() or arguments.out.suffix in ("", ".json", ".jsonl"):
         raise SpecError(f"--out {arguments.out}: name a file that ends in .parquet.")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(arguments.out.parent)
     name, rows = arguments.read_pairs()
     if arguments.max_pairs is not None and rows[0].candidates:
         raise SpecError(f"--max-pairs: of a part of {name} there is no score; a suite is evaluated whole.")

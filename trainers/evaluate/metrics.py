@@ -139,11 +139,6 @@ def length_strata(longer_P: NDArray[Any]) -> NDArray[np.int64] | None:
     return None
 
 
-def longer_wins(longer_P: NDArray[np.int64]) -> float:
-    """Return the accuracy of the rule that the longer response wins; a tie counts one half."""
-    return float(np.mean((longer_P > 0) + 0.5 * (longer_P == 0)))
-
-
 def controlled(
     chosen_P: Rewards,
     rejected_P: Rewards,
@@ -156,7 +151,8 @@ def controlled(
     """
     found: dict[str, float | None] = {
         "accuracy_length_controlled": accuracy_length_controlled(chosen_P, rejected_P, longer_P),
-        "longer_wins": longer_wins(longer_P),
+        # The accuracy of the rule that the longer response wins.
+        "longer_wins": accuracy(longer_P.astype(float), np.zeros(len(longer_P))),
     }
     if leaked_P is not None:
         unseen = ~leaked_P

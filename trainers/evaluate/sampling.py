@@ -56,7 +56,8 @@ def draw_answers(
         try:
             drawn = json.loads(file.read_text())
         except (FileNotFoundError, ValueError):
-            drawn = loaded()([pair.prompt for pair in some], _seed(sampling.sampling_seed, start))
+            digest = hashlib.sha256(f"{sampling.sampling_seed} {start}".encode()).digest()
+            drawn = loaded()([pair.prompt for pair in some], int.from_bytes(digest[:4]))
             replace(file, json.dumps(drawn))
         for pair, tokens in zip(some, drawn, strict=True):
             texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in tokens]
@@ -64,10 +65,6 @@ def draw_answers(
             found.append(Answers(distinct[pair.index].prompt, texts, ended))
         report({"done": len(found), "total": len(asked)})
     return found
-
-
-def _seed(seed: int, start: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {start}".encode()).digest()[:4])
 
 
 def _ends(policy: "Weights") -> Sequence[int]:

@@ -1,8 +1,4 @@
-"""Scoring: a reward model on preference pairs, and the reference model's log-probabilities of them.
-
-python -m trainers.evaluate --model MODEL --reward ex_rm --data test.jsonl --out scores.parquet
-python -m trainers.evaluate --model POLICY --reference BASE --reward im_rm --data DIR --split test --out scores.parquet
-"""
+"""Scoring: a reward model on preference pairs, and the reference model's log-probabilities of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +9,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from trainers.errors import DataError
+from trainers.errors import DataError, ModelError
 from trainers.evaluate.metrics import Rewards
 from trainers.models.attention import shared_tokens
 from trainers.models.layouts import layout_of
@@ -44,7 +40,10 @@ def scoring_batches(
 def score_pairs(
     reward: RewardModule, pairs: Sequence[TokenPair], *, reference: References | None, report: Report
 ) -> tuple[Rewards, Rewards]:
-    """Return the rewards of (chosen, rejected) responses in the order of `pairs`, float64."""
+    """Return the rewards of (chosen, rejected) responses in the order of `pairs`, float64.
+
+    Raises ModelError where one is not finite: it would count as ranked wrong.
+    """
     scores: dict[int, tuple[float, float]] = {}
     reward.eval()
     for batch in scoring_batches(reward.model, pairs, reference):
@@ -56,6 +55,11 @@ def score_pairs(
         scores.update(zip(batch.indices, both, strict=True))
         report({"done": len(scores), "total": len(pairs)})
     in_order = np.array([scores[pair.index] for pair in pairs], dtype=np.float64)
+    if wrong := [pair.index for pair, two in zip(pairs, in_order, strict=True) if not np.isfinite(two).all()]:
+        raise ModelError(
+            f"rewards of {len(wrong)} of {len(pairs)} pairs are no finite numbers (row {wrong[0]} is the first); look for NaN in "
+            "the model's weights, or give --precision fp32."
+        )
     return in_order[:, 0], in_order[:, 1]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from trainers.data.texts import bag, nearest_overlap
 from trainers.errors import ModelError, SpecError
@@ -93,16 +94,12 @@ def inner_products(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
 
 def cosines(direction_D: Tensor, unseen_QD: Tensor) -> Tensor:
     """cos(w, D_unseen), [Q]."""
-    unseen_QD = unseen_QD.double()
-    return unseen_QD @ direction_D.double() / (unseen_QD.norm(dim=1) * direction_D.double().norm())
+    return torch.cosine_similarity(unseen_QD.double(), direction_D.double()[None], dim=1)
 
 
 def nearest_cosines(seen_PD: Tensor, unseen_QD: Tensor) -> Tensor:
     """The largest cosine of each D_unseen with a D_seen, [Q]."""
-    seen_PD, unseen_QD = (
-        found / found.norm(dim=1, keepdim=True).clamp_min(1e-300) for found in (seen_PD, unseen_QD)
-    )
-    return (unseen_QD @ seen_PD.T).amax(dim=1)
+    return (normalize(unseen_QD) @ normalize(seen_PD).T).amax(dim=1)
 
 
 def nearness(

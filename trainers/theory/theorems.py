@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trainers.evaluate.metrics import accuracy
 from trainers.theory.representations import separator
 
 _VOCABULARY = 8
@@ -151,17 +153,16 @@ def descend_implicit(
     return beta * change_P, float(loss.detach())
 
 
-def ranked_right(difference_P: Tensor) -> float:
-    """Accuracy of reward differences; a tie counts one half."""
-    return float(((difference_P > 0).double() + 0.5 * (difference_P == 0).double()).mean())
-
-
 def theorem_2(pairs: int, width: int, seed: int) -> dict[str, float]:
     """Train both reward models in one random world, and return the results."""
     seen, unseen = single_token_world(pairs=pairs, width=width, seed=seed)
     difference_P, loss = descend_implicit(seen, unseen, seed=seed)
     head_D, log_loss = descend_explicit(seen.difference_PD)
     separator_D = separator(seen.difference_PD)
+
+    def ranked_right(difference_P: Tensor) -> float:
+        return accuracy(difference_P.numpy(), np.zeros(len(difference_P)))
+
     return {
         "seed": seed,
         "im_rm_training_loss": loss,

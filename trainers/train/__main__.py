@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 import torch.distributed as dist
 from pyarrow import parquet
 
-from trainers.command import OnPairs, command, dump, model_folder, plain_name
+from trainers.command import OnPairs, command, dump, make_folder, model_folder
 from trainers.errors import SpecError
 from trainers.evaluate.scoring import compute_reference
 from trainers.models.adapters import linear_names
@@ -25,7 +26,7 @@ from trainers.pairs.templates import given_template
 from trainers.pairs.tokens import TokenPair
 from trainers.rewards.losses import require_columns
 from trainers.specs import LoraSpec, Loss, LossSpec, OptimSpec, Placement
-from trainers.train.checkpoints import Checkpoints
+from trainers.train.checkpoints import Checkpoints, together
 from trainers.train.engine import import_deepspeed, process_group
 from trainers.train.inputs import TrainInputs
 from trainers.train.loop import train
@@ -94,9 +95,10 @@ def run(arguments: Train) -> None:
     if final.exists():
         raise SpecError(f"{final} is there already; give another --out.")
     settle_products(arguments.precision)
-    reward = arguments.reward_spec()
-    if arguments.forward_tokens < 1:
-        raise SpecError(f"--forward-tokens {arguments.forward_tokens}: give at least 1.")
+    reward, optim = arguments.reward_spec(), arguments.optim
+    for name, by in OptimSpec.READ_BY.items():
+        if getattr(optim, name) != getattr(OptimSpec(), name) and optim.optimizer not in by:
+            raise SpecError(f"--{name}: {optim.optimizer} has none; give --optimizer {' or '.join(by)}, too.")
     placed = ("zero_stage", "forward_tokens", "checkpointing", "offload_optimizer", "compile")
     placement = Placement(world_size=world_size, **{name: getattr(arguments, name) for name in placed})
     more = ("margin", "label_smoothing", "centring", "consistency")
@@ -117,10 +119,13 @@ def run(arguments: Train) -> None:
     )
     if arguments.push is not None and first:
         open_repository(arguments.push, public=arguments.public)
+    make_folder(arguments.out)
     checkpoints = Checkpoints(folder=arguments.out / "checkpoints", every_steps=arguments.checkpoint_steps)
     request = StopRequest(arguments.grace_s)
-    import_deepspeed()
-    with model_folder(arguments.model) as location, process_group():
+    # DeepSpeed prints to stdout, which is for the result.
+    with redirect_stdout(sys.stderr):
+        import_deepspeed()
+    with model_folder(arguments.model) as location, redirect_stdout(sys.stderr), process_group():
         converted = location not in (arguments.model, str(Path(arguments.model).expanduser()))
         if converted and lora and not arguments.merge:
             raise SpecError(
@@ -130,11 +135,11 @@ def run(arguments: Train) -> None:
             lora.require_layers(f"--model {arguments.model}", linear_names(without_weights(location)))
         pairs = arguments.tokenize(rows, location, arguments.model)
         inputs = TrainInputs(
-            name=plain_name(Path(arguments.model).absolute().name, "model"),
+            name=Path(arguments.model).absolute().name,
             location=location,
             precision=arguments.precision,
             reward=reward,
-            optim=arguments.optim,
+            optim=optim,
             placement=placement,
             seed=arguments.seed,
             pairs=pairs,
@@ -176,9 +181,7 @@ def _reference(arguments: Train, location: str, pairs: Sequence[TokenPair]) -> R
     """Return the base model's log-prob sums; each rank computes a share."""
     model = arguments.load(location, "unembedding", device())
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    mine = compute_reference(model, pairs[rank::world_size], report=lambda row: None)
-    shares: list[Any] = [None] * world_size
-    dist.all_gather_object(shares, mine)
+    shares = together(lambda: compute_reference(model, pairs[rank::world_size], report=lambda row: None))
     return {index: sums for share in shares for index, sums in share.items()}
 
 

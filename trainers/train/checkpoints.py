@@ -47,6 +47,7 @@ from trainers.storage import (
     disk_named,
     fetch,
     files_below,
+    is_written,
     matching,
     remove_tree,
     replace,
@@ -204,13 +205,9 @@ def _read(marker: Location) -> Checkpoint | None:
 
 
 def _fault(folder: Path, checkpoint: Checkpoint) -> str | None:
-    for name, digest in checkpoint.files.items():
-        file = folder / checkpoint.tag / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if digest_file(file) != digest:
-            return f"{name} is not what was written"
-    return None
+    place = folder / checkpoint.tag
+    wrong = (name for name, digest in checkpoint.files.items() if not is_written(place / name, digest))
+    return next((f"{name} is missing or not what was written" for name in wrong), None)
 
 
 def save(
@@ -220,7 +217,7 @@ def save(
     *,
     total: int,
     training: dict[str, str],
-    later: "Later",
+    later: Later,
 ) -> float:
     """Write a checkpoint, drop the third last, and return the seconds taken. A collective. Raises StorageError.
 

@@ -232,7 +232,7 @@ def _checkpoint_activations(module: nn.Module, *, zero_stage: int) -> None:
             "under ZeRO 3; train it without checkpointing, or with ZeRO 2."
         )
     # ZeRO-3 partitions weights between forward and backward, which the newer kind of checkpoint refuses.
-    model.gradient_checkpointing_enable({"use_reentrant": zero_stage == 3})
+    model.activation_checkpointing_enable({"use_reentrant": zero_stage == 3})
     if zero_stage == 3 and not any(item.requires_grad for item in model.get_input_embeddings().parameters()):
         # The older kind computes no gradient for a layer whose input needs none.
         model.enable_input_require_grads()

@@ -60,8 +60,7 @@ class TrainInputs:
     @property
     def unusual(self) -> list[LossSpec | LoraSpec]:
         """The loss and the adapter where they are not the usual ones."""
-        loss = [] if self.loss == BRADLEY_TERRY else [self.loss]
-        return [*loss, *([self.lora] if self.lora else [])]
+        return [option for option in (self.loss, self.lora) if option and option != BRADLEY_TERRY]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

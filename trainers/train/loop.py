@@ -1,7 +1,5 @@
 """The training loop: one reward model, one set of pairs, one seed. The same code for one process or a gang.
 
-    torchrun --nproc-per-node 2 -m trainers.train --model MODEL --data DATA --reward ex_rm --out OUT
-
 Every pair of an effective batch weighs the same, short last batches included, and no pair is dropped: the loss of
 a forward is Σ over its pairs × world size / pairs in the effective batch, since DeepSpeed averages gradients over ranks.
 """
@@ -208,7 +206,6 @@ def _identity(model: Any, inputs: TrainInputs) -> dict[str, str]:
         "precision": inputs.precision,
         "base model": _digest(values),
         "pairs": _digest(inputs.pairs),
-        "reference": _digest(sorted((inputs.reference or {}).items())),
     }
 
 
