@@ -129,12 +129,12 @@ def _counted(tokens: "Iterable[TokenPair]", total: int, report: TakeRow) -> "Ite
 
 def _run_reference(stage: ReferenceStage, store: Store, report: TakeRow) -> None:
     from trainers.evaluate.scoring import compute_reference, write_reference
-    from trainers.pairs.tokens import read_tokens
+    from trainers.pairs.tokens import TokenFile
 
     base = stage.base
     with store.write(stage.kind, stage.key, model=base.key, data=stage.prepared.key) as attempt:
         model = base.weights(base.found_at(store)).model()
-        pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
+        pairs = TokenFile(store.read("prepare", stage.prepared.key) / "pairs.arrow")
         sums = compute_reference(model, pairs, report=report)
         write_reference(sums, attempt.directory / "reference.parquet")
 
@@ -272,9 +272,9 @@ def _tokens(
 ) -> "tuple[Sequence[TokenPair], References | None]":
     """Return the stage's pairs, and for im_rm their reference log-probs."""
     from trainers.evaluate.scoring import read_reference
-    from trainers.pairs.tokens import read_tokens
+    from trainers.pairs.tokens import TokenFile
 
-    pairs = read_tokens(store.read("prepare", stage.prepared.key) / "pairs.arrow")
+    pairs = TokenFile(store.read("prepare", stage.prepared.key) / "pairs.arrow")
     if stage.reference is None:
         return pairs, None
     return pairs, read_reference(store.read("reference", stage.reference.key) / "reference.parquet", pairs)

@@ -106,7 +106,7 @@ def compute_analyses(stages: Sequence[AnalyseStage], store: Store) -> None:
 
 
 def _compute_missing(stage: AnalyseStage, backend: InlineBackend) -> None:
-    from trainers.pairs.tokens import read_tokens
+    from trainers.pairs.tokens import TokenFile
 
     store = backend.execution.store
     backend.shared(stage.needs)
@@ -125,7 +125,7 @@ def _compute_missing(stage: AnalyseStage, backend: InlineBackend) -> None:
                 location="" if stage.base is None else stage.base.found_at(store),
                 base=stage.base,
                 pairs={
-                    name: list(read_tokens(store.read(needed.kind, needed.key) / "pairs.arrow"))
+                    name: list(TokenFile(store.read(needed.kind, needed.key) / "pairs.arrow"))
                     for name, needed in stage.prepared
                 },
                 store=store,

@@ -14,7 +14,7 @@ from trainers.errors import DataError
 from trainers.evaluate.metrics import accuracy
 from trainers.evaluate.scoring import score_pairs
 from trainers.models.reward_parts import RewardModule
-from trainers.pairs.tokens import TokenPair, held_out, read_tokens
+from trainers.pairs.tokens import TokenFile, TokenPair, held_out
 from trainers.rewards import RewardSpec
 from trainers.specs import ValidationSpec
 
@@ -69,7 +69,7 @@ def test_the_report_says_which_rate_is_the_best_on_held_out_pairs(storage):
 def test_the_accuracy_is_that_of_the_weights_on_the_held_out_pairs(storage):
     item = trainings(storage)[max(RATES)]
     store = Store(storage)
-    tokens = read_tokens(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
+    tokens = TokenFile(store.read("prepare", item["inputs"]["data"]) / "pairs.arrow")
     _, validated = held_out(tokens, ValidationSpec())
     model = load(store.read("weights", item["key"]) / "model", "head")
     with torch.inference_mode():

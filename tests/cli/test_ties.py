@@ -7,7 +7,7 @@ from sweeps.full_grid import full_grid
 from tests.sweep_runs import SMALL, run_sweep
 from trainers.data.worlds import tiny_pairs
 from trainers.evaluate.scores import read_pair_scores
-from trainers.pairs.tokens import read_tokens
+from trainers.pairs.tokens import TokenFile
 
 
 def test_ties_of_a_set_that_is_evaluated_on_its_training_rows_are_not_scored(tiny_model, tmp_path):
@@ -26,6 +26,6 @@ def test_ties_of_a_set_that_is_evaluated_on_its_training_rows_are_not_scored(tin
     more = ("--ties", "--rewards", "ex_rm", "--category", "mine/seen=training-pairs")
     assert run_sweep("ties", full_grid, catalog.PROFILES, storage, *words, *more, *SMALL) == 0
     (tokens,) = (storage / "artifacts" / "prepare").glob("*/*/pairs.arrow")
-    assert [pair.tie for pair in read_tokens(tokens)].count(True) == 4
+    assert [pair.tie for pair in TokenFile(tokens)].count(True) == 4
     (scores,) = (storage / "artifacts" / "evaluate").glob("*/*/scores.parquet")
     assert len(read_pair_scores(scores).index) == 4

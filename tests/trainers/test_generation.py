@@ -1,13 +1,17 @@
 """Answers are those of a plain loop without cache, batch or padding, and drawn as often as they are likely."""
 
+import json
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 
 from tests.conftest import save_tiny_llama
+from tests.trainers.test_kinds import saved
 from trainers.models.generation import Weights, generate
 from trainers.models.tiny import build_tokenizer
+from trainers.models.tiny_copy import ORDINARY_TOKENS, Wide
 from trainers.specs import UNTRUSTED
 
 PROMPTS = [[2, 5, 9, 7], [2, 11], [2, 8, 8, 20, 6, 30, 12], [2, 13, 4]]
@@ -15,13 +19,38 @@ END, LENGTH = 3, 6
 ASKED = {"end": END, "samples": 2, "temperature": 1.0, "max_new_tokens": LENGTH, "seed": 5}
 
 
+# Padding, or a cache, changes what they give.
+ALONE = ("llama4_text", "deepseek_v32")
+
+
+def loaded(folder):
+    weights = Weights(location=str(folder), revision=None, precision="fp32", trust=UNTRUSTED)
+    return weights.generator().double()
+
+
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return (
-        Weights(location=str(tiny_model), revision=None, precision="fp32", trust=UNTRUSTED)
-        .generator()
-        .double()
-    )
+    return loaded(tiny_model)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_folders_settings_of_generation_change_no_answer(model, tiny_model, tmp_path, temperature):
+    asked = {**ASKED, "temperature": temperature, "samples": 2 if temperature else 1}
+    expected = generate(model, PROMPTS, **asked)
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    said = {"repetition_penalty": 3.0, "suppress_tokens": expected[0][0][:2], "top_k": 1, "eos_token_id": 5}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    assert generate(loaded(folder), PROMPTS, **asked) == expected
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["rwkv", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ALONE)])
+def test_a_model_that_reads_padding_gets_none(kind, tmp_path):
+    model, first = loaded(saved(kind, tmp_path / "model")), ORDINARY_TOKENS[0]
+    prompts = [[first + token for token in prompt] for prompt in PROMPTS]
+    with Wide():
+        found = generate(model, prompts, **{**ASKED, "end": -1, "samples": 1, "temperature": 0.0})
+        assert found == [[likeliest(model, prompt)] for prompt in prompts]
 
 
 def likeliest(model, prompt, length=LENGTH):
@@ -47,9 +76,7 @@ def test_ropes_that_depend_on_length_answer_the_same_in_any_batch(tmp_path):
     # Shorter than the longest prompt, as long as the others with a part of their answers.
     options = {"max_position_embeddings": 6, "rope_parameters": rope}
     save_tiny_llama(tmp_path, build_tokenizer(), seed=0, tied=True, **options)
-    model = (
-        Weights(location=str(tmp_path), revision=None, precision="fp32", trust=UNTRUSTED).generator().double()
-    )
+    model = loaded(tmp_path)
     asked = {**ASKED, "samples": 1, "temperature": 0.0, "max_new_tokens": 12}
     found = generate(model, PROMPTS, **asked)
     assert generate(model, PROMPTS, batch=1, **asked) == found

@@ -262,3 +262,21 @@ def test_an_adapter_that_would_have_to_hold_rows_for_markers_is_refused(tiny_mod
     assert len(load_tokenizer(str(folder))) > len(load_tokenizer(str(tiny_model)))
     with pytest.raises(ModelError, match=r"no rows for the markers .* train it without --lora-rank"):
         load(folder, "ex_rm", head_seed=0, lora=LORA)
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_an_adapter_that_peft_trained_and_saved_is_read(tiny_model, tmp_path, kind):
+    head = kind == "ex_rm"
+    plain = naive.plain(load(tiny_model, kind, **({"head_seed": 0} if head else {})))
+    task = "SEQ_CLS" if head else "CAUSAL_LM"
+    config = LoraConfig(r=2, task_type=task, target_modules=["q_proj"], use_rslora=True, lora_dropout=0.5)
+    adapted = get_peft_model(plain, config).eval()
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight += 0.3 * torch.randn(weight.shape)
+    adapted.save_pretrained(tmp_path)
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
+    found = naive.plain(load(tmp_path, kind, base=(str(tiny_model), None)))
+    ids = torch.tensor([[2, 5, 9, 7]])
+    assert torch.equal(found(input_ids=ids).logits, adapted(input_ids=ids).logits)

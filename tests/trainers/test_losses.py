@@ -24,7 +24,7 @@ from trainers.errors import DataError, SpecError
 from trainers.models.reward_parts import RewardModule
 from trainers.pairs.packing import collate, epoch_order, steps_of_epoch
 from trainers.pairs.templates import load_tokenizer
-from trainers.pairs.tokens import held_out, read_tokens, tokenize_pairs, write_tokens
+from trainers.pairs.tokens import TokenFile, held_out, tokenize_pairs, write_tokens
 from trainers.rewards import RewardSpec
 from trainers.rewards.losses import pair_loss
 from trainers.specs import DrawSpec, LossSpec, OptimSpec, ValidationSpec
@@ -164,7 +164,7 @@ def test_rewritings_and_ties_are_read_written_and_prepared(tmp_path):
     one, two, *_ = made = list(tokenize_pairs(kept, load_tokenizer(str(tmp_path)), DrawSpec())[0])
     assert one.rewriting == replace(two, index=-1, prompt=one.prompt)
     write_tokens([*made, replace(one, index=7)], tmp_path / "tokens")
-    assert [*read_tokens(tmp_path / "tokens")] == [*made, replace(one, index=7)]
+    assert [*TokenFile(tmp_path / "tokens")] == [*made, replace(one, index=7)]
     assert made[-1].tie
     trained, validated = held_out([*made, *made], ValidationSpec(share=0.5))
     assert [pair.tie for pair in validated] == [False] * 4
@@ -182,7 +182,7 @@ def test_a_margin_is_read_written_and_prepared(tmp_path):
     tokens = [replace(pair, margin=margin) for pair, margin in zip(random_pairs(), MARGINS, strict=True)]
     without = [*tokens, replace(tokens[0], margin=None)]
     write_tokens(without, tmp_path / "tokens")
-    assert [*read_tokens(tmp_path / "tokens")] == without
+    assert [*TokenFile(tmp_path / "tokens")] == without
     assert collate(tokens).margin_P.tolist() == [*MARGINS]
     assert collate(without).margin_P is None
 

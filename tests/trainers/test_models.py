@@ -46,15 +46,22 @@ def test_a_hub_id_is_loaded_at_its_revision_from_the_cache(tiny_model, tmp_path)
     ]
 
 
-@pytest.mark.parametrize("damage", ["other shapes", "truncated", "heads that do not fit"])
+DAMAGE = {
+    "truncated": {},
+    "other shapes": {"intermediate_size": 48},
+    "heads that do not fit": {"num_attention_heads": 7},
+    "an activation that nobody knows": {"hidden_act": "none"},
+    "a package that is not there": {"quantization_config": {"quant_method": "aqlm"}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_what_transformers_cannot_load_is_refused(tiny_model, tmp_path, damage):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     config, weights = json.loads((folder / "config.json").read_text()), folder / "model.safetensors"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:1000])
-    else:
-        changed = {"intermediate_size": 48} if damage == "other shapes" else {"num_attention_heads": 7}
-        (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    (folder / "config.json").write_text(json.dumps({**config, **DAMAGE[damage]}))
     with pytest.raises(ModelError, match=r"no (model|tokenizer) could be loaded from"):
         load(folder, "unembedding")
     if damage == "heads that do not fit":
@@ -117,10 +124,28 @@ def test_a_model_that_lacks_weights_names_them(tiny_model, tmp_path, output):
         load(tmp_path / "model", output)
 
 
-def test_a_folder_without_tokenizer_is_refused(tmp_path):
+def test_weights_that_a_training_would_leave_as_they_are_are_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}})
+    )
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        weights[name] = weights[name][::4].to(torch.uint8).contiguous()
+        weights[f"{name}_scale"] = torch.ones(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="holds quantised weights"):
+        load(folder, "unembedding")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
-        load_tokenizer(str(tmp_path))
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": 5}')
+    for wrong, said in ((tmp_path, ""), (folder, ": Special token eos_token has to be")):
+        with pytest.raises(ModelError, match=f"no tokenizer could be loaded from {wrong}{said}"):
+            load_tokenizer(str(wrong))
 
 
 def test_fp32_stays_fp32_where_an_image_asks_for_tf32(monkeypatch, tiny_model):

@@ -9,7 +9,7 @@ from trainers.data import worlds
 from trainers.errors import DataError
 from trainers.models.tiny import build_tokenizer
 from trainers.pairs.packing import collate
-from trainers.pairs.tokens import TokenFile, draw_order, read_tokens, tokenize_pairs, write_tokens
+from trainers.pairs.tokens import TokenFile, draw_order, tokenize_pairs, write_tokens
 from trainers.specs import DrawSpec
 
 
@@ -61,7 +61,7 @@ def test_tokens_survive_their_file(tokenizer, tmp_path):
     tokens, _ = tokenize_pairs(worlds.tiny_pairs("test"), tokenizer, DrawSpec())
     tokens[1] = dataclasses.replace(tokens[1], unscored=[1, 0])
     write_tokens(tokens, tmp_path / "pairs.arrow")
-    found = read_tokens(tmp_path / "pairs.arrow")
+    found = TokenFile(tmp_path / "pairs.arrow")
     assert list(found) == tokens
     assert isinstance(found, TokenFile)
     assert list(pickle.loads(pickle.dumps(found))) == tokens

@@ -217,6 +217,7 @@ def test_planning_imports_no_torch():
     [
         ({"kind": "length"}, "'length' is not one of ex_grm, ex_rm, im_rm"),
         ({"kind": "im_rm", "beta": math.nan}, "positive beta"),
+        ({"kind": "ex_rm", "pooling": "max"}, "'max' is not one of last, mean"),
         ({"kind": "im_rm", "beta": 0.1, "pooling": "mean"}, "im_rm has no pooling"),
         ({"kind": "ex_rm", "reference": False}, "ex_rm has no reference"),
         ({"kind": "ex_grm", "beta": 0.1}, "ex_grm has no beta"),

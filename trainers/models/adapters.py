@@ -129,6 +129,8 @@ def _config(folder: Path) -> Any:
         raise ModelError(f"{folder / CONFIG} cannot be read ({error}).") from error
     if not isinstance(config, LoraConfig):
         raise ModelError(f"{folder / CONFIG} is of a {type(config).__name__}; only LoRA is read.")
+    # peft writes true, which would freeze what is read.
+    config.inference_mode = False
     return config
 
 

@@ -156,7 +156,6 @@ def on_meta_device(location: str, revision: str | None = None) -> Architecture:
 def without_weights(location: str, revision: str | None = None) -> Any:
     """Return the model on the meta device, from its config alone. Raises ModelError."""
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from trainers.models.loading import text_of
@@ -166,7 +165,7 @@ def without_weights(location: str, revision: str | None = None) -> Any:
         config, _ = text_of(AutoConfig.from_pretrained(location, revision=revision))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except Exception as error:
         raise ModelError(f"no model could be built from {location}: {first_line(error)}") from error
 
 

@@ -139,7 +139,8 @@ def pair_attention(
     fused = fits_flex(query.device.type, min(query.shape[-1], value.shape[-1]), query.dtype)
     attend = _flex_attention if fused else _pairwise_attention
     if softcap is None and s_aux is None and fits_flash(query, value):
-        window = _window(pair_layout, attention_mask, query.device)
+        name = ("window", attention_mask)
+        window = pair_layout.once(name, lambda: _window(pair_layout, attention_mask, query.device))
         if window is not None:
             return _flash_attention(query, key, value, pair_layout, scale, window), None
     return attend(query, key, value, pair_layout, scale, attention_mask, softcap, s_aux), None
@@ -163,17 +164,12 @@ def _window(layout: PairLayout, rule: MaskRule, device: torch.device) -> int | N
     """Return how many tokens a query sees, itself included: 0 for all before it, None where the rule is no window."""
     if rule.causal:
         return 0
-    name = ("window", rule)
-    if name not in layout.masks:
-        longest = max(span.prompt + max(span.chosen, span.rejected) for span in layout.spans)
-        at, zero = torch.arange(longest, device=device), torch.zeros((), dtype=torch.long, device=device)
-        seen = rule.may_see(zero, zero, at[:, None], at).expand(longest, longest)
-        size = int(seen[-1].sum())
-        window = (at <= at[:, None]) & (at > at[:, None] - size)
-        layout.masks[name] = size if torch.equal(seen, window) else None
-    found = layout.masks[name]
-    assert found is None or isinstance(found, int)
-    return found
+    longest = max(span.prompt + max(span.chosen, span.rejected) for span in layout.spans)
+    at, zero = torch.arange(longest, device=device), torch.zeros((), dtype=torch.long, device=device)
+    seen = rule.may_see(zero, zero, at[:, None], at).expand(longest, longest)
+    size = int(seen[-1].sum())
+    window = (at <= at[:, None]) & (at > at[:, None] - size)
+    return size if torch.equal(seen, window) else None
 
 
 class _Rows(NamedTuple):
@@ -218,9 +214,7 @@ def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: PairLayout, scale: float, window: int
 ) -> Tensor:
     """Compute the whole batch in one call of FlashAttention, in which a row's last query sees its last key."""
-    if "rows" not in layout.masks:
-        layout.masks["rows"] = _rows(layout, query.device)
-    rows: Any = layout.masks["rows"]
+    rows = layout.once("rows", lambda: _rows(layout, query.device))
     # It counts the tokens before a query; -1 are all of them.
     options = {"scale": scale, "window_size_left": window - 1, "window_size_right": 0}
     states = (states_1HND[0].transpose(0, 1) for states_1HND in (query, key, value))
@@ -284,11 +278,17 @@ def _pairwise_attention(
     halves = [length for span in layout.spans for length in (span.prompt + span.chosen, span.rejected)]
     queries, keys, values = (states.split(halves, 2) for states in (query, key, value))
     outputs = []
+
+    def suffix_mask(before: int, asked: int) -> Tensor | None:
+        name = (before, asked, rule, query.dtype)
+        found: Tensor | None = layout.once(name, lambda: _suffix_mask(before, asked, rule, query))
+        return found
+
     for number, span in enumerate(layout.spans):
         chosen, rejected = 2 * number, 2 * number + 1
-        mask = _suffix_mask(layout, 0, span.prompt + span.chosen, rule, query)
+        mask = suffix_mask(0, span.prompt + span.chosen)
         outputs.append(attend(queries[chosen], keys[chosen], values[chosen], mask))
-        mask = _suffix_mask(layout, span.prompt, span.rejected, rule, query)
+        mask = suffix_mask(span.prompt, span.rejected)
         seen_keys, seen_values = (
             torch.cat([states[chosen][:, :, : span.prompt], states[rejected]], 2) for states in (keys, values)
         )
@@ -297,28 +297,19 @@ def _pairwise_attention(
     return torch.cat([output.transpose(1, 2) for output in outputs], 1)
 
 
-def _suffix_mask(
-    layout: PairLayout, before: int, queries: int, rule: MaskRule, like: Tensor
-) -> Tensor | None:
+def _suffix_mask(before: int, queries: int, rule: MaskRule, like: Tensor) -> Tensor | None:
     """Return the additive [Q, S] mask of the last Q of S = before + Q tokens; None for plain causal attention."""
     if rule.causal and before == 0:
         return None
-    name = (before, queries, rule, like.dtype)
-    if name not in layout.masks:
-        keys = before + queries
-        query_Q1 = torch.arange(before, keys, device=like.device)[:, None]
-        key_S = torch.arange(keys, device=like.device)
-        zero = torch.zeros((), dtype=torch.long, device=like.device)
-        seen = rule.may_see(zero, zero, query_Q1, key_S).expand(queries, keys)
-        # A window wider than the row hides nothing, and plain causal attention is faster.
-        if before == 0 and torch.equal(seen, key_S <= query_Q1):
-            layout.masks[name] = None
-        else:
-            mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
-            layout.masks[name] = mask.masked_fill_(~seen, -math.inf)
-    found = layout.masks[name]
-    assert found is None or isinstance(found, Tensor)
-    return found
+    keys = before + queries
+    query_Q1 = torch.arange(before, keys, device=like.device)[:, None]
+    key_S = torch.arange(keys, device=like.device)
+    zero = torch.zeros((), dtype=torch.long, device=like.device)
+    seen = rule.may_see(zero, zero, query_Q1, key_S).expand(queries, keys)
+    # A window wider than the row hides nothing, and plain causal attention is faster.
+    if before == 0 and torch.equal(seen, key_S <= query_Q1):
+        return None
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -math.inf)
 
 
 def _attend(
@@ -387,9 +378,9 @@ def _flex_attention(
     """Compute the whole row in one FlexAttention call; the layers of a forward share its block mask."""
     from torch.nn.attention.flex_attention import AuxRequest
 
-    name = ("flex", rule)
-    if name not in layout.masks:
-        layout.masks[name] = block_mask(layout, visible(layout, rule, query.device), query.device)
+    mask = layout.once(
+        ("flex", rule), lambda: block_mask(layout, visible(layout, rule, query.device), query.device)
+    )
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, at: Tensor, of: Tensor) -> Tensor:
         assert softcap is not None
@@ -400,7 +391,7 @@ def _flex_attention(
         key,
         value,
         score_mod=None if softcap is None else capped,
-        block_mask=layout.masks[name],
+        block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=sinks is not None),

@@ -51,11 +51,16 @@ class Weights:
 
     def generator(self) -> Any:
         """Load the model with transformers' own attention, as `generate` needs it. Raises ModelError."""
+        from transformers import GenerationConfig
+
         model = self.model()
-        if layout_of(model) == "packed":
+        # What carries a state along a row reads the padding, too.
+        model.takes_padding = layout_of(model) == "packed"
+        if model.takes_padding:
             own = "sdpa" if model._supports_sdpa else "eager"
             model.set_attn_implementation(padded_attention(model.config) or own)
-        model.config.pad_token_id = padding_token(self.tokenizer())
+        # Without the folder's settings (a penalty of repetitions, words that may not occur), which `generate` would add to ours.
+        model.generation_config = GenerationConfig(pad_token_id=padding_token(self.tokenizer()))
         return model
 
 
@@ -85,11 +90,15 @@ def generate(
         # Without transformers' defaults, which exclude unlikely tokens.
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
         eos_token_id=ends,
-        pad_token_id=model.config.pad_token_id,
+        pad_token_id=model.generation_config.pad_token_id,
+        # The caches of models whose rows are computed alone change what they give.
+        use_cache=not getattr(model, "rows_alone", False),
     )
     found: dict[int, list[list[int]]] = {}
     # Prompts of similar length go together, since padding costs compute.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    together = itertools.groupby(order, lambda number: model.takes_padding or len(prompts[number]))
+    groups = [list(group) for _, group in together]
     at_once = max(1, batch // samples)
     with (
         torch.random.fork_rng(),
@@ -98,7 +107,7 @@ def generate(
         memory_named(f"{batch} answers at once do not fit."),
     ):
         torch.manual_seed(seed)
-        for some in (order[start : start + at_once] for start in range(0, len(order), at_once)):
+        for some in (all_[n : n + at_once] for all_ in groups for n in range(0, len(all_), at_once)):
             asked = [torch.tensor(prompts[number], dtype=torch.long) for number in some]
             ids = _padded_left(asked, how.pad_token_id)
             mask = _padded_left([torch.ones_like(row) for row in asked], 0)

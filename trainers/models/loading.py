@@ -3,7 +3,6 @@
 Only safetensors and GGUF weights are read, and no code from a model's folder is run, unless the user trusts it.
 """
 
-import pickle
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainers.errors import ModelError
@@ -67,6 +64,10 @@ def load_model(
     model, loading = _from_pretrained(location, output, precision, revision, trust, known)
     brings_head = head_seed is not None or adapter is not None
     _require_weights(loading, output, brings_head, location)
+    if getattr(model, "is_quantized", False):
+        raise ModelError(
+            f"{location} holds quantised weights, which a training would leave as they are; name the model in bf16 or fp32."
+        )
     if output == "unembedding" and "score.weight" in loading["unexpected_keys"]:
         raise ModelError(
             f"{location} has a reward head, as ex_rm and im_rm_hybrid have, which would be left unused."
@@ -151,14 +152,10 @@ def _from_pretrained(
             weights_only=True,
             output_loading_info=True,
         )
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-        pickle.UnpicklingError,
-    ) as error:
+    except ModelError:
+        raise
+    # What a config asks for may be missing, or of a wrong kind: any error may be raised.
+    except Exception as error:
         if output == "head" and "ignore_mismatched_sizes" in str(error):
             raise ModelError(
                 f"{location} is no reward model: a classifier of several labels (num_labels > 1) gives several numbers "
@@ -295,7 +292,7 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, **options)
             model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
-        except (OSError, ValueError, NotImplementedError, StrictDataclassError) as error:
+        except Exception as error:
             raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # A config that still says "quantised" would make the folder unloadable.
     if hasattr(model.config, "quantization_config"):

@@ -73,14 +73,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return widened(left) @ widened(right)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right, summed in fp32 or wider."""
-    if _on_tensor_cores(left):
-        total += _product(left, right)
-    else:
-        total.addmm_(widened(left), widened(right))
-
-
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -133,7 +125,10 @@ class _TokenLogProbs(torch.autograd.Function):
             if rounds:
                 to_logits_MC = to_logits_MC.to(hidden.dtype)
             if to_hidden_MD is not None:
-                _add_product(to_hidden_MD, to_logits_MC, weight[block])
+                if rounds:
+                    to_hidden_MD += _product(to_logits_MC, weight[block])
+                else:
+                    to_hidden_MD.addmm_(to_logits_MC, widened(weight[block]))
             if to_weight is not None:
                 to_weight[block].copy_(_product(to_logits_MC.T, hidden_MD))
             del logits_MC, to_logits_MC, slope_MC

@@ -9,9 +9,9 @@ Positions named `_R` and `_M` index the B × T tokens of the batch laid end to e
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -123,6 +123,12 @@ class PairLayout:
 
     spans: tuple[Span, ...]
     masks: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: object, make: Callable[[], Any]) -> Any:
+        """Return what `make` returned when it was first asked for by this name."""
+        if name not in self.masks:
+            self.masks[name] = make()
+        return self.masks[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,6 @@ def load_tokenizer(
 
     `template` comes from `given_template`.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     # A folder without code needs no trust, and transformers fails where its tokenizer_config.json names code.
@@ -52,7 +51,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code and not codeless
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    # The libraries raise anything for a file that they cannot read.
+    except Exception as error:
         raise ModelError(f"no tokenizer could be loaded from {location}: {first_line(error)}") from error
     if not tokenizer.chat_template and template is None:
         _add_markers(tokenizer)
@@ -91,7 +91,8 @@ def choose_template(tokenizer: Any, template: str | None) -> Any:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, with the next if it ends in a colon; else the error's type."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    said = f"KeyError: {error}" if isinstance(error, KeyError) else str(error)
+    lines = said.strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 

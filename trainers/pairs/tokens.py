@@ -66,11 +66,6 @@ class TokenPair:
     rewriting: "TokenPair | None" = None
 
     @property
-    def is_rewriting(self) -> bool:
-        """Whether this is the rewriting of another pair."""
-        return self.index < 0
-
-    @property
     def tokens(self) -> int:
         """Tokens of the packed pair, its prompt counted once."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
@@ -100,7 +95,7 @@ def write_tokens(tokens: Iterable[TokenPair], file: Path) -> int:
                 pa.array([getattr(pair, field.name) for pair in group], field.type) for field in _SCHEMA
             ]
             writer.write_batch(pa.record_batch(arrays, schema=_SCHEMA))
-            count += sum(not pair.is_rewriting for pair in group)
+            count += sum(pair.index >= 0 for pair in group)
     return count
 
 
@@ -141,11 +136,6 @@ class TokenFile(Sequence[TokenPair]):
 
     def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
         return type(self), (self.file,)
-
-
-def read_tokens(file: Path) -> TokenFile:
-    """Open a file that `write_tokens` wrote."""
-    return TokenFile(file)
 
 
 def draw_order(count: int, draw: DrawSpec) -> list[int]:

@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from trainers.errors import SpecError
 from trainers.specs import BRADLEY_TERRY, LossSpec, Output, Rendering
@@ -51,10 +51,10 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         options = reward_type(self.kind).options
-        if "beta" in options:
-            usable = self.beta is not None and math.isfinite(self.beta) and self.beta > 0
-            if not usable:
-                raise SpecError(f"{self.kind} needs a positive beta, not {self.beta}.")
+        if "beta" in options and not 0 < (self.beta or 0) < math.inf:
+            raise SpecError(f"{self.kind} needs a positive beta, not {self.beta}.")
+        if self.pooling not in get_args(Pooling):
+            raise SpecError(f"pooling {self.pooling!r} is not one of {', '.join(get_args(Pooling))}.")
         for option, default in (("beta", None), ("pooling", "last"), ("reference", True)):
             if option not in options and getattr(self, option) != default:
                 raise SpecError(f"{self.kind} has no {option}.")

@@ -47,12 +47,10 @@ def pair_loss(
         # Δ must exceed the pair's own margin (Touvron et al., 2023).
         delta_P = delta_P - spec.margin * margin_P
     of_margin = {"bradley_terry": bradley_terry, "hinge": hinge, "ipo": ipo}[spec.kind]
-    loss_P = of_margin(delta_P)
-    wrong: float | Tensor = spec.label_smoothing
+    wrong_P = delta_P.new_full(delta_P.shape, spec.label_smoothing)
     if tie_P is not None:
-        wrong = delta_P.new_full(delta_P.shape, spec.label_smoothing).masked_fill(tie_P, 0.5)
-    if tie_P is not None or wrong:
-        loss_P = (1 - wrong) * loss_P + wrong * of_margin(-delta_P)
+        wrong_P = wrong_P.masked_fill(tie_P, 0.5)
+    loss_P = (1 - wrong_P) * of_margin(delta_P) + wrong_P * of_margin(-delta_P)
     if spec.centring:
         # It keeps rewards around 0 (Eisenstein et al., 2023).
         loss_P = loss_P + spec.centring * (chosen_P + rejected_P).square()
