@@ -243,7 +243,11 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
         )
         for name, fields in types.items()
     }
-    left = most if isinstance(most, int) else math.inf
+    if head not in types:
+        raise PlanError(
+            f"{flag} {file}: head_node_type is {head!r}; name one of {', '.join(map(str, types))}."
+        )
+    left = math.inf if most is None else _count(most, f"{flag} {file}: max_workers")
     counts: dict[str, int] = {}
     for name, (workers, _) in sorted(read.items(), key=lambda item: -item[1][1].gpus):
         counts[name] = int(min(workers, left))
@@ -267,7 +271,7 @@ def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
     gpus = _count(resources.get("GPU", instance[1] if instance else 0), f"{at}.resources.GPU")
     cpus = instance[2] if instance else max(1, gpus * CPUS_PER_GPU)
     cpus = _count(resources.get("CPU", cpus), f"{at}.resources.CPU")
-    if not gpus:
+    if not gpus or not cpus:
         return workers, Node(id="", cpus=cpus)
     labels = fields.get("labels")
     label = str(labels.get("ray.io/accelerator-type")) if isinstance(labels, dict) else ""

@@ -223,13 +223,14 @@ class Choice:
     """Points of which each trial takes one; `said` are the user's words.
 
     Unless it `varies`, it is one value for all trials and stands in no name. A trial that fits none of the `rows` of a
-    file is left out of the sweep.
+    file is left out of the sweep. An experiment's `own` choice gives way to flags.
     """
 
     said: str
     points: tuple[Point, ...]
     varies: bool = True
     rows: bool = False
+    own: bool = False
 
     @property
     def names(self) -> set[str]:
@@ -254,16 +255,17 @@ class Axes:
             points = [point for point in choice.points if point.fits(trial)]
             if not points and choice.rows:
                 return []
-            for other in fitting if points else ():
-                if both := sorted(choice.names & other.names):
-                    raise SpecError(
-                        f"{other.said} and {choice.said} both set {both[0]} of {trial.name}; give all its values at once, "
-                        f"or separately for each reward type or model, as in --axis {trial.reward.name}.{both[0]}=…"
-                    )
-            if points:
-                fitting.append(choice)
-                varying += [points] if choice.varies else []
-                given |= {} if choice.varies else points[0].values
+            both = [(other, name) for other in fitting for name in sorted(choice.names & other.names)]
+            if not points or (both and choice.own):
+                continue
+            for other, name in both:
+                raise SpecError(
+                    f"{other.said} and {choice.said} both set {name} of {trial.name}; give all its values at once, "
+                    f"or separately for each reward type or model, as in --axis {trial.reward.name}.{name}=…"
+                )
+            fitting.append(choice)
+            varying += [points] if choice.varies else []
+            given |= {} if choice.varies else points[0].values
         try:
             made = [
                 varied(
@@ -313,16 +315,9 @@ def parse_axes(
 
 
 def axes_of(values: Mapping[str, Sequence[Any]], given: Axes = NO_AXES) -> Axes:
-    """Return an experiment's own axes and those `given` on the command line, which override them.
-
-    An axis of one value stands in no name.
-    """
-    said = {name for choice in given.choices for name in choice.names}
-    own = [
-        replace(_choice("--axis", [f"{name}={','.join(map(shown, items))}"], {}), varies=len(items) > 1)
-        for name, items in values.items()
-        if name not in said
-    ]
+    """Return those `given` on the command line, and an experiment's own axes; one of one value stands in no name."""
+    own = (_choice("--axis", [f"{name}={','.join(map(shown, items))}"], {}) for name, items in values.items())
+    own = (replace(choice, varies=len(choice.points) > 1, own=True) for choice in own)
     return Axes(choices=(*given.choices, *own))
 
 

@@ -71,6 +71,11 @@ class TrialSpec:
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
+        seeds = {"--seeds": self.seed, "--axis draw-seed": self.train_draw.seed}
+        seeds |= {"--axis validation-seed": self.validation.seed} if self.validation else {}
+        for flag, seed in seeds.items():
+            if not 0 <= seed < 2**63:
+                raise SpecError(f"{flag} {seed}: give a whole number from 0 to 2**63 - 1.")
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(
@@ -174,7 +179,7 @@ def grid(
 ) -> tuple[TrialSpec, ...]:
     """Return the full product: seeds outermost, so that early results cover every model, and axes innermost.
 
-    A training set's own draw goes before `train_draw`.
+    A training set's own draw goes before `train_draw`. An evaluation set that stands twice counts once.
     """
     cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
@@ -191,7 +196,7 @@ def grid(
                 train_draw=train_set.train_draw or train_draw,
                 optim=recipe(model, train_set),
                 seed=seed,
-                eval_sets=tuple(eval_sets),
+                eval_sets=tuple(dict.fromkeys(eval_sets)),
                 eval_draw=eval_draw,
             )
         )

@@ -35,6 +35,9 @@ available_node_types:
     max_workers: 3
     resources: {GPU: 1}
     labels: {ray.io/accelerator-type: L4}
+  nothing_runs_here:
+    max_workers: 1
+    resources: {CPU: 0, GPU: 8}
 """
 
 
@@ -136,6 +139,10 @@ def test_the_head_may_have_workers_of_its_own_type(tmp_path: Path):
             ["gpu.resources.GPU is 1.5"],
         ),
         ("available_node_types: {gpu: {resources: {GPU: 1}}}", ["gpu.max_workers is None"]),
+        ("available_node_types: {gpu: {max_workers: 1}}", ["head_node_type is None; name one of gpu"]),
+        (CLUSTER.replace("head_node_type: head", "head_node_type: hd"), ["head_node_type is 'hd'"]),
+        (CLUSTER.replace("max_workers: 7", "max_workers: -1"), [": max_workers is -1, not a whole"]),
+        (CLUSTER.replace("max_workers: 7", 'max_workers: "7"'), [": max_workers is '7', not a whole"]),
     ],
 )
 def test_a_yaml_without_the_fields_is_refused_with_the_field(tmp_path: Path, text: str | None, messages):

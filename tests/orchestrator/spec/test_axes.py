@@ -194,6 +194,9 @@ def test_only_takes_every_axis_and_any_way_to_write_a_number():
 def test_an_experiments_own_axis_gives_way_to_a_flag():
     chosen = session.select(Options(lr=1e-3), catalog.ONE_MODEL, "demo")
     assert {item.optim.lr for item in chosen.trials(axes={"lr": (1e-5, 1e-4)})} == {1e-3}
+    some = session.select(Options(axis=("im_rm.lr=1e-3",)), catalog.ONE_MODEL, "demo")
+    rates = [(item.reward.name, item.optim.lr) for item in some.trials(axes={"lr": (1e-5, 1e-4)})]
+    assert rates == [("ex_rm", 1e-5), ("ex_rm", 1e-4), ("im_rm", 1e-3)]
     made = chosen.trials(axes={"epochs": (1, 2), "warmup-steps": (3,)})
     assert {item.reward_name for item in made} == {
         f"{reward}_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
