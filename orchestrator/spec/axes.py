@@ -6,6 +6,7 @@ becomes an axis. Models, reward types, sets and seeds have flags of their own.
 
 import csv
 import itertools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,8 +114,10 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {item: item for item in parts}.__getitem__, f"one of {', '.join(parts)}"
+    if kind is float:
+        return _finite, "a number"
     if origin is None:
-        return kind, {int: "a whole number", float: "a number"}.get(kind, "a word")
+        return kind, "a whole number" if kind is int else "a word"
     convert, wanted = _reader(parts[0])
     if origin is not tuple:
         return lambda text: None if text == NONE else convert(text), f"{wanted}, or {NONE}"
@@ -132,6 +135,12 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
         return found
 
     return several, f"{wanted}; + joins several"
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(text)
 
 
 def plain(value: Any) -> Any:

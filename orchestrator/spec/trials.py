@@ -71,6 +71,13 @@ class TrialSpec:
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
+        frozen, output = self.optim.freeze, self.reward.type.output
+        if output == "head" and "unembedding" in frozen:
+            raise SpecError(
+                f"--freeze unembedding: {self.reward.name} has none; freeze that of another type: --axis im_rm.freeze=unembedding."
+            )
+        if output == "unembedding" and {"backbone", "unembedding"} <= {*frozen}:
+            raise SpecError(f"--freeze {' '.join(frozen)}: nothing of {self.reward.name} is left to train.")
         seeds = {"--seeds": self.seed, "--axis draw-seed": self.train_draw.seed}
         seeds |= {"--axis validation-seed": self.validation.seed} if self.validation else {}
         for flag, seed in seeds.items():

@@ -40,7 +40,7 @@ VALUES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "betas": ("0.8+0.9", (0.8, 0.9), {}),
     "momentum": ("0.9", 0.9, {"optimizer": "sgd"}),
     "eps": ("1e-6", 1e-6, {}),
-    "freeze": ("embeddings+unembedding", ("embeddings", "unembedding"), {}),
+    "freeze": ("backbone+embeddings", ("backbone", "embeddings"), {}),
     "beta": ("0.5", 0.5, {}),
     "loss": ("hinge", "hinge", {}),
     "margin": ("0.5", 0.5, {}),
@@ -217,6 +217,9 @@ def test_values_that_print_alike_have_names_of_their_own():
         ("freeze=backbone+head", "give one of backbone, embeddings, unembedding; . joins several"),
         ("beta=-1", "im_rm needs a positive beta"),
         ("betas=0.9", "give a number; . joins several"),
+        ("weight-decay=inf", "'inf' is no value of weight-decay; give a number"),
+        ("freeze=none,unembedding", "--freeze unembedding: ex_rm has none"),
+        ("im_rm.freeze=backbone+unembedding", "nothing of im_rm is left to train"),
     ],
 )
 def test_a_value_is_validated_by_the_spec_that_has_it(axis: str, said: str):
