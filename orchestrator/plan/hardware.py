@@ -133,7 +133,10 @@ def local_capacity() -> tuple[Node, ...]:
     """Return this machine as one node: the GPUs that the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
-    gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus, visible = len(files), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA stops at the first entry that is none, such as -1.
+        gpus = min(gpus, len([*itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(","))]))
     gpu_gb, label = min(
         ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
         default=(DEFAULT_GPU_GB, ""),
@@ -141,13 +144,6 @@ def local_capacity() -> tuple[Node, ...]:
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)
-
-
-def shown_gpus(listed: int, visible: str | None) -> int:
-    """Count the GPUs that CUDA shows: it stops at the first invalid entry of CUDA_VISIBLE_DEVICES, such as -1."""
-    if visible is None:
-        return listed
-    return min(listed, len(list(itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(",")))))
 
 
 def listed_kind(information: str) -> GpuKind | None:

@@ -215,14 +215,21 @@ def test_the_optimum_is_one():
     assert not shorter_exists(wide, (2,), 5.0)
 
 
+def tick(number: int) -> Job:
+    """The next 0.4 s of a clock, which holds nothing."""
+    after = (RequestId(kind="shared", key=f"t{number - 1}"),) if number else ()
+    return Job(request=Request(kind="shared", key=f"t{number}", cpus=0), takes_s=0.4, after=after)
+
+
 def test_a_wide_training_starts_though_narrow_ones_never_stop_coming():
     """Narrow work arrives faster than it can be done; whatever is expected of it, the wide training has its turn."""
     for seed in range(8):
         rng = random.Random(seed)
         narrow = misjudged([random_job(rng, f"n{n}", (1, 2)) for n in range(120)], rng)
-        stream = [replace(job, at_s=0.4 * n) for n, job in enumerate(narrow)]
-        wide = training("wide", 4, 5.0, expected_s=30.0, at_s=10.0)
-        ran = run([*stream, wide], nodes_of(4, 4))[wide.request.id]
+        clock = [tick(n) for n in range(len(narrow))]
+        stream = [replace(job, after=(at.request.id,)) for at, job in zip(clock, narrow, strict=True)]
+        wide = replace(training("wide", 4, 5.0, expected_s=30.0), after=(clock[24].request.id,))
+        ran = run([*clock, *stream, wide], nodes_of(4, 4))[wide.request.id]
         # What ran when it was asked for, twice over: one round of work that was expected to be over, and its own turn.
         assert ran.started_s - ran.asked_s <= 20.0
 
