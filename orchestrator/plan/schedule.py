@@ -323,14 +323,14 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
 
     It simulates a few rules of thumb, and takes the order that ends first.
     """
-    enough = CLOSE * lower_bound_s([_job(request) for request in requests], nodes)
+    enough = CLOSE * lower_bound_s(list(map(_job, requests)), nodes)
     best_s, best = math.inf, list[Request]()
 
     def play(order: Iterable[Request]) -> bool:
         """Take the order if it ends sooner than the best one so far."""
         nonlocal best_s, best
         tried = [replace(request, rank=rank) for rank, request in enumerate(order)]
-        took_s = predicted_s(tried, nodes)
+        took_s = makespan_s(simulate(list(map(_job, tried)), nodes))
         if sooner := took_s < best_s:
             best_s, best = took_s, tried
         return sooner
@@ -356,11 +356,6 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
 
 def _job(request: Request) -> Job:
     return Job(request=request, takes_s=request.expected_s)
-
-
-def predicted_s(requests: Iterable[Request], nodes: Sequence[Node]) -> float:
-    """Seconds until all requests have run, if each takes as long as expected and is asked for at once."""
-    return makespan_s(simulate([_job(request) for request in requests], nodes))
 
 
 def makespan_s(ran: dict[RequestId, Ran]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
-from trainers.data.known import named_set
+from trainers.data.known import DATASETS
 from trainers.models.architecture import Architecture, count_parameters
 from trainers.models.tiny import TINY_MODELS
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
@@ -89,13 +89,8 @@ class Profile:
 Profiles = Mapping[str, Profile]
 
 
-def dataset(name: str) -> DatasetSpec:
-    """Find a data set of the catalog. Raises KeyError."""
-    found = named_set(name)
-    if found is None:
-        raise KeyError(name)
-    return found
-
+# The data set of a name.
+dataset = {spec.name: spec for spec in DATASETS}.__getitem__
 
 PAPER = Profile(
     name="paper",

@@ -71,18 +71,20 @@ class TrialSpec:
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
-        frozen, output = self.optim.freeze, self.reward.type.output
+        frozen, output = {*self.optim.freeze}, self.reward.type.output
         if output == "head" and "unembedding" in frozen:
             raise SpecError(
-                f"--freeze unembedding: {self.reward.name} has none; freeze that of another type: --axis im_rm.freeze=unembedding."
+                f"--freeze unembedding: {self.reward.name} has none; name the types that have one: --axis im_rm.freeze=…"
             )
-        if output == "unembedding" and {"backbone", "unembedding"} <= {*frozen}:
-            raise SpecError(f"--freeze {' '.join(frozen)}: nothing of {self.reward.name} is left to train.")
-        seeds = {"--seeds": self.seed, "--axis draw-seed": self.train_draw.seed}
-        seeds |= {"--axis validation-seed": self.validation.seed} if self.validation else {}
-        for flag, seed in seeds.items():
-            if not 0 <= seed < 2**63:
-                raise SpecError(f"{flag} {seed}: give a whole number from 0 to 2**63 - 1.")
+        if output == "unembedding" and frozen >= {"backbone", "unembedding"}:
+            raise SpecError(f"--freeze {' '.join(sorted(frozen))}: nothing of {self.reward.name} is left to train.")
+        for flag, drawn in (
+            ("--seeds", self),
+            ("draw-seed", self.train_draw),
+            ("validation-seed", self.validation),
+        ):
+            if drawn and not 0 <= drawn.seed < 2**63:
+                raise SpecError(f"{flag} {drawn.seed}: give a whole number from 0 to 2**63 - 1.")
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(
