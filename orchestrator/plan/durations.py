@@ -65,9 +65,7 @@ def unembedding_flops(training: Training, lengths: PairTokens) -> float:
 
 def peak_tflops(kind: GpuKind | None, precision: Precision) -> float:
     """Return the dense peak rate of a device for products in that precision; `kind` is None for one CPU thread."""
-    if kind is None:
-        return CPU_TFLOPS
-    return {"bf16": kind.bf16_tflops, "tf32": kind.tf32_tflops, "fp32": kind.fp32_tflops}[precision]
+    return CPU_TFLOPS if kind is None else float(getattr(kind, f"{precision}_tflops"))
 
 
 def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:

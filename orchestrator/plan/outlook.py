@@ -109,10 +109,8 @@ def outlook(
     devices = gpus or sum(node.cpus for node in nodes)
     policies = [item.spec.answers.policy for item in resolved.plans if item.spec.answers]
     known = architectures([*(item.spec.model for item in resolved.plans), *policies], ask=gpus > 0)
-    named = {
-        item.key: (item.spec.model.name, item.spec.reward_name, item.spec.train_set.name)
-        for item in resolved.plans
-    }
+    specs = {item.key: item.spec for item in resolved.plans}
+    named = {key: (spec.model.name, spec.reward_name, spec.train_set.name) for key, spec in specs.items()}
     times = Durations(store=store, kind=slowest(nodes), measured=measured_rates(named, store))
     missing = {item.key: item.missing(store) for item in resolved.plans}
     groups: dict[tuple[object, ...], TrialGroup] = {}

@@ -29,9 +29,8 @@ _SWITCHES = {"lora": "rank", "validation": "share"}
 # These fields hold for training and evaluation alike.
 _OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
 # Unused where all pairs are taken.
-_OF_A_DRAW = ("seed", "permutation")
+_USUAL_DRAW = {name: getattr(DrawSpec(), name) for name in ("seed", "permutation")}
 # Optimisers that read a field; for any other it stays at its default, so that it tells no trials apart.
-_ALL = get_args(Optimizer)
 _READ_BY = {"betas": ("adamw",), "eps": ("adamw", "rmsprop"), "momentum": ("sgd", "rmsprop")}
 
 
@@ -56,9 +55,11 @@ class Axis:
             return f"it is an option of {', '.join(having)}"
         if self.home == "loss" and trial.reward.type.own_loss:
             return "the reward type has a loss of its own"
-        if self.home == "train_draw" and self.field in _OF_A_DRAW and trial.train_draw.max_pairs is None:
+        if self.home == "train_draw" and self.field in _USUAL_DRAW and trial.train_draw.max_pairs is None:
             return "all pairs are taken; give --max-train-pairs"
-        if self.home == "optim" and trial.optim.optimizer not in (by := _READ_BY.get(self.field, _ALL)):
+        if self.home == "optim" and trial.optim.optimizer not in (
+            by := _READ_BY.get(self.field, get_args(Optimizer))
+        ):
             return f"it is read by --optimizer {' or '.join(by)}"
         switch = _SWITCHES.get(self.home, self.field)
         return (
@@ -191,15 +192,11 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:
             # With another number of pairs than its own, the set is drawn from in the usual way.
-            drawn = replace(drawn, **{**_usual_draw(), **homes["train_draw"]})
-        changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_usual_draw())
+            drawn = replace(drawn, **{**_USUAL_DRAW, **homes["train_draw"]})
+        changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_USUAL_DRAW)
         shared = {field: value for field, value in homes["train_draw"].items() if field in _OF_BOTH_DRAWS}
         changes["eval_draw"] = replace(trial.eval_draw, **shared)
     return replace(trial, **changes)
-
-
-def _usual_draw() -> dict[str, Any]:
-    return {name: getattr(DrawSpec(), name) for name in _OF_A_DRAW}
 
 
 def varied(

@@ -77,7 +77,9 @@ class TrialSpec:
                 f"--freeze unembedding: {self.reward.name} has none; name the types that have one: --axis im_rm.freeze=…"
             )
         if output == "unembedding" and frozen >= {"backbone", "unembedding"}:
-            raise SpecError(f"--freeze {' '.join(sorted(frozen))}: nothing of {self.reward.name} is left to train.")
+            raise SpecError(
+                f"--freeze {' '.join(sorted(frozen))}: nothing of {self.reward.name} is left to train."
+            )
         for flag, drawn in (
             ("--seeds", self),
             ("draw-seed", self.train_draw),

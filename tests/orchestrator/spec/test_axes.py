@@ -40,7 +40,7 @@ VALUES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "betas": ("0.8+0.9", (0.8, 0.9), {}),
     "momentum": ("0.9", 0.9, {"optimizer": "sgd"}),
     "eps": ("1e-6", 1e-6, {}),
-    "freeze": ("backbone+embeddings", ("backbone", "embeddings"), {}),
+    "freeze": ("embeddings+unembedding", ("embeddings", "unembedding"), {}),
     "beta": ("0.5", 0.5, {}),
     "loss": ("hinge", "hinge", {}),
     "margin": ("0.5", 0.5, {}),
@@ -98,6 +98,8 @@ def test_a_flag_gives_all_trials_the_value_and_no_name(name: str):
     word, value, needs = VALUES[name]
     given = {AXES[need].parameter: item for need, item in needs.items()}
     given[AXES[name].parameter] = value
+    # EX-RM has no unembedding.
+    given["rewards"] = ("im_rm",) if name == "freeze" else ()
     for made, along in zip(
         trials(**given),
         trials(f"{name}={word}", **{key: given[key] for key in given if key != AXES[name].parameter}),
