@@ -34,7 +34,7 @@ from orchestrator.report.power import asked, components, half_width
 from orchestrator.report.results import on_common_pairs, sweep_results
 from orchestrator.spec.declaration import declare
 from orchestrator.spec.resolve import ResolvedSweep, missing_trials
-from orchestrator.spec.stages import ReferenceStage, SampleStage, TrialPlan
+from orchestrator.spec.stages import EvaluateStage, ReferenceStage, SampleStage, TrialPlan
 from orchestrator.spec.trials import Sweep, TrialSpec
 from orchestrator.store.artifacts import Store
 from orchestrator.store.records import CATEGORIES, Category, read_state
@@ -154,12 +154,17 @@ class Growth:
             mean = means.get((train_set, category))
             if measured and not mean:
                 continue
-            splits = {stage.prepared.split for plan in plans for stage in plan.evaluations}
-            here = [split for split in splits if resolved.categories[train_set, split.name] == category]
-            rows = [split.rows or UNSEEN_PAIRS for split in here]
+            rows, suites = (
+                [
+                    split.rows or UNSEEN_PAIRS
+                    for split in {stage.prepared.split for stages in part for stage in stages}
+                    if resolved.categories[train_set, split.name] == category
+                ]
+                for part in zip(*map(_evaluations, plans), strict=True)
+            )
             trained = {(plan.spec.model.name, plan.spec.seed) for plan in plans}
             seeds = dict(Counter(model for model, _ in trained))
-            pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs)
+            pairs = design.pairs_of(rows, plans[0].spec.eval_draw.max_pairs, suites)
             whole = Design(seeds=seeds, pairs=pairs, over_models=len(seeds) >= MODELS_NEEDED)
             parts = _with_priors(components(*mean.columns), pairs) if mean else PRIOR
             counted = {model: len(cells) for model, cells in mean.cells.items()} if mean else {}
@@ -177,6 +182,7 @@ class Growth:
                     parts=parts,
                     seeds=seeds,
                     rows=rows,
+                    whole=suites,
                     over_models=len(seeds) >= MODELS_NEEDED,
                 )
             )
@@ -217,11 +223,12 @@ class Growth:
                 ranks = manifest["info"].get("placement", {}).get("world_size", 1)
                 self._spent[name] = ranks * manifest["seconds"] / 3600
                 self._lost[name] = lost.get(name, 0.0)
-        scored, answers = (
+        drawn, suites = _evaluations(plan)
+        scored, whole = (
             sum(self._spent[f"evaluate/{stage.key}"] for stage in stages)
-            for stages in (plan.evaluations, plan.answers)
+            for stages in (drawn, (*suites, *plan.answers))
         )
-        return self._spent[f"train/{plan.key}"] + answers, scored
+        return self._spent[f"train/{plan.key}"] + whole, scored
 
     @cached_property
     def _known(self) -> dict[ModelSpec, Architecture | None]:
@@ -236,9 +243,10 @@ class Growth:
         placed = placement.place(plan.spec, self.nodes, self.base.placements, architecture=plan.architecture)
         # An estimate from sets that are prepared by now would differ from that of the run that was killed.
         times = Durations(store=_Nothing(self.store.root), kind=slowest(self.nodes))
-        scored, answers = (
+        drawn, suites = _evaluations(plan)
+        scored, whole = (
             times.scoring_s(plan, [stage.prepared for stage in stages], placed) if stages else 0.0
-            for stages in (plan.evaluations, plan.answers)
+            for stages in (drawn, (*suites, *plan.answers))
         )
         for stage in plan.stages():
             if isinstance(stage, ReferenceStage):
@@ -247,7 +255,7 @@ class Growth:
                 policy = self._known[plan.spec.answers.policy]
                 shared[stage.key] = times.sample_s(plan, stage, policy, placed) / 3600
         trained = placed.world_size * times.train_s(plan, placed)
-        return (trained + answers) / 3600, scored / 3600
+        return (trained + whole) / 3600, scored / 3600
 
     def begin(self) -> State:
         """Return the first state. Raises SpecError if there is no difference to estimate, or no cell fits the budget."""
@@ -356,9 +364,15 @@ def _places(resolved: ResolvedSweep) -> list[tuple[str, Category]]:
 
 
 def _drawn(plan: TrialPlan) -> int:
-    """Return the pairs of the largest set that the trial is evaluated on."""
-    rows = max(stage.prepared.split.rows or UNSEEN_PAIRS for stage in plan.evaluations)
+    """Return the pairs that are drawn from the largest set."""
+    rows = max((stage.prepared.split.rows or UNSEEN_PAIRS for stage in _evaluations(plan)[0]), default=1)
     return min(rows, plan.spec.eval_draw.max_pairs or rows)
+
+
+def _evaluations(plan: TrialPlan) -> tuple[list[EvaluateStage], list[EvaluateStage]]:
+    """Return the evaluations on the pairs that are drawn from a set, and those on all pairs of a suite."""
+    drawn = [stage for stage in plan.evaluations if stage.prepared.draw == plan.spec.eval_draw]
+    return drawn, [stage for stage in plan.evaluations if stage not in drawn]
 
 
 def _with_priors(parts: dict[str, float | None], pairs: float) -> Components:

@@ -156,7 +156,7 @@ def capacity(session: Session) -> tuple[Node, ...]:
     this machine.
     """
     options = session.options
-    given = read_cluster(options.cluster) if options.cluster else ()
+    given = () if options.cluster is None else read_cluster(options.cluster)
     if given and isinstance(options.command, Plan):
         return given
     if given and not may_join(session):
@@ -407,7 +407,7 @@ def _totals(found: Outlook) -> list[str]:
     estimated = [
         (group.device_hours, group.utilisation, group.step_shares)
         for group in found.cells
-        if group.device_hours and group.utilisation is not None
+        if group.device_hours and group.utilisation is not None and not group.measured
     ]
     if total := sum(hours for hours, _, _ in estimated):
         used = sum(hours * share for hours, share, _ in estimated) / total

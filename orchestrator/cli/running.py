@@ -268,7 +268,7 @@ def _run_on_ray(
     scratches.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{session.sweep_name}-", dir=scratches))
     try:
-        named = {trial.key: (trial.model, trial.reward) for trial in declaration.trials}
+        named = {trial.key: (trial.model, trial.reward, trial.train_set) for trial in declaration.trials}
         run_on_ray(
             todo,
             placements,

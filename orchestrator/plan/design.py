@@ -113,7 +113,8 @@ class State:
 class Question:
     """A difference to estimate, the half-width of its interval now, and what predicts it.
 
-    `seeds` counts the seeds of each model that have learned; `rows` are the sizes of the category's evaluation sets.
+    `seeds` counts the seeds of each model that have learned; `rows` are the sizes of the category's sets that are drawn from,
+    `whole` those of its suites, of which all pairs are scored.
     """
 
     train_set: str
@@ -123,6 +124,7 @@ class Question:
     seeds: Mapping[str, float]
     rows: Sequence[int]
     over_models: bool
+    whole: Sequence[int] = ()
 
     @property
     def name(self) -> str:
@@ -146,12 +148,19 @@ class Question:
             - now.seeds.get((self.train_set, model), 0)
             for model, count in self.seeds.items()
         }
-        return Design(seeds=seeds, pairs=pairs_of(self.rows, then.pairs), over_models=self.over_models)
+        pairs = pairs_of(self.rows, then.pairs, self.whole)
+        return Design(seeds=seeds, pairs=pairs, over_models=self.over_models)
 
 
-def pairs_of(rows: Sequence[int], most: int | None) -> float:
-    """Return the harmonic mean over sets of their drawn pairs, at most `most` each: variances of means add up so."""
-    return len(rows) / sum(1 / max(1, min(count, most or count)) for count in rows)
+def pairs_of(rows: Sequence[int], most: int | None, whole: Sequence[int] = ()) -> float:
+    """Return the harmonic mean over sets of their pairs, at most `most` of `rows` each: variances of means add up so."""
+    pairs = [*(min(count, most or count) for count in rows), *whole]
+    return len(pairs) / sum(1 / max(1, count) for count in pairs)
+
+
+def largest(questions: Sequence[Question]) -> int:
+    """Return the size of the largest set that is drawn from; 1 if there is none."""
+    return max((count for item in questions for count in item.rows), default=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +253,7 @@ def decide(state: State, found: Found, rule: Rule) -> Decision:
     if rule.until is not None and widest.half_width <= rule.until:
         return Decision(state=state, why=f"reached: {now}", stops=True)
     room = math.inf if rule.budget_h is None else rule.budget_h - costs.spent
-    rows = max(max(item.rows) for item in questions)
+    rows = largest(questions)
     if rule.until is not None and min(state.seeds.values()) > 1:
         everything = State(seeds={cell: max(MOST_SEEDS, seeds) for cell, seeds in state.seeds.items()})
         limit = max(item.predicted(state, everything) for item in questions)
@@ -343,8 +352,8 @@ def predicts(state: State, found: Found) -> Callable[[State], Found]:
         for item in found.questions:
             wide = item.predicted(state, then)
             questions.append(replace(item, half_width=wide, seeds=item.design(state, then).seeds))
-        pairs = max((max(item.rows) for item in found.questions), default=1)
-        costs, drawn = found.costs, min(pairs, then.pairs or pairs)
+        pairs, costs = largest(found.questions), found.costs
+        drawn = min(pairs, then.pairs or pairs)
         spent = costs.spent + sum(
             (seeds - state.seeds[cell]) * costs.seed(cell, drawn) for cell, seeds in then.seeds.items()
         )

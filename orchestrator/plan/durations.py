@@ -65,9 +65,7 @@ def unembedding_flops(training: Training, lengths: PairTokens) -> float:
 
 def peak_tflops(kind: GpuKind | None, precision: Precision) -> float:
     """Return the dense peak rate of a device for products in that precision; `kind` is None for one CPU thread."""
-    if kind is None:
-        return CPU_TFLOPS
-    return {"bf16": kind.bf16_tflops, "tf32": kind.tf32_tflops, "fp32": kind.fp32_tflops}[precision]
+    return CPU_TFLOPS if kind is None else float(getattr(kind, f"{precision}_tflops"))
 
 
 def flops_per_s(kind: GpuKind | None, precision: Precision) -> float:
@@ -132,13 +130,13 @@ class Rate:
         )
 
 
-# Model, reward type and placement.
-RateName = tuple[str, str, Placement]
+# Model, reward type, training set and placement.
+RateName = tuple[str, str, str, Placement]
 
 
 def rate_name(plan: TrialPlan, placement: Placement) -> RateName:
     """Return what trainings that run at one rate have in common."""
-    return (plan.spec.model.name, plan.spec.reward_name, placement)
+    return (plan.spec.model.name, plan.spec.reward_name, plan.spec.train_set.name, placement)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,17 +226,17 @@ class Durations:
         return work / flops_per_s(self.kind, training.precision)
 
 
-def measured_rates(trained: Mapping[str, tuple[str, str]], store: Store) -> dict[RateName, Rate]:
-    """Read the rates of the finished ones of these trainings (key → model and reward name)."""
+def measured_rates(trained: Mapping[str, tuple[str, str, str]], store: Store) -> dict[RateName, Rate]:
+    """Read the rates of the finished ones of these trainings (key → model, reward name and training set)."""
     found = []
-    for key, (model, reward) in trained.items():
+    for key, name in trained.items():
         manifest = store.sound_manifest("train", key)
         info = manifest["info"] if manifest else {}
         perf, laid = info.get("perf", {}), info.get("placement")
         # An earlier rmsweep had other fields in its placements.
         if laid and laid.keys() == set(Placement.__slots__) and "step_s" in perf:
             rate = Rate(step_s=perf["step_s"], set_up_s=perf.get("set_up_s", 0.0))
-            found.append(((model, reward, Placement(**laid)), rate))
+            found.append(((*name, Placement(**laid)), rate))
     return _mean(found)
 
 

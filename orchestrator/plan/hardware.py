@@ -133,7 +133,10 @@ def local_capacity() -> tuple[Node, ...]:
     """Return this machine as one node: the GPUs that the driver lists, narrowed by CUDA_VISIBLE_DEVICES."""
     files = sorted(DRIVER_LISTING.glob("*/information"))
     kinds = [listed_kind(file.read_text()) for file in files]
-    gpus = shown_gpus(len(files), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    gpus, visible = len(files), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA stops at the first entry that is none, such as -1.
+        gpus = min(gpus, len([*itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(","))]))
     gpu_gb, label = min(
         ((kind.gb, kind.label) if kind else (DEFAULT_GPU_GB, "") for kind in kinds),
         default=(DEFAULT_GPU_GB, ""),
@@ -141,13 +144,6 @@ def local_capacity() -> tuple[Node, ...]:
     cpus = len(os.sched_getaffinity(0))
     host_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return (Node(id="local", cpus=cpus, gpus=gpus, gpu_gb=gpu_gb, gpu_kind=label, host_gb=host_gb),)
-
-
-def shown_gpus(listed: int, visible: str | None) -> int:
-    """Count the GPUs that CUDA shows: it stops at the first invalid entry of CUDA_VISIBLE_DEVICES, such as -1."""
-    if visible is None:
-        return listed
-    return min(listed, len(list(itertools.takewhile(_CUDA_DEVICE.fullmatch, visible.split(",")))))
 
 
 def listed_kind(information: str) -> GpuKind | None:
@@ -243,7 +239,11 @@ def _of_yaml(file: Path, flag: str) -> tuple[Node, ...]:
         )
         for name, fields in types.items()
     }
-    left = most if isinstance(most, int) else math.inf
+    if head not in types:
+        raise PlanError(
+            f"{flag} {file}: head_node_type is {head!r}; name one of {', '.join(map(str, types))}."
+        )
+    left = math.inf if most is None else _count(most, f"{flag} {file}: max_workers")
     counts: dict[str, int] = {}
     for name, (workers, _) in sorted(read.items(), key=lambda item: -item[1][1].gpus):
         counts[name] = int(min(workers, left))
@@ -267,7 +267,7 @@ def _node_type(at: str, fields: Any, usual: Any) -> tuple[int, Node]:
     gpus = _count(resources.get("GPU", instance[1] if instance else 0), f"{at}.resources.GPU")
     cpus = instance[2] if instance else max(1, gpus * CPUS_PER_GPU)
     cpus = _count(resources.get("CPU", cpus), f"{at}.resources.CPU")
-    if not gpus:
+    if not gpus or not cpus:
         return workers, Node(id="", cpus=cpus)
     labels = fields.get("labels")
     label = str(labels.get("ray.io/accelerator-type")) if isinstance(labels, dict) else ""

@@ -34,7 +34,7 @@ from orchestrator.spec.stages import (
 from orchestrator.store.artifacts import Store
 from trainers.data import sources
 from trainers.data.records import Message, Pair
-from trainers.errors import DataError, ModelError, PlanError
+from trainers.errors import DataError, ModelError, PlanError, SpecError
 from trainers.models.architecture import Architecture
 from trainers.specs import BUILTIN, DatasetSpec, DrawSpec, ModelSpec, Placement, Rendering
 
@@ -46,7 +46,7 @@ BYTES_PER_TOKEN = 4
 
 @dataclass(slots=True, kw_only=True)
 class TrialGroup:
-    """The trials of one model, precision and reward type with the same placement. `why` says why they fit nowhere.
+    """The trials of one model, precision and reward type with the same placement and step time. `why` says why they fit nowhere.
 
     `utilisation` is the share of the peak rate that an estimated step uses, `step_shares` the shares of its parts in its
     time. `peak_gb` is of one rank, `device_hours` of the missing trainings and evaluations. None means unknown.
@@ -62,10 +62,10 @@ class TrialGroup:
     effective_batch: int
     peak_gb: float | None
     gpu_gb: float | None
-    step_s: float | None = None
-    measured: bool = False
-    utilisation: float | None = None
-    step_shares: dict[str, float] = field(default_factory=dict)
+    step_s: float | None
+    measured: bool
+    utilisation: float | None
+    step_shares: dict[str, float]
     device_hours: float | None
     missing: dict[str, int] = field(default_factory=dict)
     why: str
@@ -109,7 +109,8 @@ def outlook(
     devices = gpus or sum(node.cpus for node in nodes)
     policies = [item.spec.answers.policy for item in resolved.plans if item.spec.answers]
     known = architectures([*(item.spec.model for item in resolved.plans), *policies], ask=gpus > 0)
-    named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in resolved.plans}
+    specs = {item.key: item.spec for item in resolved.plans}
+    named = {key: (spec.model.name, spec.reward_name, spec.train_set.name) for key, spec in specs.items()}
     times = Durations(store=store, kind=slowest(nodes), measured=measured_rates(named, store))
     missing = {item.key: item.missing(store) for item in resolved.plans}
     groups: dict[tuple[object, ...], TrialGroup] = {}
@@ -124,7 +125,11 @@ def outlook(
             placed = placement.compiled(placed) if compiles else placed
         except PlanError as error:
             why = str(error)
-        peak_gb = footprint(training, placed).total if training and placed else None
+        peak_gb, rate, used, parts = None, None, None, dict[str, float]()
+        if training and placed:
+            peak_gb, rate = footprint(training, placed).total, times.rate(item, placed)
+            sizes = training, times.lengths(item), placed, times.kind
+            used, parts = utilisation(*sizes), step_parts(*sizes)
         new = TrialGroup(
             model=spec.model.name,
             reward=spec.reward_name,
@@ -134,10 +139,14 @@ def outlook(
             effective_batch=spec.optim.effective_batch,
             peak_gb=peak_gb,
             gpu_gb=gpu_gb or None,
+            step_s=rate.step_s if rate else None,
+            measured=bool(placed and rate_name(item, placed) in times.measured),
+            utilisation=used,
+            step_shares={name: part / sum(parts.values()) for name, part in parts.items()},
             device_hours=None if peak_gb is None else 0.0,
             why=why,
         )
-        alike = (new.model, new.reward, new.precision, placed, new.effective_batch, why)
+        alike = (new.model, new.reward, new.precision, placed, new.effective_batch, why, new.step_s)
         group = groups.setdefault(alike, new)
         group.trials += 1
         if spec.train_set.name not in group.train_sets:
@@ -145,10 +154,6 @@ def outlook(
         for stage in missing[item.key]:
             group.missing[stage.kind] = group.missing.get(stage.kind, 0) + 1
         if training and placed:
-            sizes = training, times.lengths(item), placed, times.kind
-            parts = step_parts(*sizes)
-            group.step_shares = {name: part / sum(parts.values()) for name, part in parts.items()}
-            group.utilisation = utilisation(*sizes)
             policy = known[spec.answers.policy] if spec.answers else None
             _add_jobs(jobs, group, item, placed, missing[item.key], times, policy)
     schedule = list(jobs.values())
@@ -169,7 +174,7 @@ def outlook(
         lower_bound_h=lower_bound_s(schedule, nodes) / 3600,
         price_per_hour=per_hour,
         price=None if per_hour is None else per_hour * hours,
-        price_held=None if per_hour is None else per_hour * devices * makespan_h,
+        price_held=None if per_hour is None else per_hour * sum(node.gpus for node in nodes) * makespan_h,
         price_is=price_is,
         unknown=tuple(sorted({model.name for model, shapes in known.items() if shapes is None})),
         not_fetched=_not_fetched(resolved.plans),
@@ -231,10 +236,6 @@ def _add_jobs(
             if shared not in jobs:
                 add("shared", stage.key, times.sample_s(item, stage, policy, placed))
             drawn.append(shared)
-    # The speed of a training is shown even if none is missing.
-    rate = times.rate(item, placed)
-    group.step_s = rate.step_s if rate else None
-    group.measured |= rate_name(item, placed) in times.measured
     if any(stage.kind == "train" for stage in missing):
         add("train", item.key, times.train_s(item, placed), waits, item.key)
         waits = [RequestId(kind="train", key=item.key)]
@@ -254,8 +255,10 @@ def _played_s(jobs: Sequence[Job], nodes: Sequence[Node]) -> float:
 
 
 def price_of(nodes: Sequence[Node], given: float | None = None) -> tuple[float | None, str]:
-    """Return $ per GPU-hour, the mean over the cluster's GPUs, and its source."""
+    """Return $ per GPU-hour, the mean over the cluster's GPUs, and its source. Raises SpecError for a price without GPUs."""
     kinds = [(node, kind) for node in nodes if (kind := node.kind) is not None]
+    if not kinds and given is not None:
+        raise SpecError(f"--price {given:g}: there is no GPU here that has a price; give --cluster, too.")
     if not kinds:
         return None, ""
     if given is not None:

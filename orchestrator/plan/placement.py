@@ -99,10 +99,10 @@ class Gpus(NamedTuple):
 
 
 def gpus_of(capacity: Iterable[Node]) -> Gpus:
-    """Sum up the GPUs of all nodes."""
+    """Sum up the GPUs of all nodes. A process takes a CPU, too, so a GPU without one does not count."""
     nodes = [node for node in capacity if node.gpus]
     return Gpus(
-        number=sum(node.gpus for node in nodes),
+        number=sum(min(node.gpus, node.cpus) for node in nodes),
         gb=min((node.gpu_gb for node in nodes), default=0.0),
         host_gb=min((node.host_gb / node.gpus for node in nodes), default=0.0),
     )

@@ -251,13 +251,12 @@ def bundles(grants: Iterable[Grant]) -> list[dict[str, float]]:
 class Job:
     """Work to simulate: its request, and how long it really takes.
 
-    It asks after all of `after` have ended, not before `at_s`, and not before its `trial`, if it has one, is under way.
+    It asks after all of `after` have ended, and not before its `trial`, if it has one, is under way.
     """
 
     request: Request
     takes_s: float
     after: tuple[RequestId, ...] = ()
-    at_s: float = 0.0
     trial: str = ""
 
 
@@ -298,10 +297,6 @@ def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = N
             ends_s = now_s + unfinished[request.id].takes_s
             ran[request.id] = Ran(asked_s=asked_s, started_s=now_s, ended_s=ends_s, nodes=grant.nodes)
 
-    def may_ask(job: Job) -> bool:
-        comes = job.at_s <= now_s and unfinished.keys().isdisjoint(job.after)
-        return comes and (not job.trial or job.trial in under_way)
-
     while unfinished:
         ended = [id for id in running if ran[id].ended_s <= now_s]
         for id in ended:
@@ -313,13 +308,13 @@ def simulate(jobs: Sequence[Job], nodes: Sequence[Node], at_once: int | None = N
         if to_come:
             left = {job.trial for job in unfinished.values()}
             under_way = set([trial for trial in trials if trial in left][:at_once])
-        if asking := [job for job in to_come if may_ask(job)]:
+        free = [job for job in to_come if unfinished.keys().isdisjoint(job.after)]
+        if asking := [job for job in free if job.trial in under_way or not job.trial]:
             waiting |= {job.request.id: (job.request, now_s) for job in asking}
             to_come = [job for job in to_come if job.request.id not in waiting]
             start()
         if unfinished:
-            arrivals = [job.at_s for job in to_come if job.at_s > now_s]
-            now_s = min([*arrivals, *(ran[id].ended_s for id in running)])
+            now_s = min(ran[id].ended_s for id in running)
     return ran
 
 
@@ -328,14 +323,14 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
 
     It simulates a few rules of thumb, and takes the order that ends first.
     """
-    enough = CLOSE * lower_bound_s([_job(request) for request in requests], nodes)
+    enough = CLOSE * lower_bound_s(list(map(_job, requests)), nodes)
     best_s, best = math.inf, list[Request]()
 
     def play(order: Iterable[Request]) -> bool:
         """Take the order if it ends sooner than the best one so far."""
         nonlocal best_s, best
         tried = [replace(request, rank=rank) for rank, request in enumerate(order)]
-        took_s = predicted_s(tried, nodes)
+        took_s = makespan_s(simulate(list(map(_job, tried)), nodes))
         if sooner := took_s < best_s:
             best_s, best = took_s, tried
         return sooner
@@ -361,11 +356,6 @@ def ranked(requests: Sequence[Request], nodes: Sequence[Node]) -> list[Request]:
 
 def _job(request: Request) -> Job:
     return Job(request=request, takes_s=request.expected_s)
-
-
-def predicted_s(requests: Iterable[Request], nodes: Sequence[Node]) -> float:
-    """Seconds until all requests have run, if each takes as long as expected and is asked for at once."""
-    return makespan_s(simulate([_job(request) for request in requests], nodes))
 
 
 def makespan_s(ran: dict[RequestId, Ran]) -> float:

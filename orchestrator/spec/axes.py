@@ -6,6 +6,7 @@ becomes an axis. Models, reward types, sets and seeds have flags of their own.
 
 import csv
 import itertools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,8 +29,7 @@ _SWITCHES = {"lora": "rank", "validation": "share"}
 # These fields hold for training and evaluation alike.
 _OF_BOTH_DRAWS = ("max_prompt_tokens", "max_response_tokens", "system", "reasoning")
 # Unused where all pairs are taken.
-_OF_A_DRAW = ("seed", "permutation")
-_ALL = get_args(Optimizer)
+_USUAL_DRAW = {name: getattr(DrawSpec(), name) for name in ("seed", "permutation")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +53,10 @@ class Axis:
             return f"it is an option of {', '.join(having)}"
         if self.home == "loss" and trial.reward.type.own_loss:
             return "the reward type has a loss of its own"
-        if self.home == "train_draw" and self.field in _OF_A_DRAW and trial.train_draw.max_pairs is None:
+        if self.home == "train_draw" and self.field in _USUAL_DRAW and trial.train_draw.max_pairs is None:
             return "all pairs are taken; give --max-train-pairs"
         if self.home == "optim" and trial.optim.optimizer not in (
-            by := OptimSpec.READ_BY.get(self.field, _ALL)
+            by := OptimSpec.READ_BY.get(self.field, get_args(Optimizer))
         ):
             return f"it is read by --optimizer {' or '.join(by)}"
         switch = _SWITCHES.get(self.home, self.field)
@@ -113,8 +113,10 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return {item: item for item in parts}.__getitem__, f"one of {', '.join(parts)}"
+    if kind is float:
+        return _finite, "a number"
     if origin is None:
-        return kind, {int: "a whole number", float: "a number"}.get(kind, "a word")
+        return kind, "a whole number" if kind is int else "a word"
     convert, wanted = _reader(parts[0])
     if origin is not tuple:
         return lambda text: None if text == NONE else convert(text), f"{wanted}, or {NONE}"
@@ -132,6 +134,12 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
         return found
 
     return several, f"{wanted}; + joins several"
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(value := float(text)):
+        return value
+    raise ValueError(text)
 
 
 def plain(value: Any) -> Any:
@@ -183,15 +191,11 @@ def settled(trial: Trial, values: Mapping[str, Any]) -> Trial:
         drawn, own = changes["train_draw"], trial.train_set.train_draw
         if "max_pairs" in homes["train_draw"] and own is not None and drawn.max_pairs != own.max_pairs:
             # With another number of pairs than its own, the set is drawn from in the usual way.
-            drawn = replace(drawn, **{**_usual_draw(), **homes["train_draw"]})
-        changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_usual_draw())
+            drawn = replace(drawn, **{**_USUAL_DRAW, **homes["train_draw"]})
+        changes["train_draw"] = drawn if drawn.max_pairs else replace(drawn, **_USUAL_DRAW)
         shared = {field: value for field, value in homes["train_draw"].items() if field in _OF_BOTH_DRAWS}
         changes["eval_draw"] = replace(trial.eval_draw, **shared)
     return replace(trial, **changes)
-
-
-def _usual_draw() -> dict[str, Any]:
-    return {name: getattr(DrawSpec(), name) for name in _OF_A_DRAW}
 
 
 def varied(
@@ -224,13 +228,14 @@ class Choice:
     """Points of which each trial takes one; `said` are the user's words.
 
     Unless it `varies`, it is one value for all trials and stands in no name. A trial that fits none of the `rows` of a
-    file is left out of the sweep.
+    file is left out of the sweep. An experiment's `own` choice gives way to flags.
     """
 
     said: str
     points: tuple[Point, ...]
     varies: bool = True
     rows: bool = False
+    own: bool = False
 
     @property
     def names(self) -> set[str]:
@@ -255,16 +260,17 @@ class Axes:
             points = [point for point in choice.points if point.fits(trial)]
             if not points and choice.rows:
                 return []
-            for other in fitting if points else ():
-                if both := sorted(choice.names & other.names):
-                    raise SpecError(
-                        f"{other.said} and {choice.said} both set {both[0]} of {trial.name}; give all its values at once, "
-                        f"or separately for each reward type or model, as in --axis {trial.reward.name}.{both[0]}=…"
-                    )
-            if points:
-                fitting.append(choice)
-                varying += [points] if choice.varies else []
-                given |= {} if choice.varies else points[0].values
+            both = [(other, name) for other in fitting for name in sorted(choice.names & other.names)]
+            if not points or (both and choice.own):
+                continue
+            for other, name in both:
+                raise SpecError(
+                    f"{other.said} and {choice.said} both set {name} of {trial.name}; give all its values at once, "
+                    f"or separately for each reward type or model, as in --axis {trial.reward.name}.{name}=…"
+                )
+            fitting.append(choice)
+            varying += [points] if choice.varies else []
+            given |= {} if choice.varies else points[0].values
         try:
             made = [
                 varied(
@@ -314,16 +320,9 @@ def parse_axes(
 
 
 def axes_of(values: Mapping[str, Sequence[Any]], given: Axes = NO_AXES) -> Axes:
-    """Return an experiment's own axes and those `given` on the command line, which override them.
-
-    An axis of one value stands in no name.
-    """
-    said = {name for choice in given.choices for name in choice.names}
-    own = [
-        replace(_choice("--axis", [f"{name}={','.join(map(shown, items))}"], {}), varies=len(items) > 1)
-        for name, items in values.items()
-        if name not in said
-    ]
+    """Return those `given` on the command line, and an experiment's own axes; one of one value stands in no name."""
+    own = (_choice("--axis", [f"{name}={','.join(map(shown, items))}"], {}) for name, items in values.items())
+    own = (replace(choice, varies=len(choice.points) > 1, own=True) for choice in own)
     return Axes(choices=(*given.choices, *own))
 
 

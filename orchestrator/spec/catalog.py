@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.trials import KeepEpochs, PlacementRule, Recipe
-from trainers.data.known import named_set
+from trainers.data.known import DATASETS
 from trainers.models.architecture import Architecture, count_parameters
 from trainers.models.tiny import TINY_MODELS
 from trainers.specs import BUILTIN, DatasetSpec, ModelSpec, OptimSpec, Precision
-
-PAPER_OPTIM = OptimSpec()
 
 # Chosen by experiment at laptop size, the same for both reward types; docs/tiny_world.md tells their effect.
 TINY_OPTIM = OptimSpec(lr=5e-5, epochs=12, effective_batch=32)
@@ -66,7 +64,7 @@ def recipe_of(usual: OptimSpec, tiny: OptimSpec = TINY_OPTIM) -> Recipe:
     return lambda model, _: tiny if model.source.startswith(BUILTIN) else usual
 
 
-recipe = recipe_of(PAPER_OPTIM)
+recipe = recipe_of(OptimSpec())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +87,8 @@ class Profile:
 Profiles = Mapping[str, Profile]
 
 
-def dataset(name: str) -> DatasetSpec:
-    """Find a data set of the catalog. Raises KeyError."""
-    found = named_set(name)
-    if found is None:
-        raise KeyError(name)
-    return found
-
+# The data set of a name.
+dataset = {spec.name: spec for spec in DATASETS}.__getitem__
 
 PAPER = Profile(
     name="paper",

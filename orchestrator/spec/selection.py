@@ -247,8 +247,6 @@ def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
     models, sets, rewards = (
         [spec.name for spec in specs] for specs in (chosen.models, chosen.train_sets, chosen.rewards)
     )
-    if not rows:
-        return parse_axes(options, models, rewards)
     # A row may have a flag's word, or the name that the flag gave.
     names: dict[str, Callable[[str], str]] = {
         "model": lambda word: word if word in models else parse_model(word).name,
@@ -256,7 +254,8 @@ def chosen_axes(options: Any, chosen: Selection, rows: Sequence[Row]) -> Axes:
         "reward": str,
         "seed": lambda word: str(int(word)),
     }
-    return parse_axes(options, models, rewards, rows_choice(options.trials, rows, names))
+    choice = rows_choice(options.trials, rows, names) if rows else None
+    return parse_axes(options, models, rewards, choice)
 
 
 def unique(what: str, values: Sequence[int]) -> tuple[int, ...]:

@@ -73,6 +73,22 @@ class TrialSpec:
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
+        frozen, output = {*self.optim.freeze}, self.reward.type.output
+        if output == "head" and "unembedding" in frozen:
+            raise SpecError(
+                f"--freeze unembedding: {self.reward.name} has none; name the types that have one: --axis im_rm.freeze=…"
+            )
+        if output == "unembedding" and frozen >= {"backbone", "unembedding"}:
+            raise SpecError(
+                f"--freeze {' '.join(sorted(frozen))}: nothing of {self.reward.name} is left to train."
+            )
+        for flag, drawn in (
+            ("--seeds", self),
+            ("draw-seed", self.train_draw),
+            ("validation-seed", self.validation),
+        ):
+            if drawn and not 0 <= drawn.seed < 2**63:
+                raise SpecError(f"{flag} {drawn.seed}: give a whole number from 0 to 2**63 - 1.")
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(
@@ -176,7 +192,7 @@ def grid(
 ) -> tuple[TrialSpec, ...]:
     """Return the full product: seeds outermost, so that early results cover every model, and axes innermost.
 
-    A training set's own draw goes before `train_draw`.
+    A training set's own draw goes before `train_draw`. An evaluation set that stands twice counts once.
     """
     cells = itertools.product(seeds, models, train_sets, rewards)
     return tuple(
@@ -193,7 +209,7 @@ def grid(
                 train_draw=train_set.train_draw or train_draw,
                 optim=recipe(model, train_set),
                 seed=seed,
-                eval_sets=tuple(eval_sets),
+                eval_sets=tuple(dict.fromkeys(eval_sets)),
                 eval_draw=eval_draw,
             )
         )

@@ -10,11 +10,12 @@ import pytest
 from orchestrator.cli.design import Growth
 from orchestrator.cli.main import Grid, main
 from orchestrator.plan import durations
-from orchestrator.plan.design import State
+from orchestrator.plan.design import Found, Rule, State, decide
+from orchestrator.plan.hardware import Node
 from orchestrator.run import compute
 from orchestrator.spec.catalog import PROFILES
 from orchestrator.spec.declaration import adopt, declare
-from orchestrator.spec.resolve import resolve
+from orchestrator.spec.resolve import ResolvedSweep, resolve
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
 from sweeps.full_grid import full_grid
@@ -140,6 +141,28 @@ def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsy
     # Those that are declared first, in their order, then those that follow.
     assert seeds == [3, 5, *range(6, 30)][: len(seeds)]
     assert "no step fits what is left of the budget" in capsys.readouterr().out
+
+
+def test_no_pairs_are_added_of_a_suite_since_all_are_scored(tmp_path):
+    suite = replace(sample.HAMILTONIAN, selection="rewardbench2")
+    for sets, rows, whole, pairs in (((sample.TINY_WORLD, suite), [8], [8], 16 / 3), ((suite,), [], [8], 8)):
+        trials = [
+            sample.trial(reward=kind, seed=seed, eval_sets=sets, eval_draw=DrawSpec(max_pairs=4))
+            for kind in KINDS
+            for seed in (0, 1)
+        ]
+        sweep, plans = Sweep(name="demo", trials=tuple(trials)), tuple(map(sample.plan, trials))
+        shifts = {("tiny_world", item.name): "domain shift" for item in sets}
+        resolved = ResolvedSweep(sweep=sweep, plans=plans, categories=shifts)
+        nodes = [Node(id="a", cpus=1)]
+        growth = Growth(base=sweep, store=Store(tmp_path), nodes=nodes, resolve=lambda _, it=resolved: it)
+        (question,) = growth.questions(resolved, measured=False)
+        state = State(seeds={("tiny_world", "llama-64"): 2}, pairs=4)
+        assert (question.rows, question.whole) == (rows, whole)
+        assert question.design(state, state).pairs == pytest.approx(pairs)
+        costs = growth.costs(resolved, measured=False)
+        then = decide(state, Found(questions=[question], costs=costs), Rule(until=0.01)).state
+        assert then.pairs == (8 if rows else 4)
 
 
 def test_scores_on_more_pairs_take_the_place_of_those_on_fewer(tmp_path):

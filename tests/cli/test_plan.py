@@ -141,6 +141,8 @@ def test_the_laptop_is_planned_on_this_machines_cpus(grid):
         (("plan", "--cluster", "nonsense"), ["'nonsense'", "is not NODESxGPUSxKIND"]),
         (("plan", "--cluster", "nowhere.yaml"), ["nowhere.yaml", "cannot be read"]),
         (("plan", "--cluster", "1x1xH100", "--price", "-1"), ["--price -1"]),
+        (("plan", "--backend", "inline", "--price", "2"), ["--price 2: there is no GPU here"]),
+        (("plan", "--backend", "inline", "--cluster", ""), ["'' is not NODESxGPUSxKIND"]),
         (("--cluster", "1x1xH100", "--backend", "inline"), ["there is no Ray cluster to run on"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -71,7 +71,7 @@ class RayBackend:
                 if grant is not None:
                     self.trainer(stage, placement, grant).fit()
                     spec = self.work.plan.spec
-                    trained = {stage.key: (spec.model.name, spec.reward_name)}
+                    trained = {stage.key: (spec.model.name, spec.reward_name, spec.train_set.name)}
                     self.coordinator.took.remote(measured_rates(trained, self.execution.store))
                     return
             placement = self._on_fewer(placement)

@@ -254,8 +254,10 @@ def test_finished_trainings_of_one_name_replace_the_guess_by_their_mean(store: S
     assert once.train_s(item, laid()) == pytest.approx(10 + 4 * 2)
     more = once.having({name: Rate(step_s=5.0, set_up_s=40.0, trainings=2)})
     assert more.train_s(item, laid()) == pytest.approx(30 + 4 * 4)
-    # Laid out otherwise nothing is known of it.
+    # Laid out otherwise, or on other pairs, nothing is known of it.
     assert more.train_s(item, laid(2)) == guessed.train_s(item, laid(2))
+    other = plan(replace(item.spec, train_set=replace(item.spec.train_set, name="longer")))
+    assert more.train_s(other, laid()) == guessed.train_s(other, laid())
 
 
 def test_rates_are_read_of_what_the_store_has(store: Store):
@@ -264,7 +266,7 @@ def test_rates_are_read_of_what_the_store_has(store: Store):
         with store.write("train", item.key) as attempt:
             placement = {name: getattr(laid(), name) for name in Placement.__slots__}
             attempt.info.update(perf={"step_s": step_s, "set_up_s": 8.0}, placement=placement)
-    named = {item.key: (item.spec.model.name, item.spec.reward_name) for item in items}
+    named = {item.key: rate_name(item, laid())[:3] for item in items}
     found = measured_rates(named, store)
     assert found == {rate_name(items[0], laid()): Rate(step_s=2.0, set_up_s=8.0, trainings=2)}
 

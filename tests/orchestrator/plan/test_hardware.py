@@ -11,9 +11,7 @@ from orchestrator.plan.hardware import (
     describe,
     gpu_kind,
     listed_kind,
-    local_capacity,
     read_cluster,
-    shown_gpus,
 )
 from trainers.errors import PlanError
 
@@ -35,6 +33,9 @@ available_node_types:
     max_workers: 3
     resources: {GPU: 1}
     labels: {ray.io/accelerator-type: L4}
+  nothing_runs_here:
+    max_workers: 1
+    resources: {CPU: 0, GPU: 8}
 """
 
 
@@ -136,6 +137,10 @@ def test_the_head_may_have_workers_of_its_own_type(tmp_path: Path):
             ["gpu.resources.GPU is 1.5"],
         ),
         ("available_node_types: {gpu: {resources: {GPU: 1}}}", ["gpu.max_workers is None"]),
+        ("available_node_types: {gpu: {max_workers: 1}}", ["head_node_type is None; name one of gpu"]),
+        (CLUSTER.replace("head_node_type: head", "head_node_type: hd"), ["head_node_type is 'hd'"]),
+        (CLUSTER.replace("max_workers: 7", "max_workers: -1"), [": max_workers is -1, not a whole"]),
+        (CLUSTER.replace("max_workers: 7", 'max_workers: "7"'), [": max_workers is '7', not a whole"]),
     ],
 )
 def test_a_yaml_without_the_fields_is_refused_with_the_field(tmp_path: Path, text: str | None, messages):
@@ -158,29 +163,6 @@ def test_a_gpu_of_an_unknown_kind_is_as_slow_as_the_slowest():
     assert describe(nodes) == "2 × 2 × H100-80GB, 1 × 4 CPUs, 1 × 1 × GPU-24GB"
     assert nodes[3].kind is not None
     assert nodes[3].kind.bf16_tflops == 70
-
-
-def test_the_local_machine_has_at_least_one_cpu():
-    (node,) = local_capacity()
-    assert node.cpus >= 1
-
-
-@pytest.mark.parametrize(
-    ("visible", "gpus"),
-    [
-        (None, 4),
-        ("", 0),
-        ("-1", 0),
-        ("1", 1),
-        ("2,0", 2),
-        ("0,-1,1", 1),
-        ("NoDevFiles", 0),
-        ("GPU-8932f937,MIG-1b", 2),
-        ("0,1,2,3,4", 4),
-    ],
-)
-def test_cuda_shows_the_devices_before_the_first_that_is_none(visible: str | None, gpus: int):
-    assert shown_gpus(4, visible) == gpus
 
 
 @pytest.mark.parametrize(
@@ -206,17 +188,28 @@ def test_the_drivers_listing_names_the_kind(listed: str, label: str | None):
 
 
 @pytest.mark.parametrize(
-    ("visible", "gpus"), [("0,1", 2), ("1", 1), ("-1", 0), ("0,-1,1", 1), ("", 0), (None, 2)]
+    ("visible", "gpus"),
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("1", 1),
+        ("2,0", 2),
+        ("0,-1,1", 1),
+        ("NoDevFiles", 0),
+        ("GPU-8932f937,MIG-1b", 2),
+        ("0,1,2,3,4", 4),
+    ],
 )
-def test_only_visible_gpus_of_this_machine_count(visible, gpus, tmp_path, monkeypatch):
-    for number in range(2):
-        listing = tmp_path / "proc" / f"0000:0{number}" / "information"
-        listing.parent.mkdir(parents=True)
+def test_of_this_machines_gpus_those_count_that_cuda_shows(visible, gpus, tmp_path, monkeypatch):
+    for number in range(4):
+        listing = tmp_path / f"0000:0{number}" / "information"
+        listing.parent.mkdir()
         listing.write_text("Model: \t\t NVIDIA H100 80GB HBM3\n")
-    monkeypatch.setattr(hardware, "DRIVER_LISTING", tmp_path / "proc")
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
+    monkeypatch.setattr(hardware, "DRIVER_LISTING", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     (node,) = hardware.local_capacity()
     assert (node.gpus, node.gpu_kind) == (gpus, "H100-80GB")
+    assert node.cpus >= 1

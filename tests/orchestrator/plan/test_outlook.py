@@ -1,20 +1,30 @@
 """What a plan comes to on nodes, and how many pairs it expects to leave out for length, by what is at hand."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.plan import outlook
-from orchestrator.plan.hardware import read_cluster
+from orchestrator.plan.hardware import Node, read_cluster
 from orchestrator.plan.outlook import too_long
+from orchestrator.plan.placement import place
 from orchestrator.spec import catalog
 from orchestrator.spec.resolve import ResolvedSweep
 from orchestrator.spec.stages import PretrainStage, TrialPlan
 from orchestrator.spec.trials import Sweep
 from orchestrator.store.artifacts import Store
-from tests.orchestrator.sweep_samples import EX_RM, commit_prepared, dataset_folder, plan, rows, trial
+from tests.orchestrator.sweep_samples import (
+    EX_RM,
+    HAMILTONIAN,
+    TINY_WORLD,
+    commit_prepared,
+    dataset_folder,
+    plan,
+    rows,
+    trial,
+)
 from trainers.models import tiny
 from trainers.specs import DrawSpec
 
@@ -77,6 +87,24 @@ def test_a_first_row_that_a_template_refuses_is_said_before_anything_runs(store:
     _, said = too_long([item], store)
     assert all("no token for the role tool" in why for why in said)
     assert [why.partition(",")[0] for why in said] == ["llama-64 on mine/train", "llama-64 on mine/test"]
+
+
+def test_a_row_has_one_step_time_that_of_its_training_sets(store: Store):
+    sets = (TINY_WORLD, HAMILTONIAN)
+    trials = tuple(trial(train_set=data, seed=seed) for data in sets for seed in (0, 1))
+    plans = tuple(map(plan, trials))
+    sweep = ResolvedSweep(sweep=Sweep(name="demo", trials=trials), plans=plans, categories={})
+
+    def rows() -> list[tuple[list[str], int, bool]]:
+        found = outlook.outlook(sweep, [Node(id="a", cpus=2)], store).cells
+        assert len({row.step_s for row in found}) == len(found)
+        return [(row.train_sets, row.trials, row.measured) for row in found]
+
+    assert rows() == [(["tiny_world", "hamiltonian"], 4, False)]
+    with store.write("train", plans[0].key) as attempt:
+        placed = asdict(place(trials[0], [Node(id="a", cpus=2)]))
+        attempt.info.update(perf={"step_s": 9.0}, placement=placed)
+    assert rows() == [(["tiny_world"], 2, True), (["hamiltonian"], 2, False)]
 
 
 def test_a_gang_that_waits_for_a_node_of_its_own_waits_in_a_plan_too(store: Store):

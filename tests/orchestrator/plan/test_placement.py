@@ -137,6 +137,8 @@ TWO_PAIRS = OptimSpec(effective_batch=2)
         # Cards that hold a training together, but alone never the model, score it layer by layer.
         (trial(model=FP32, reward=EX_RM), gpus(8, 24.0), {"zero_stage": 3}),
         (trial(model=FP32, reward=IM_RM), read_cluster("1x4xA10G-24GB"), {"world_size": 4}),
+        # Each process takes a CPU.
+        (EIGHT, (Node(id="g", cpus=3, gpus=8, gpu_gb=80.0),), {"world_size": 3}),
         # Of unknown size.
         (trial(model=HUB), gpus(8), {"world_size": 1, "forward_tokens": LONGEST}),
         # A gang is a power of two or all there is, and need not divide the batch.

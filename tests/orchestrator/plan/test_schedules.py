@@ -17,7 +17,6 @@ from orchestrator.plan.schedule import (
     RequestId,
     lower_bound_s,
     makespan_s,
-    predicted_s,
     ranked,
     simulate,
     window,
@@ -65,13 +64,13 @@ def random_grid(rng: random.Random) -> list[Job]:
             return jobs
 
 
-def expecting(job: Job, expected_s: float) -> Job:
-    return replace(job, request=replace(job.request, expected_s=expected_s))
-
-
 def misjudged(jobs: Sequence[Job], rng: random.Random, factor: float = 3.0) -> list[Job]:
     """The same jobs, expected to take up to `factor` times as long, or as short."""
-    return [expecting(job, job.takes_s * factor ** rng.uniform(-1, 1)) for job in jobs]
+    expected = [job.takes_s * factor ** rng.uniform(-1, 1) for job in jobs]
+    return [
+        replace(job, request=replace(job.request, expected_s=expected_s))
+        for job, expected_s in zip(jobs, expected, strict=True)
+    ]
 
 
 def in_turn(jobs: Sequence[Job], nodes: Sequence[Node]) -> list[Job]:
@@ -215,14 +214,21 @@ def test_the_optimum_is_one():
     assert not shorter_exists(wide, (2,), 5.0)
 
 
+def tick(number: int) -> Job:
+    """The next 0.4 s of a clock, which holds nothing."""
+    after = (RequestId(kind="shared", key=f"t{number - 1}"),) if number else ()
+    return Job(request=Request(kind="shared", key=f"t{number}", cpus=0), takes_s=0.4, after=after)
+
+
 def test_a_wide_training_starts_though_narrow_ones_never_stop_coming():
     """Narrow work arrives faster than it can be done; whatever is expected of it, the wide training has its turn."""
     for seed in range(8):
         rng = random.Random(seed)
         narrow = misjudged([random_job(rng, f"n{n}", (1, 2)) for n in range(120)], rng)
-        stream = [replace(job, at_s=0.4 * n) for n, job in enumerate(narrow)]
-        wide = training("wide", 4, 5.0, expected_s=30.0, at_s=10.0)
-        ran = run([*stream, wide], nodes_of(4, 4))[wide.request.id]
+        clock = [tick(n) for n in range(len(narrow))]
+        stream = [replace(job, after=(at.request.id,)) for at, job in zip(clock, narrow, strict=True)]
+        wide = replace(training("wide", 4, 5.0, expected_s=30.0), after=(clock[24].request.id,))
+        ran = run([*clock, *stream, wide], nodes_of(4, 4))[wide.request.id]
         # What ran when it was asked for, twice over: one round of work that was expected to be over, and its own turn.
         assert ran.started_s - ran.asked_s <= 20.0
 
@@ -278,11 +284,11 @@ def test_the_prediction_is_that_of_a_schedule_done_by_hand():
     nodes = nodes_of(2)
     jobs = [training("a", 1, 4.0), training("b", 1, 3.0), training("c", 2, 2.0)]
     # c first on both GPUs, then a beside b; or a beside b, then c: six seconds either way.
-    assert predicted_s(ranked([job.request for job in jobs], nodes), nodes) == pytest.approx(6.0)
+    assert makespan_s(run(in_turn(jobs, nodes), nodes)) == pytest.approx(6.0)
 
 
 def test_what_fits_nowhere_and_what_comes_after_it_are_left_out_of_a_prediction():
     giant, small = training("giant", 64, 5.0), training("a", 1, 2.0)
-    assert predicted_s([giant.request, small.request], CLUSTER) == 2.0
+    assert makespan_s(simulate([giant, small], CLUSTER)) == 2.0
     ran = simulate([giant, evaluation(giant, 1.0), small], CLUSTER, at_once=1)
     assert ran.keys() == {small.request.id}

@@ -98,6 +98,8 @@ def test_a_flag_gives_all_trials_the_value_and_no_name(name: str):
     word, value, needs = VALUES[name]
     given = {AXES[need].parameter: item for need, item in needs.items()}
     given[AXES[name].parameter] = value
+    # EX-RM has no unembedding.
+    given["rewards"] = ("im_rm",) if name == "freeze" else ()
     for made, along in zip(
         trials(**given),
         trials(f"{name}={word}", **{key: given[key] for key in given if key != AXES[name].parameter}),
@@ -194,6 +196,9 @@ def test_only_takes_every_axis_and_any_way_to_write_a_number():
 def test_an_experiments_own_axis_gives_way_to_a_flag():
     chosen = session.select(Options(lr=1e-3), catalog.ONE_MODEL, "demo")
     assert {item.optim.lr for item in chosen.trials(axes={"lr": (1e-5, 1e-4)})} == {1e-3}
+    some = session.select(Options(axis=("im_rm.lr=1e-3",)), catalog.ONE_MODEL, "demo")
+    rates = [(item.reward.name, item.optim.lr) for item in some.trials(axes={"lr": (1e-5, 1e-4)})]
+    assert rates == [("ex_rm", 1e-5), ("ex_rm", 1e-4), ("im_rm", 1e-3)]
     made = chosen.trials(axes={"epochs": (1, 2), "warmup-steps": (3,)})
     assert {item.reward_name for item in made} == {
         f"{reward}_epochs={epochs}" for reward in ("ex_rm", "im_rm") for epochs in (1, 2)
@@ -214,6 +219,9 @@ def test_values_that_print_alike_have_names_of_their_own():
         ("freeze=backbone+head", "give one of backbone, embeddings, unembedding; . joins several"),
         ("beta=-1", "im_rm needs a positive beta"),
         ("betas=0.9", "give a number; . joins several"),
+        ("weight-decay=inf", "'inf' is no value of weight-decay; give a number"),
+        ("freeze=none,unembedding", "--freeze unembedding: ex_rm has none"),
+        ("im_rm.freeze=backbone+unembedding", "nothing of im_rm is left to train"),
     ],
 )
 def test_a_value_is_validated_by_the_spec_that_has_it(axis: str, said: str):

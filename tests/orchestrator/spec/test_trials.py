@@ -13,7 +13,7 @@ def small_grid() -> tuple[TrialSpec, ...]:
         models=[LLAMA, QWEN],
         rewards=[EX_RM, IM_RM],
         train_sets=[TINY_WORLD, HAMILTONIAN],
-        eval_sets=[TINY_WORLD],
+        eval_sets=[TINY_WORLD, HAMILTONIAN, TINY_WORLD],
         seeds=[0, 1, 2],
         recipe=lambda model, dataset: OptimSpec(lr=1e-3 if dataset.name == "hamiltonian" else 1e-4),
         train_draw=DrawSpec(max_pairs=7),
@@ -38,6 +38,8 @@ def test_a_grid_is_the_full_product_with_seeds_outermost_and_reward_types_innerm
     for item in small_grid():
         assert item.optim.lr == (1e-3 if item.train_set is HAMILTONIAN else 1e-4)
         assert (item.train_draw.max_pairs, item.eval_draw.max_pairs) == (7, 5)
+        # A set that is named twice weighs no more in a mean over sets.
+        assert item.eval_sets == (TINY_WORLD, HAMILTONIAN)
 
 
 @pytest.mark.parametrize(

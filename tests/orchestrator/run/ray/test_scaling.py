@@ -57,7 +57,7 @@ def test_a_head_says_what_its_cluster_may_come_to_unless_it_is_given(tmp_path: P
     file = tmp_path / "ray_bootstrap_config.yaml"
     assert all_workers(bootstrap=file) == ()
     file.write_text(
-        "max_workers: 1\nhead_node_type: head\navailable_node_types:\n  gpu: {resources: {CPU: 4, GPU: 1, 'accelerator_type:L4': 1}}\n"
+        "max_workers: 1\nhead_node_type: head\navailable_node_types:\n  head: {}\n  gpu: {resources: {CPU: 4, GPU: 1, 'accelerator_type:L4': 1}}\n"
     )
     assert all_workers(bootstrap=file) == (Node(id="gpu 0", cpus=4, gpus=1, gpu_gb=24.0, gpu_kind="L4-24GB"),)
     file.write_text("a: [")
