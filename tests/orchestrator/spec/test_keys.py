@@ -37,7 +37,7 @@ GOLDEN = {
     "axes": "6f7639a13dbbf2726d04d466fcac537b",
     "data": "b30226eb8b3247933aa4817e420b6ecc",
     "models": "409a3a9c29cc6a8373dfcc9591d51d29",
-    "answers and analysis": "9741cd0e89c045e89cdb7f4fef9b0f64",
+    "answers and analysis": "9533be64c4bf3a8564adba0e461d690b",
 }
 
 
