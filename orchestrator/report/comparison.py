@@ -68,8 +68,9 @@ def pair_groups(results: Sequence[TrialResult]) -> dict[str, str]:
     # Two names may stand for the same rows, and a known set and its rewritings may all be of another domain.
     rows = {item.dataset: item.dataset_digest for result in results for item in result.record.evaluations}
     originals = {name: known.rewriting_of or name for name in rows if (known := named_set(name))}
-    own = ((name, originals.get(name, name)) for name in rows)
-    return {name: rows.get(original, original) for name, original in own} | groups
+    of_rows = {rows[name]: group for name, group in groups.items()}
+    own = {name: rows.get(original, original) for name in rows for original in [originals.get(name, name)]}
+    return {name: of_rows.get(found, found) for name, found in own.items()} | groups
 
 
 def added_by_pairs(item: EvaluationResult, metric: str) -> Floats:
@@ -171,9 +172,11 @@ class Mean:
     @property
     def at_chance(self) -> bool:
         """Whether this is an in-distribution accuracy that is no better than chance."""
+        # The mean over sets varies as an accuracy on so many pairs.
+        pairs = len(self.sizes) ** 2 / sum(1 / pairs for pairs, _ in self.sizes)
         return (
             (self.metric, self.scope.category, self.signs) == ("accuracy", "in-distribution", (1,))
-            and self.value <= chance_bound(self.pairs)
+            and self.value <= chance_bound(pairs)
         )  # fmt: skip
 
     @property
@@ -199,6 +202,9 @@ class Mean:
     @cached_property
     def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
         """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
+        return self._columns(corrected=True)
+
+    def _columns(self, *, corrected: bool) -> tuple[list[Floats], NDArray[np.int64]]:
         cells = [cell for seeds in self.cells.values() for cell in seeds.values()]
         units: dict[str, NDArray[np.int64]] = {}
         for name in self.scope.sets:
@@ -210,8 +216,9 @@ class Mean:
         for number, cell in enumerate(cells):
             for (sign, trial), name in itertools.product(zip(self.signs, cell, strict=True), self.scope.sets):
                 item, group = _item(trial, name), self.groups[name]
-                added = statistics.by_unit(self.added(item, self.metric), item.scores.units, units[group])
-                blocks[group][:, number] += sign * added / len(self.scope.sets)
+                added_P, units_P = self.added(item, self.metric), item.scores.units
+                added_U = statistics.by_unit(added_P, units_P, units[group], corrected=corrected)
+                blocks[group][:, number] += sign * added_U / len(self.scope.sets)
         by_model = np.split(columns, np.cumsum([len(seeds) for seeds in self.cells.values()])[:-1], axis=1)
         return by_model, np.repeat(np.arange(len(units)), [len(found) for found in units.values()])
 
@@ -228,8 +235,8 @@ class Mean:
         """The value with its interval and p, and with the spread over seeds of one model."""
         if self.metric.startswith("accuracy"):
             floor = 1 - len(self.signs)
-            prompts = min(prompts for _, prompts in self.sizes)
-            found = statistics.bounded_interval(self.value, self.spread, prompts, floor=floor)
+            prompts, units = min(prompts for _, prompts in self.sizes), len(self.columns[1])
+            found = statistics.bounded_interval(self.value, self.spread, prompts, floor=floor, units=units)
         else:
             found = statistics.unbounded_interval(self.value, self.spread)
         told = len(self.signs) > 1 and self.spread.trainings > 0
@@ -238,7 +245,7 @@ class Mean:
     @cached_property
     def p_pairs(self) -> float:
         """Return the p of a test that flips signs test pair by test pair, for these trainings: seeds and models add no test pairs."""
-        by_model, _ = self.columns
+        by_model, _ = self._columns(corrected=False)
         mean_U: Floats = np.mean([columns.mean(axis=1) for columns in by_model], axis=0)
         return statistics.permutation_p(np.round(mean_U, 12))
 

@@ -372,7 +372,16 @@ def on_common_pairs(results: Sequence[TrialResult]) -> list[TrialResult]:
         record = result.record
         wanted = tuple(one for one in record.evaluations if (record.train_set, one.dataset) not in nothing)
         evaluations = tuple(_on(item, common[place]) for item, place in items if len(common[place]))
-        shared.append(replace(result, record=replace(record, evaluations=wanted), evaluations=evaluations))
+        # A trial that is not evaluated on a set that is left out stays incomplete.
+        answered = result.answered if wanted == record.evaluations else result.complete
+        shared.append(
+            replace(
+                result,
+                record=replace(record, evaluations=wanted),
+                evaluations=evaluations,
+                answered=answered,
+            )
+        )
     return shared
 
 

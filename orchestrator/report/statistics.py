@@ -72,11 +72,16 @@ def jackknifed(value: float, without_P: Floats) -> Floats:
     return (value + (pairs - 1) * (value - without_P)) / pairs
 
 
-def by_unit(added_P: Floats, units_P: NDArray[np.int64], units_U: NDArray[np.int64]) -> Floats:
-    """Return what each of the sorted units adds, [U], corrected for their numbers of pairs: a unit may have several, or none."""
+def by_unit(
+    added_P: Floats, units_P: NDArray[np.int64], units_U: NDArray[np.int64], *, corrected: bool
+) -> Floats:
+    """Return what each of the sorted units adds, [U], where `corrected` for their numbers of pairs: a unit may have several, or none.
+
+    The sum is the same. A variance needs the correction; a test that flips signs must not give a unit what others hold.
+    """
     at_P = np.searchsorted(units_U, units_P)
     counts_U, added_U = (np.bincount(at_P, values, len(units_U)) for values in (None, added_P))
-    return added_U + added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
+    return added_U + corrected * added_P.sum() * (1 / len(units_U) - counts_U / len(units_P))
 
 
 def margin_without_each(chosen_P: Floats, rejected_P: Floats) -> Floats:
@@ -152,11 +157,14 @@ def unbounded_interval(value: float, spread: Spread) -> Estimate:
     return Estimate(value=value, low=value - half, high=value + half, p=_p(value, spread))
 
 
-def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) -> Estimate:
+def bounded_interval(
+    value: float, spread: Spread, pairs: int, *, floor: int, units: int | None = None
+) -> Estimate:
     """Return the interval and p of an accuracy (`floor` 0) or of a difference of accuracies (`floor` −1) on so many pairs.
 
     A Student-t interval, widened to the one on Fisher's scale, which respects the bounds, with two uninformative pairs added
-    (Agresti and Coull 1998). If nothing varies, it is the exact binomial interval.
+    (Agresti and Coull 1998). If nothing varies, it is the exact binomial interval. A difference on so few `units` (pairs of all
+    sets, each once; default `pairs`) that a sign test would not tell it even if all agreed is no lead.
     """
     from scipy.special import stdtrit
 
@@ -171,15 +179,17 @@ def bounded_interval(value: float, spread: Spread, pairs: int, *, floor: int) ->
         p = max(p, _p(float(np.arctanh(scaled)) * slope, spread))
     if error == 0:
         exact = _exact(abs(value), pairs)
-        if floor and value:
-            # By a sign test; too few pairs that agree leave either sign.
-            p = min(1.0, 0.5 ** (pairs - 1))
-            exact = (exact[0] if p < 1 - LEVEL else 2 * exact[0] - 1, exact[1])
         if value < 0:
             exact = (-exact[1], -exact[0])
         elif floor and value == 0:
             exact = (-exact[1], exact[1])
         low, high = min(low, exact[0]), max(high, exact[1])
+    if floor and value:
+        units = units or pairs
+        p = max(p, 0.5 ** (units - 1))
+        if 0.5 ** (units - 1) > 1 - LEVEL:
+            end = 1 - 2 * _exact(abs(value), units)[0]
+            low, high = (min(low, -end), high) if value > 0 else (low, max(high, end))
     return Estimate(value=value, low=max(low, float(floor)), high=min(high, 1.0), p=p)
 
 
@@ -223,7 +233,8 @@ def over_seeds(values_SU: Floats, less_SU: Floats | None = None, *, floor: int |
     if floor is None:
         found = unbounded_interval(value, spread)
     else:
-        found = bounded_interval(value, spread, min(units), floor=floor if less_SU is None else -1)
+        floor = floor if less_SU is None else -1
+        found = bounded_interval(value, spread, min(units), floor=floor, units=sum(units))
     std = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None
     return replace(found, p=None if floor == 0 else found.p, std=std)
 

@@ -69,7 +69,10 @@ class TrialSpec:
     answers: AnswersSpec | None = None
 
     def __post_init__(self) -> None:
-        require_seed(self.seed)
+        try:
+            require_seed(self.seed)
+        except SpecError as error:
+            raise SpecError(f"--seeds {self.seed}: {error}") from None
         self.reward.type.require_takes(self.loss, ties=any(part.ties for part in self.train_set.parts))
         if self.lora:
             self.lora.require_alone(self.optim)
@@ -82,13 +85,6 @@ class TrialSpec:
             raise SpecError(
                 f"--freeze {' '.join(sorted(frozen))}: nothing of {self.reward.name} is left to train."
             )
-        for flag, drawn in (
-            ("--seeds", self),
-            ("draw-seed", self.train_draw),
-            ("validation-seed", self.validation),
-        ):
-            if drawn and not 0 <= drawn.seed < 2**63:
-                raise SpecError(f"{flag} {drawn.seed}: give a whole number from 0 to 2**63 - 1.")
         outside = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.optim.epochs]
         if outside:
             raise SpecError(

@@ -328,8 +328,6 @@ class Store:
 
     def _commit(self, stage: str, key: str, attempt: Attempt, started: float, inputs: dict[str, Any]) -> bool:
         """Put the manifest; False where another attempt was committed first."""
-        if not attempt.directory.is_dir():
-            raise StorageError(f"another driver took {stage}/{key} over and removed {attempt.directory}.")
         names = files_below(attempt.directory)
         files = {name: attempt.directory / name for name in names}
         manifest: dict[str, Any] = {
@@ -353,11 +351,17 @@ class Store:
                 manifest["files"][name]["e_tag"] = e_tag
         text = json.dumps({**manifest, SEAL: seal(manifest)}, indent=1, sort_keys=True)
         self._forget_look(stage, key)
-        if publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name):
+        # Another driver that takes the stage over removes what it finds.
+        is_there = attempt.directory.is_dir()
+        if is_there and (
+            publish(folder / MANIFEST, text) or self._stands(stage, key, attempt.directory.name)
+        ):
             return True
         if self.complete(stage, key):
             remove_tree(folder / attempt.directory.name)
             return False
+        if not is_there:
+            raise StorageError(f"another driver took {stage}/{key} over and removed {attempt.directory}.")
         replace(folder / MANIFEST, text)
         return True
 
@@ -376,10 +380,13 @@ class Store:
 
 
 def text_of(file: Location) -> str:
-    """Return what a small file holds; '' where it is gone or is not text. Raises Unreachable."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+    """Return what a small file holds; '' where it cannot be read or is not text. Raises Unreachable."""
+    try:
         return file.read_text()
-    return ""
+    except Unreachable:
+        raise
+    except (OSError, ValueError):
+        return ""
 
 
 def _inside(name: object) -> bool:

@@ -110,7 +110,7 @@ def remove(store: Store, items: Iterable[Removable]) -> list[Removable]:
     """
     # Asked after the listing: then nothing that is listed is of a driver that has just arrived.
     busy = bool(live_drivers(store.root))
-    removed = [item for item in items if item.safe or not busy]
+    removed = [item for item in items if item.safe or not (busy or _is_committed(store, item))]
     for item in removed:
         path = store.root / item.path
         if item.kind == "artifact":
@@ -120,6 +120,13 @@ def remove(store: Store, items: Iterable[Removable]) -> list[Removable]:
         if item.kind == "attempt":
             _drop_empty(path.parent)
     return removed
+
+
+def _is_committed(store: Store, item: Removable) -> bool:
+    """Return whether an attempt has become the artifact since it was listed: its driver has ended meanwhile."""
+    path = store.root / item.path
+    manifest = store.sound_manifest(path.parent.parent.name, path.parent.name)
+    return item.kind == "attempt" and manifest is not None and manifest["attempt"] == path.name
 
 
 def _remove_artifact(store: Store, stage: str, key: str) -> int:

@@ -58,8 +58,10 @@ def _log_sweep(
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Log what the view lacks of any trial, and the report. `step` is called with (done, total) trials."""
-    # As it is now: another command may write the next report meanwhile.
-    mark, results = view_mark(uri, store, declaration.sweep), written.results
+    mark, results = "", written.results
+    # Of the report as it is now: another command may write the next one meanwhile, and then this view is owed again.
+    with contextlib.suppress(OSError):
+        mark = view_mark(uri, store, declaration.sweep)
     started = min((item.started for item in results if item.started), default=None)
     # The end of the last stage, so that a later sync does not change the sweep's duration.
     ended = max((item.finished for item in results if item.finished), default=None)

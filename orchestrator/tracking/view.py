@@ -5,6 +5,7 @@ curve is logged once; every other point carries a time stored in the artifact, a
 a request that failed, or whose answer was lost, can be repeated.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -331,13 +332,15 @@ class View:
 
         MLflow shows a metric's latest point, but results of another sweep may change a mean without being later.
         """
+        history = functools.cache(functools.partial(self._client.get_metric_history, run.info.run_id))
         for name, value, time, step in points:
             shown = run.data.metrics.get(name)
             if shown == value and not step:
                 continue
             if shown is not None:
-                before = self._client.get_metric_history(run.info.run_id, name)
-                later = [point.timestamp + (point.value != value) for point in before if point.step == step]
+                later = [
+                    point.timestamp + (point.value != value) for point in history(name) if point.step == step
+                ]
                 time = max([1000 * time, *later]) / 1000
             yield name, value, time, step
 

@@ -122,10 +122,13 @@ def test_a_file_says_each_trial(planned, file, text):
         ("--axis loss=hinge --lora-rank -1", "--lora-rank -1: at least 1; 0 means no adapter"),
         ("--only lrr=1", "the keys are model, reward, train, seed and every axis; did you mean lr"),
         ("--trials none.csv", "--trials none.csv: it cannot be read"),
-        ("--seeds -1", "--seeds -1: give a whole number from 0"),
-        ("--axis train-pairs=5 draw-seed=-1", "draw-seed -1: give a whole number from 0"),
-        ("--axis validation-share=0.5 validation-seed=-1", "validation-seed -1: give a whole number"),
-        (f"--axis train-pairs=5 draw-seed={2**63}", f"draw-seed {2**63}: give a whole number"),
+        ("--seeds -1", "--seeds -1: a seed of -1: give a whole number from 0"),
+        ("--axis train-pairs=5 draw-seed=-1", "draw-seed=-1: a seed of -1: give a whole number from 0"),
+        (
+            "--axis validation-share=0.5 validation-seed=-1",
+            "validation-seed=-1: a seed of -1: give a whole number",
+        ),
+        (f"--axis train-pairs=5 draw-seed={2**63}", f"a seed of {2**63}: give a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(ended, words, said):

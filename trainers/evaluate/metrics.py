@@ -162,7 +162,7 @@ def controlled(
     return {name: value for name, value in found.items() if value is not None}
 
 
-def chance_bound(pairs: int) -> float:
+def chance_bound(pairs: float) -> float:
     """Return the accuracy on `pairs` training pairs up to which nothing counts as learned: two standard errors above ½.
 
     With four pairs or fewer, all of them must be right.

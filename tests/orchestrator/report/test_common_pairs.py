@@ -133,6 +133,7 @@ def test_models_without_a_pair_in_common_are_not_compared_on_the_set(store: Stor
     results = sweep_results(declaration(*trials, record(seed=1)), store)
     compared = on_common_pairs(results)
     assert [scope.category for scope in Analysis(compared).categories()] == ["in-distribution"]
+    assert [item.complete for item in compared] == [True, True, False]
     assert "compared on the 0 pairs that all have" in left_out_lines(results, compared)[0]
 
 

@@ -104,7 +104,7 @@ def test_a_set_belongs_to_what_it_rewrites_even_where_it_is_another_domain(store
     again = dataclasses.replace(
         results[0], record=dataclasses.replace(results[0].record, evaluations=tuple(alike))
     )
-    assert {*pair_groups([again]).values()} == {"ultrafeedback", "rows"}
+    assert {*pair_groups([again]).values()} == {"ultrafeedback"}
 
 
 def first_pairs(result: TrialResult, dataset: str, count: int) -> TrialResult:
@@ -130,6 +130,32 @@ def test_a_rewriting_of_some_of_the_pairs_adds_what_its_pairs_vary(store: Store)
     sure = [with_accuracy(item, 1.0) for item in analysis.results]
     low = Analysis(sure).mean(found.scope, "ex_rm", "accuracy", ["llama-64"]).estimate.low
     assert low == pytest.approx(0.025 ** (1 / 30))
+
+
+def test_a_rewriting_of_a_few_pairs_is_no_more_evidence_than_these(store: Store):
+    """Two hundred pairs without a difference, and five rewritten ones that all favour one type."""
+    sets = (("a", "token-level shift"), ("bc", "token-level shift"))
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=200, sets=sets, strengths=EVEN)
+    results = []
+    for result, right in zip(sweep_results(declared, store), (1.0, 0.0), strict=True):
+        known, few = with_accuracy(first_pairs(result, "bc", 5), right).evaluations
+        even = with_accuracy(result, 0.5).evaluations[0]
+        assert known.dataset == even.dataset == "a"
+        results.append(dataclasses.replace(result, evaluations=(even, few)))
+    found = Analysis(results).difference(scope(Analysis(results), "token-level shift"), "accuracy")
+    assert (found.value, found.p_pairs) == (0.5, 2 / 2**5)
+
+
+def test_a_mean_over_sets_is_at_chance_as_so_many_pairs_are(store: Store):
+    sets = (("a", "in-distribution"), ("bc", "in-distribution"))
+    declared = simulated_sweep(store, models=("llama-64",), seeds=(0,), pairs=200, sets=sets)
+    results = [first_pairs(item, "bc", 20) for item in sweep_results(declared, store)]
+    told = []
+    for right in (0.6, 0.65):
+        analysis = Analysis([with_accuracy(item, right) for item in results])
+        told.append(analysis.mean(scope(analysis, "in-distribution"), "ex_rm", "accuracy").at_chance)
+    # 0.5 + 2 · √(¼/200 + ¼/20)/2 = 0.617
+    assert told == [True, False]
 
 
 def test_of_one_pair_every_metric_is_what_it_adds(store: Store):

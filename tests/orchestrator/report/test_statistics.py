@@ -113,6 +113,14 @@ def test_a_few_pairs_that_agree_are_no_lead(value: float):
     found = [bounded_interval(value, one_training(np.full(n, value)), n, floor=-1) for n in range(1, 9)]
     assert [item.p for item in found] == [0.5 ** (n - 1) for n in range(1, 9)]
     assert [item.excludes_zero for item in found] == [item.p < 0.05 for item in found]
+    # However models agree on them, and however small one of the sets is.
+    models = np.full((3, 6), value / 3)
+    models[0, 0] = 0.0
+    few = bounded_interval(models.sum(axis=0).mean(), crossed([models], np.zeros(3, dtype=int)), 3, floor=-1)
+    assert (few.p, few.excludes_zero) == (pytest.approx(0.25), False)
+    many = bounded_interval(value, one_training(np.full(200, value)), 3, floor=-1, units=203)
+    assert many.excludes_zero
+    assert many.p < 1e-9
 
 
 def test_one_pair_against_all_others_leaves_no_narrower_interval_than_none():

@@ -163,3 +163,8 @@ def test_an_attempt_that_another_driver_removed_is_not_committed_without_its_fil
     with pytest.raises(StorageError, match="another driver"), store.write("train", KEY):
         store.remove_leftovers("train", KEY)
     assert not store.complete("train", KEY)
+    with store.write("train", KEY):
+        store.remove_leftovers("train", KEY)
+        with Store(store.root).write("train", KEY) as other:
+            (other.directory / "log").write_text("of the one that took it over")
+    assert store.read_file("train", KEY, "log").is_file()

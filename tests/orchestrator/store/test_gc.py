@@ -276,6 +276,15 @@ def test_what_a_live_driver_may_be_writing_stays(store: Store):
     assert all((store.root / item.path).exists() for item in items if item not in removed)
 
 
+def test_an_attempt_that_was_committed_since_it_was_listed_stays(store: Store):
+    with store.write("train", "late") as attempt:
+        (attempt.directory / "log").write_text("written while gc listed")
+        items = gc.garbage(store, {"train/late"})
+    assert [item.kind for item in items] == ["attempt"]
+    assert gc.remove(store, items) == []
+    assert store.read_file("train", "late", "log").is_file()
+
+
 def test_a_draft_of_a_driver_that_comes_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch):
     """It reads and notes its data before it says that it is here."""
     folder = store.root / "audits"
