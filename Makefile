@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STORAGE ?= rmsweep-store
+SLOW :=
 
 .PHONY: install demo test lint test-all without-ray lock
 

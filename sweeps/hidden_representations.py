@@ -61,7 +61,7 @@ def compute(stage: AnalyseStage, inputs: AnalysisInputs, attempt: Attempt) -> No
     )
 
 
-# Raise the version when the analysis computes something else.
-EXPERIMENT = analyses_of_untrained("hidden_representations", 1, compute, Parameters())
+# Raise the version when the analysis computes something else. 2: a pair of one response twice has a cosine.
+EXPERIMENT = analyses_of_untrained("hidden_representations", 2, compute, Parameters())
 if __name__ == "__main__":
     main(EXPERIMENT, __file__, __doc__)

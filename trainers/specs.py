@@ -191,10 +191,6 @@ class DatasetSpec:
             f"data set {self.name}: groups by {self.group_by!r} are kept together only in a split; give a test share.",
         )
 
-    def column(self, meaning: str) -> str:
-        """Return the name of the column with this meaning (prompt, chosen, …)."""
-        return dict(self.columns).get(meaning, meaning)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawSpec:

@@ -75,7 +75,11 @@ class DatasetReader:
         for split in (train_set.train_split, train_set.test_split):
             # The hub is not asked for a split that nothing else needs; a folder may lack it.
             folder = Path(train_set.source).is_dir() and not train_set.test_share
-            lacks = bool(train_set.mixture) or (folder and not sources.has_split(train_set, split))
+            try:
+                lacks = bool(train_set.mixture) or (folder and not sources.has_split(train_set, split))
+            except DataError:
+                # Several of its folders have one, of which none is meant.
+                lacks = True
             if (train_set, split) in self._known or not (_is_remote(train_set) or lacks):
                 self.split(train_set, split)
                 texts |= self._known[train_set, split].chosen
@@ -247,7 +251,7 @@ def read_as(
     divided = {
         spec.name
         for spec in trained
-        if spec.name in own and not (Path(spec.source).is_dir() and sources.has_split(spec, spec.test_split))
+        if options.test_share and spec.name in own and not sources.has_split(spec, spec.test_split)
     }
     flags = dataclasses.fields(ReadingOptions)
     fields = {item.name: getattr(options, item.name) for item in flags}

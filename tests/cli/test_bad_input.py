@@ -45,7 +45,7 @@ def refused(done: tuple[int | None, str], *messages: str) -> None:
     [
         ("--models lama-64", ["--models lama-64", "did you mean llama-64"]),
         ("--lr -1", ["--lr -1.0 is outside (0, 1)"]),
-        ("--lr nan", ["--lr nan is outside"]),
+        ("--lr nan", ["'nan' is no value of lr; give a number"]),
         ("--beta 0", ["positive beta, not 0"]),
         ("--epochs 0", ["--epochs 0: at least 1"]),
         ("--epochs many", ["many"]),

@@ -132,6 +132,13 @@ def test_a_seed_that_was_added_and_failed_is_retried_by_the_flags_that_added_it(
 def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsys):
     # Here the first step comes at once: by the estimate of others, dozens of trainings would fit the budget in the end.
     monkeypatch.setitem(durations.SET_UP_S, "cpu", 0.3)
+    # What stages took depends on the machine.
+    sound = Store.sound_manifest
+    monkeypatch.setattr(
+        Store,
+        "sound_manifest",
+        lambda self, *stage: (found := sound(self, *stage)) and {**found, "seconds": 0.1},
+    )
     words = small(tiny_model, "--max-eval-pairs", "10", "--seeds", "3", "5")
     assert run(tmp_path / "store", *words, "--budget", "0.000001cpuh") == 2
     hours = float(re.search(r"takes about (\S+) CPU-hours", " ".join(capsys.readouterr().err.split()))[1])
@@ -139,7 +146,7 @@ def test_a_budget_is_spent_seed_by_seed(tiny_model, tmp_path, monkeypatch, capsy
     assert run(tmp_path / "store", *words) == 0
     seeds = sorted({int(name.rpartition("s")[2]) for name, _ in found(tmp_path / "store").values()})
     # Those that are declared first, in their order, then those that follow.
-    assert seeds == [3, 5, *range(6, 30)][: len(seeds)]
+    assert seeds == [3, 5, 6, 7, 8]
     assert "no step fits what is left of the budget" in capsys.readouterr().out
 
 

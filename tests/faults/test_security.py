@@ -1,4 +1,4 @@
-"""What a model's folder may not do, where a secret may not go, and who may not listen."""
+"""What a model's folder may not do, and where a secret may not go."""
 
 import json
 import os
@@ -25,7 +25,6 @@ from trainers.storage import seal
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ROOT / "sweeps" / "full_grid.py"
-MARK = "SECURITY_TEST"
 SMALL = (
     "--profile",
     "laptop",
@@ -51,12 +50,6 @@ PASSWORD = "canary-uri-password07"
 
 def grid(folder: Path, *arguments: str, script: Path = GRID, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a folder, its home and storage there, too."""
-    with started(folder, *arguments, script=script, **more) as running:
-        said, _ = running.communicate(timeout=1200)
-    return subprocess.CompletedProcess(running.args, running.returncode, said, "")
-
-
-def started(folder: Path, *arguments: str, script: Path = GRID, **more: str) -> subprocess.Popen[str]:
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -66,16 +59,17 @@ def started(folder: Path, *arguments: str, script: Path = GRID, **more: str) -> 
         "HOME": str(folder / "home"),
         "HF_HOME": str(folder / "hf"),
         "PYTHONPATH": str(ROOT),
-        MARK: str(folder),
     }
     (folder / "home").mkdir(exist_ok=True)
-    return subprocess.Popen(
+    return subprocess.run(
         [sys.executable, str(script), *arguments, "--storage", str(folder / "store")],
         cwd=folder,
         env={**kept, **own, **more},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=1200,
+        check=False,
     )
 
 
@@ -254,7 +248,7 @@ def injected(folder: Path, module: str, function: str, error: str = "RuntimeErro
         "names": list(CANARIES),
         "uri": URI,
         "error": error,
-        "raw": module == "compute",
+        "raw": module == "run.compute",
     }
     script.write_text(INJECTED.format(module=module, function=function, **values))
     return script
@@ -278,7 +272,9 @@ def test_no_secret_is_written_by_a_trial_that_fails_or_a_tracking_server_that_do
     assert "the MLflow view is incomplete" in " ".join(done.stdout.split())
     (log,) = [file for file in (tmp_path / "store").rglob("logs/*.log") if file.name != "driver.log"]
     assert f"RuntimeError: {MASK}" in log.read_text()
-    assert f"about to fail with {MASK}" in (log.parent / "driver.log").read_text()
+    driver = (log.parent / "driver.log").read_text()
+    assert f"about to fail with {MASK}" in driver
+    assert f"\n{MASK} " in driver, "what was written past the formatters"
     require_no_secret(done, tmp_path)
 
 

@@ -117,10 +117,12 @@ def watched(tmp_path_factory):
     # Ray's sockets need a path of fewer than 108 bytes.
     ray = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     watched = Watched(tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("home"), ray)
-    code = watched.run(*CELLS, *SETS)
-    assert code == 0, watched.said
-    yield watched
-    shutil.rmtree(ray, ignore_errors=True)
+    try:
+        code = watched.run(*CELLS, *SETS)
+        assert code == 0, watched.said
+        yield watched
+    finally:
+        shutil.rmtree(ray, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -129,11 +129,16 @@ def test_all_that_a_pair_has_outlives_every_file_that_is_written(say, tmp_path):
     assert len(pairs_of(tmp_path / "ties")[0]) == 1
 
 
-def test_prepare_keeps_a_split_that_is_named_once_and_show_says_which(say, tmp_path):
+def test_prepare_keeps_a_split_that_is_named_once_and_show_says_which(say, tmp_path, monkeypatch):
     folder = rows(tmp_path / "mine" / "validation.jsonl", GOOD).parent
     _, printed, _ = say("prepare", f"{folder}:validation", "--out", tmp_path / "out")
     assert printed.count("split validation: 1 pairs") == 1
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["prepared.json", "validation.jsonl"]
+    # Killed after its note, and asked for again in other words.
+    (tmp_path / "out" / "validation.jsonl").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert say("prepare", "mine:validation", "--out", "out")[0] == 0
+    assert (tmp_path / "out" / "validation.jsonl").is_file()
     assert "split validation: 1 pairs" in say("show", f"{folder}:validation")[1]
     # A split that is no longer written would stay as that of the new set.
     rows(folder / "train.jsonl", GOOD)
@@ -175,7 +180,10 @@ def test_prepare_maps_columns_splits_by_problem_and_says_what_bad_rows_and_a_div
         (["show", "tiny_world", "--ties"], "--ties: which rows tiny_world has is set"),
         (["show", "a.jsonl", "--columns", "question=prompt"], "MEANING is one of prompt, chosen"),
         (["show", "a.jsonl", "--test-share", "2"], "a test share of 2.0"),
-        (["show", "a.jsonl", "--split-seed", "1"], "--split-seed says how --test-share divides a set"),
+        (["show", "a.jsonl", "--split-seed", "1"], "--split-seed say how --test-share divides a set"),
+        (["show", "a.jsonl", "--group-by", "prompt"], "--split-seed say how --test-share divides a set"),
+        (["prepare", "a.jsonl", "--out", "damaged"], "--out damaged is no new folder"),
+        (["prepare", "a.jsonl", "--out", "a.jsonl/in"], "there can be no folder a.jsonl/in"),
         (["prepare", "both", "--test-share", ".5", "--out", "o"], "both has a test split of its own"),
         (["show", "both:test", "--test-share", "0.5"], "both:test has a test split of its own"),
         (["prepare", "both/test.jsonl", "--out", "both"], "--out both is no new folder"),
@@ -194,6 +202,8 @@ def test_wrong_usage_and_input_are_said_in_one_line(say, tmp_path, monkeypatch, 
     rows(Path("both/test.jsonl"), GOOD)
     rows(Path("turns.jsonl"), {**GOOD, "chosen": [ANSWER]})
     Path("empty").mkdir()
+    Path("damaged").mkdir()
+    Path("damaged/prepared.json").write_text("[")
     column = pa.array(["a"])
     table = pa.Table.from_arrays([column] * 4, names=["prompt", "chosen", "chosen", "rejected"])
     parquet.write_table(table, "twice.parquet")

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from tests.trainers.digests import content_digest
 from trainers.data.formats import FORMATS, MAX_CHARACTERS
 from trainers.data.records import Digest, Message, read_written_pairs, write_pairs
-from trainers.data.sources import dataset_spec, iter_pairs, read_pairs, splits_of
+from trainers.data.sources import dataset_spec, has_split, iter_pairs, read_pairs, splits_of
 from trainers.errors import DataError, SpecError
 from trainers.specs import DatasetSpec
 
@@ -737,3 +737,11 @@ def test_written_pairs_are_read_in_any_order(tmp_path):
     assert (digest.hexdigest(), digest.rows) == (content_digest(pairs), 20)
     with pytest.raises(IndexError):
         found[20]
+
+
+def test_folders_beside_a_folders_own_splits_are_none_of_it(tmp_path):
+    for name in ("train.jsonl", "backup/test.json", "backup/test.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        jsonl(tmp_path / name, GOOD)
+    spec = DatasetSpec(name="mine", source=str(tmp_path))
+    assert [has_split(spec, split) for split in ("train", "test")] == [True, False]

@@ -211,6 +211,20 @@ def test_a_diverged_training_says_where_and_writes_nothing(tiny_model, pairs, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("epochs", "validation", "said"),
+    [
+        (1, 0, "the weights are not finite"),
+        (2, 2, "validation pairs are not finite"),
+    ],
+)
+def test_weights_that_a_last_step_spoils_are_not_saved(tiny_model, pairs, tmp_path, epochs, validation, said):
+    spec = OptimSpec(lr=0.9, weight_decay=1e39, epochs=epochs, effective_batch=6)
+    with pytest.raises(Diverged, match=said):
+        train(inputs(tiny_model, pairs, spec, validation=pairs[:validation]), report=quiet, out_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_that_runs_out_is_named(tiny_model, pairs, tmp_path, monkeypatch):
     collate_pairs = trainers.train.loop.collate
 

@@ -63,7 +63,7 @@ def test_sampling_that_was_killed_goes_on_and_writes_the_same_bytes(policy, tmp_
 
 def test_the_same_version_draws_the_same_answers(policy, tmp_path):
     golden = {
-        1: [
+        2: [
             ["i 1 7 gladly", "no fetch join 4", "frankly edges usually fetch", "", "welcome sometimes"],
             [
                 "frankly 2 tools mend",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from trainers.command import TemplateFlags, command
+from trainers.command import TemplateFlags, command, make_folder
 from trainers.data.audit import SETS, SEVERITIES, AuditSet, Role, Tokenize, audit_sets, originals, set_row
 from trainers.data.known import KNOWN, Funnel, named_set, rewrites_base, said_funnel
 from trainers.data.records import Digest, Pair, as_row
@@ -65,7 +65,8 @@ def _print_table(lines: Sequence[tuple[str, ...]]) -> None:
 def _source_of(spec: DatasetSpec) -> str:
     """Return where a set comes from, as it is printed."""
     if spec.source.startswith(FETCHED):
-        return rewrites_base().removeprefix("https://")
+        # A mirror's address may hold a password.
+        return rewrites_base().rpartition("@")[2].removeprefix("https://")
     return "built in" if spec.source.startswith(BUILTIN) else spec.source
 
 
@@ -159,20 +160,31 @@ class Prepare:
         if not names:
             raise DataError(f"{spec.source} has neither a {spec.train_split} nor a {spec.test_split} split.")
         record_file, source = self.out / "prepared.json", _source_of(spec)
-        before = json.loads(record_file.read_bytes()) if record_file.is_file() else {}
-        same = (before.get("source"), *before.get("splits", ())) == (source, *names)
+        before = _earlier(record_file)
+        known = Path(str(before.get("source"))).absolute() == Path(source).absolute()
+        same = known and [*before.get("splits", ())] == [*names]
         if self.out.is_file() or (not same and any(self.out.glob("[!.]*"))):
             raise SpecError(
                 f"--out {self.out} is no new folder, nor that of an earlier `prepare` of {spec.name}; give another."
             )
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         with tempfile.TemporaryDirectory(prefix=".", dir=self.out) as drafts, disk_named(self.out):
             files = {split: Path(drafts) / f"{split}.jsonl" for split in names}
             splits = {split: _read(spec, split, [], 0, file) for split, file in files.items()}
+            record = {"name": spec.name, "source": source, "revision": spec.revision, "splits": splits}
+            # First: killed after it, the same command may write the folder again.
+            replace(record_file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
             for file in files.values():
                 file.replace(self.out / file.name)
-        record = {"name": spec.name, "source": source, "revision": spec.revision, "splits": splits}
-        replace(record_file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _earlier(record: Path) -> dict[str, Any]:
+    """Return what an earlier `prepare` noted in a folder; empty where there is none or it cannot be read."""
+    try:
+        found = json.loads(record.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from trainers.command import make_folder
 from trainers.data.known import SUBSET_SEED, generator, permutation
 from trainers.data.records import Pair, as_row
 from trainers.data.sources import NamedSet, Reading, chosen_spec, own_split, read_pairs, said_left_out
@@ -322,7 +323,7 @@ class Rewrite:
         pairs = _sampled(read_pairs(spec, own_split(spec, self.split), left_out), self.sample)
         print(end=said_left_out(left_out))
         texts = [text for _, pair in pairs for text in (pair.chosen, pair.rejected)]
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         journal = Journal(out.with_name(f"{out.name}.journal.jsonl"))
         if out.exists() and not journal:
             raise SpecError(f"--out {out} is there, and no rewriting: it has no journal. Give another file.")

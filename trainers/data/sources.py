@@ -152,8 +152,8 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
 
 def row_fields(rows: RowFlags) -> dict[str, Any]:
     """Return the flags that were given, as fields of a DatasetSpec. Raises SpecError."""
-    if rows.split_seed and not rows.test_share:
-        raise SpecError("--split-seed says how --test-share divides a set; give that, too.")
+    if (rows.group_by or rows.split_seed) and not rows.test_share:
+        raise SpecError("--group-by and --split-seed say how --test-share divides a set; give that, too.")
     usual = {field.name: field.default for field in dataclasses.fields(RowFlags)}
     given = {name: getattr(rows, name) for name in usual if getattr(rows, name) != usual[name]}
     return given | ({"columns": tuple(map(parse_column, rows.columns))} if rows.columns else {})
@@ -402,13 +402,13 @@ def _files_of(spec: DatasetSpec, path: Path, split: str) -> list[Path]:
     """Return a folder's files of `split`; where it has no split of its own, those of its config folder. Raises DataError."""
     if files := split_files(path, split):
         return files
-    configs = {
-        folder: found
-        for folder in sorted(path.iterdir())
-        if folder.is_dir() and folder.name not in (split, "data") and (found := split_files(folder, split))
-    }
-    if configs and any(split_files(path, own) for own in (spec.train_split, spec.test_split)):
+    own = (spec.train_split, spec.test_split)
+    folders = [
+        item for item in sorted(path.iterdir()) if item.is_dir() and item.name not in (*own, split, "data")
+    ]
+    if not folders or any(split_files(path, name) for name in own):
         return []
+    configs = {folder: found for folder in folders if (found := split_files(folder, split))}
     # A suite's languages are folders.
     if len(configs) > 1 and spec.selection not in SUITES:
         raise DataError(

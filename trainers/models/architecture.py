@@ -165,6 +165,8 @@ def without_weights(location: str, revision: str | None = None) -> Any:
         config, _ = text_of(AutoConfig.from_pretrained(location, revision=revision))
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
+    except (ModelError, MemoryError):
+        raise
     except Exception as error:
         raise ModelError(f"no model could be built from {location}: {first_line(error)}") from error
 

@@ -120,6 +120,10 @@ def _from_pretrained(
             location, revision=revision, trust_remote_code=trust.trust_remote_code
         )
         config, key_mapping = text_of(config)
+        quantised = getattr(config, "quantization_config", None)
+        if isinstance(quantised, dict) and quantised.get("quant_method") in ("fp8", "mxfp4"):
+            # On every machine, as transformers does by itself where no GPU computes in that format.
+            quantised["dequantize"] = True
         if output != "unembedding":
             config.num_labels = 1
             config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
@@ -152,7 +156,7 @@ def _from_pretrained(
             weights_only=True,
             output_loading_info=True,
         )
-    except ModelError:
+    except (ModelError, MemoryError):
         raise
     # What a config asks for may be missing, or of a wrong kind: any error may be raised.
     except Exception as error:
@@ -292,6 +296,8 @@ def convert_gguf(file: Path, out_dir: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, **options)
             model = AutoModelForCausalLM.from_pretrained(alone, dtype=torch.float32, **options)
+        except MemoryError:
+            raise
         except Exception as error:
             raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # A config that still says "quantised" would make the folder unloadable.

@@ -132,6 +132,10 @@ def train(
     right = sum(row["accuracy"] * row["pairs"] for row in last)
     result = TrainResult(log=log, train_accuracy=right / sum(row["pairs"] for row in last), perf=perf)
     if first:
+        if not all(bool(values.isfinite().all()) for values in weights.values()):
+            raise Diverged(
+                f"the weights are not finite after the last optimiser step, {len(log)}; lower --lr."
+            )
         card = model_card(inputs, result)
         save_model(weights, {**files, CARD: card}, out_dir / "model")
         collect_epochs(kept_in, out_dir, kept, epochs, mirror)
@@ -253,7 +257,13 @@ def _loop(
         }
         ends_epoch = (number + 1) % of_epoch == 0
         if inputs.validation:
-            row["validation_accuracy"] = _validated(engine.module, inputs) if ends_epoch else None
+            try:
+                row["validation_accuracy"] = _validated(engine.module, inputs) if ends_epoch else None
+            except ModelError as error:
+                raise Diverged(
+                    f"rewards of validation pairs are not finite after optimiser step {number + 1} (learning rate {lr}, pairs "
+                    f"{indices}); lower --lr, or look at those pairs."
+                ) from error
         log.append(row)
         report({**row, "total": total})
         if ends_epoch:

@@ -84,6 +84,23 @@ def test_a_damaged_lease_is_nobodys(tmp_path, content):
     assert holder(tmp_path) == "near"
 
 
+def test_of_many_that_lease_at_once_one_gets_it(tmp_path):
+    gate, won = threading.Barrier(8), []
+
+    def waits(number: int) -> None:
+        elsewhere(tmp_path, f"near{number}")
+        gate.wait()
+        if Leases(tmp_path, f"near{number}").take("x"):
+            won.append(f"near{number}")
+
+    threads = [threading.Thread(target=waits, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [holder(tmp_path)]
+
+
 def test_held_waits_for_who_has_it_and_computes_nothing_that_is_done(tmp_path):
     done, order = threading.Event(), []
     with heartbeat(tmp_path) as first, heartbeat(tmp_path) as second:
