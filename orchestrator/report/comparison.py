@@ -159,7 +159,7 @@ class Mean:
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """The pairs and the prompts of each set; of a set that is no suite each pair counts as a prompt."""
+        """The pairs and the different prompts of each set."""
         first = next(iter(next(iter(self.cells.values())).values()))[0]
         scores = [item.scores for item in _items(first, self.scope)]
         return [(len(item.index), len(np.unique(item.units))) for item in scores]
@@ -201,7 +201,7 @@ class Mean:
 
     @cached_property
     def columns(self) -> tuple[list[Floats], NDArray[np.int64]]:
-        """What each pair, or prompt of a suite, adds in each training, [U, S] by model, and the number of its group, [U]."""
+        """What each prompt, or pair of its own prompt, adds in each training, [U, S] by model, and the number of its group, [U]."""
         return self._columns(corrected=True)
 
     def _columns(self, *, corrected: bool) -> tuple[list[Floats], NDArray[np.int64]]:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from orchestrator.report.audit import leaked_rows
 from orchestrator.report.tables import sentence
+from orchestrator.spec.datasets import pairs_of
 from orchestrator.store.artifacts import WEIGHTS, Store, weights_digest
 from orchestrator.store.records import (
     CATEGORIES,
@@ -28,6 +29,7 @@ from orchestrator.store.records import (
     declared_sweeps,
     read_declaration,
 )
+from trainers.data.records import Message
 from trainers.errors import Damaged, SpecError, StorageError
 from trainers.evaluate import metrics
 from trainers.evaluate.scores import SUITE_SCORE, PairScores, read_pair_scores
@@ -156,24 +158,41 @@ def sweep_results(declaration: Declaration, store: Store) -> list[TrialResult]:
 def with_scores(states: Sequence[TrialState], store: Store) -> list[TrialResult]:
     """Return the trials with the scores of their evaluations; trials that have them are returned as they are."""
     # Seeds, models and reward types share splits.
-    leaked = functools.cache(functools.partial(leaked_rows, store))
+    known = Known(
+        functools.cache(functools.partial(leaked_rows, store)),
+        functools.cache(functools.partial(_prompts, store)),
+    )
     unread = [
         item.key for state in states if not isinstance(state, TrialResult) for item in state.evaluations
     ]
     store.fetch_ahead("evaluate", unread, SCORES)
     return [
-        state if isinstance(state, TrialResult) else _with_scores(state, store, leaked) for state in states
+        state if isinstance(state, TrialResult) else _with_scores(state, store, known) for state in states
     ]
 
 
-Leaked = Callable[[str, str], NDArray[np.int64] | None]
+class Known(NamedTuple):
+    """What is known of splits by their digests: the evaluated rows that a training split holds, and each row's prompt."""
+
+    leaked: Callable[[str, str], NDArray[np.int64] | None]
+    prompts: Callable[[str], NDArray[np.int64] | None]
 
 
-def _with_scores(state: TrialState, store: Store, leaked: Leaked) -> TrialResult:
-    scored = [_result(item, state.record, store, leaked) for item in state.evaluations]
+def _prompts(store: Store, digest: str) -> NDArray[np.int64] | None:
+    """Return for each row of a split the first row with its prompt; None where no two rows have the same one.
+
+    None, too, where the rows are missing, or all have one prompt, which then tells nothing apart.
+    """
+    first: dict[tuple[Message, ...], int] = {}
+    found = [first.setdefault(pair.prompt, row) for row, pair in enumerate(pairs_of(store, digest))]
+    return np.array(found) if 1 < len(first) < len(found) else None
+
+
+def _with_scores(state: TrialState, store: Store, known: Known) -> TrialResult:
+    scored = [_result(item, state.record, store, known) for item in state.evaluations]
     if None in scored:
         # Another driver has scored it again since its state was read.
-        return _with_scores(trial_states([state.record], store)[0], store, leaked)
+        return _with_scores(trial_states([state.record], store)[0], store, known)
     return TrialResult(**{**_fields(state), "evaluations": tuple(item for item in scored if item)})
 
 
@@ -228,7 +247,7 @@ def _fields(item: EvaluationRecord | TrialState) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
-def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leaked) -> EvaluationResult | None:
+def _result(item: Evaluated, record: TrialRecord, store: Store, known: Known) -> EvaluationResult | None:
     """Read the scores of an evaluation; None if another attempt has replaced them."""
     try:
         found = store.found("evaluate", item.key, SCORES)
@@ -237,7 +256,9 @@ def _result(item: Evaluated, record: TrialRecord, store: Store, leaked_of: Leake
     if found is None or found[0]["attempt"] != item.attempt:
         return None
     scores = read_pair_scores(found[1] / SCORES)
-    rows = leaked_of(record.train_digest, item.dataset_digest)
+    if scores.prompts is None and (prompts := known.prompts(item.dataset_digest)) is not None:
+        scores = replace(scores, prompts=prompts[scores.index])
+    rows = known.leaked(record.train_digest, item.dataset_digest)
     leaked = None if rows is None else np.isin(scores.index, rows)
     return EvaluationResult(**_fields(item), metrics=_metrics(scores, leaked), scores=scores, leaked=leaked)
 

@@ -71,7 +71,8 @@ def read_places(file: Path) -> list[Candidates]:
 class PairScores:
     """Rewards of a set's pairs, their rows in the source split, and by how many tokens the chosen response is longer.
 
-    `suite` holds a suite's numbers ("suite/score", "suite/section/chat", …), `prompts` the number of each pair's prompt.
+    `suite` holds a suite's numbers ("suite/score", "suite/section/chat", …), `prompts` the number of each pair's prompt, None
+    where each has one of its own.
     """
 
     chosen: Rewards
@@ -83,7 +84,7 @@ class PairScores:
 
     @property
     def units(self) -> NDArray[np.int64]:
-        """The number of each pair's independent unit: its prompt in a suite, otherwise the pair."""
+        """The number of each pair's independent unit: its prompt, or the pair where each has a prompt of its own."""
         return self.index if self.prompts is None else self.prompts
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from orchestrator.cli.run import audit_errors
 from orchestrator.report import audit as audits
 from orchestrator.report.audit import audit_sweep
+from orchestrator.report.comparison import Analysis
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
@@ -114,6 +116,25 @@ def test_the_index_of_a_score_names_the_row_that_leaks(store: Store, splits: dic
     commit_rewards(store, trial.evaluations[0].key, [1.0, -1.0, 1.0], [0, 0, 0], index=[39, 5, 20])
     found = trial_result(trial, store).evaluations[0].metrics
     assert (found["accuracy_leak_free"], found["n_leak_free"]) == (1.0, 2.0)
+
+
+def test_pairs_that_share_a_prompt_are_one_unit(store: Store, tmp_path: Path):
+    """Ten questions, each with four answers beside the right one: forty pairs are no more than ten prompts."""
+    ten = rows(10, "new")
+    several = [{**row, "rejected": f"wrong {number}"} for number in range(4) for row in ten]
+    test = dataset_folder(tmp_path / "seen", train=rows(60, "seen"), test=several)
+    reader = DatasetReader(store)
+    splits = {"train": reader.split(test, "train"), "test": reader.split(test, "test")}
+    trial = trial_on({**splits, "rewritten": splits["test"]})
+    trial = dataclasses.replace(trial, evaluations=trial.evaluations[:1])
+    commit_train(store, trial.key)
+    right = np.array([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    commit_rewards(store, trial.evaluations[0].key, list(np.tile(2 * right - 1, 4)), [0] * 40)
+    analysis = Analysis([trial_result(trial, store)])
+    (scope,) = analysis.categories()
+    found = analysis.mean(scope, trial.reward, "accuracy")
+    assert found.over == "40 pairs of 10 prompts of one training of this model"
+    assert found.spread.variance == pytest.approx(right.var(ddof=1) / 10)
 
 
 def test_the_report_has_the_audit_and_all_accuracies(store: Store, splits: dict[str, Split]):
