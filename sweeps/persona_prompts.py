@@ -44,9 +44,7 @@ def find(results: Sequence[TrialResult], inputs: AnalysisInputs) -> Findings:
             sets = [f"{name}{end}" for name in (train_set, rewritten) for end in (ON_TRAINING_PROMPTS, "")]
             if category != "token-level shift" or not known.keys() >= set(sets):
                 continue
-            right_of = [
-                np.stack([right_by_prompt(trial, name, inputs.store) for trial in trials]) for name in sets
-            ]
+            right_of = [np.stack([right_by_prompt(trial, name) for trial in trials]) for name in sets]
             cells = dict(zip(CELLS, map(over_seeds, right_of), strict=True))
             # Accuracy on new prompts less accuracy on new responses.
             contrast = over_seeds(right_of[1], right_of[2])

@@ -252,12 +252,8 @@ def by_nearness(
 # Prompt by prompt.
 
 
-def right_by_prompt(trial: TrialResult, dataset: str, store: Store) -> Floats:
-    """Return the accuracy on each prompt's pairs, [Q], in the order of the prompts' first pairs."""
-    result = next(item for item in trial.final if item.dataset == dataset)
-    pairs, scores = pairs_of(store, result.dataset_digest), result.scores
-    # Without the rows, every pair counts as a prompt of its own.
-    asked = [pairs[row].prompt if pairs else row for row in scores.index]
-    numbers: dict[Any, int] = {}
-    prompt_P = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in asked])
+def right_by_prompt(trial: TrialResult, dataset: str) -> Floats:
+    """Return the accuracy on each prompt's pairs, [Q], in the order of the prompts' first rows."""
+    scores = next(item.scores for item in trial.final if item.dataset == dataset)
+    _, prompt_P = np.unique(scores.units, return_inverse=True)
     return np.bincount(prompt_P, right(scores.chosen, scores.rejected)) / np.bincount(prompt_P)
