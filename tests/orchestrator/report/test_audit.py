@@ -15,6 +15,7 @@ from orchestrator.cli.run import audit_errors
 from orchestrator.report import audit as audits
 from orchestrator.report.audit import audit_sweep
 from orchestrator.report.comparison import Analysis
+from orchestrator.report.studies import right_by_prompt
 from orchestrator.spec.datasets import DatasetReader
 from orchestrator.spec.stages import Split
 from orchestrator.store.artifacts import Store
@@ -135,6 +136,7 @@ def test_pairs_that_share_a_prompt_are_one_unit(store: Store, tmp_path: Path):
     found = analysis.mean(scope, trial.reward, "accuracy")
     assert found.over == "40 pairs of 10 prompts of one training of this model"
     assert found.spread.variance == pytest.approx(right.var(ddof=1) / 10)
+    assert right_by_prompt(analysis.results[0], "seen").tolist() == right.tolist()
 
 
 def test_the_report_has_the_audit_and_all_accuracies(store: Store, splits: dict[str, Split]):
