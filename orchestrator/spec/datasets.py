@@ -256,16 +256,15 @@ def read_as(
     flags = dataclasses.fields(ReadingOptions)
     fields = {item.name: getattr(options, item.name) for item in flags}
     given = [
-        f"--{item.name.replace('_', '-')}"
+        item.name
         for item in flags
         if fields[item.name] != item.default and not (suites and item.name == "skip_bad_rows")
     ]
     if given and not own:
         raise SpecError(
-            f"{', '.join(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
+            f"{sources.flags(given)}: every set here is the catalog's, whose rows are read one way; give a PATH or hub id."
         )
-    if (options.group_by or options.split_seed) and not options.test_share:
-        raise SpecError("--group-by and --split-seed say how --test-share divides a set; give that, too.")
+    sources.require_share(options)
     if options.test_share and not divided:
         raise SpecError(
             f"--test-share {options.test_share:g}: no training set of one's own lacks a test split; leave it out."

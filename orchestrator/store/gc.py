@@ -124,9 +124,11 @@ def remove(store: Store, items: Iterable[Removable]) -> list[Removable]:
 
 def _is_committed(store: Store, item: Removable) -> bool:
     """Return whether an attempt has become the artifact since it was listed: its driver has ended meanwhile."""
+    if item.kind != "attempt":
+        return False
     path = store.root / item.path
     manifest = store.sound_manifest(path.parent.parent.name, path.parent.name)
-    return item.kind == "attempt" and manifest is not None and manifest["attempt"] == path.name
+    return manifest is not None and manifest["attempt"] == path.name
 
 
 def _remove_artifact(store: Store, stage: str, key: str) -> int:

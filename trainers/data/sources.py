@@ -152,11 +152,16 @@ def chosen_spec(data: str, reading: Reading) -> DatasetSpec:
 
 def row_fields(rows: RowFlags) -> dict[str, Any]:
     """Return the flags that were given, as fields of a DatasetSpec. Raises SpecError."""
-    if (rows.group_by or rows.split_seed) and not rows.test_share:
-        raise SpecError("--group-by and --split-seed say how --test-share divides a set; give that, too.")
+    require_share(rows)
     usual = {field.name: field.default for field in dataclasses.fields(RowFlags)}
     given = {name: getattr(rows, name) for name in usual if getattr(rows, name) != usual[name]}
     return given | ({"columns": tuple(map(parse_column, rows.columns))} if rows.columns else {})
+
+
+def require_share(reading: Any) -> None:
+    """Raise SpecError where flags say how a set is divided, and none that it is."""
+    if (reading.group_by or reading.split_seed) and not reading.test_share:
+        raise SpecError("--group-by and --split-seed say how --test-share divides a set; give that, too.")
 
 
 def flags(names: Iterable[str]) -> str:
